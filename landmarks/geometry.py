@@ -1,0 +1,97 @@
+"""The only affine code: how a crop lies in a frame. Matrices are (2, 3) float64, named destination first:
+
+    points_crop = apply(crop_from_frame, points_frame)
+
+The pixel convention and unit coordinates are stated in landmarks.types.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from landmarks.card import ModelCard
+from landmarks.types import F32, F64, U8, Floats
+
+
+def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F64:
+    """The matrix of the square crop, levelled by roll_rad, that shows `region` as `card` wants to see it.
+
+    region: (4,) box_xyxy or (K, 2) points, frame px. Points are bounded after levelling, a box is taken as it is.
+    The crop's side is card.crop_scale times the longer side of those bounds. Raises ValueError on an empty region.
+    """
+    cos, sin = np.cos(roll_rad), np.sin(roll_rad)
+    level = np.array([[cos, sin], [-sin, cos]])
+    if region.ndim == 1:
+        center_level = level @ ((region[:2] + region[2:]) / 2)
+        extent = float(max(region[2:] - region[:2]))
+    else:
+        points_level = region @ level.T
+        low, high = points_level.min(0), points_level.max(0)
+        center_level, extent = (low + high) / 2, float(max(high - low))
+    if not extent > 0 or not np.isfinite(center_level).all():
+        raise ValueError(f"cannot crop an empty or non-finite region: {region.tolist()}")
+    height, width = card.input_hw
+    scale = width / (extent * card.crop_scale)
+    offset = np.array([(width - 1) / 2, (height - 1) / 2]) - scale * center_level
+    return np.column_stack([scale * level, offset])
+
+
+def apply(matrix: F64, points: Floats) -> F32:
+    """matrix: (2, 3), points: (..., 2) -> (..., 2) float32."""
+    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], np.float32)
+
+
+def invert(matrix: F64) -> F64:
+    """(2, 3) -> (2, 3)."""
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def crop_from_unit(input_hw: tuple[int, int]) -> F64:
+    """Unit coordinates to pixels of a crop of (height, width)."""
+    height, width = input_hw
+    return np.array([[width, 0.0, -0.5], [0.0, height, -0.5]])
+
+
+def compose(a_from_b: F64, b_from_c: F64) -> F64:
+    """(2, 3), (2, 3) -> the (2, 3) that applies b_from_c first."""
+    linear = a_from_b[:, :2]
+    return np.column_stack([linear @ b_from_c[:, :2], linear @ b_from_c[:, 2] + a_from_b[:, 2]])
+
+
+def frame_from_unit(crop_from_frame: F64, input_hw: tuple[int, int]) -> F64:
+    """The matrix that takes a model's output back to the frame."""
+    return compose(invert(crop_from_frame), crop_from_unit(input_hw))
+
+
+def warp(image: U8, crop_from_frame: F64, input_hw: tuple[int, int]) -> U8:
+    """Cuts the crop out of image (H, W, C) -> (height, width, C); black outside.
+
+    A crop that shrinks the image is averaged first, so that fine texture does not alias into the model.
+    """
+    height, width = input_hw
+    shrink = int(1 / np.sqrt(abs(np.linalg.det(crop_from_frame[:, :2]))))
+    if shrink >= 2:
+        image, crop_from_frame = _reduced(image, crop_from_frame, input_hw, shrink)
+    crop = cv2.warpAffine(image, crop_from_frame, (width, height), flags=cv2.INTER_LINEAR)
+    return np.asarray(crop, np.uint8)
+
+
+def _reduced(image: U8, crop_from_frame: F64, input_hw: tuple[int, int], shrink: int) -> tuple[U8, F64]:
+    """The part of image under the crop, averaged over shrink x shrink pixels, and the matrix that fits it."""
+    height, width = input_hw
+    corners = np.array([[-1.0, -1.0], [width, -1.0], [width, height], [-1.0, height]])
+    corners_frame = apply(invert(crop_from_frame), corners)
+    limit = np.array([image.shape[1], image.shape[0]])
+    low = np.clip(np.floor(corners_frame.min(0)).astype(int), 0, limit)
+    high = np.clip(np.ceil(corners_frame.max(0)).astype(int) + 1, 0, limit)
+    cells = (high - low) // shrink
+    if (cells < 1).any():
+        return image, crop_from_frame
+    high = low + cells * shrink
+    small = cv2.resize(image[low[1] : high[1], low[0] : high[0]], tuple(map(int, cells)), interpolation=cv2.INTER_AREA)
+    # a small pixel's centre lies in the middle of its shrink x shrink block
+    x, y = low + (shrink - 1) / 2
+    frame_from_small = np.array([[shrink, 0.0, x], [0.0, shrink, y]])
+    return np.asarray(small, np.uint8), compose(crop_from_frame, frame_from_small)

@@ -1,0 +1,238 @@
+"""Which index is which point of a face. The meaning of an array of points comes from here, never from its length.
+
+Left and right are the image's: "left_eye" is the eye on the left of an unmirrored picture (the person's right eye).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from landmarks.types import F32, Floats
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A set of K landmarks."""
+
+    name: str
+    parts: Mapping[str, tuple[int, ...]]
+    """part name to indices, in drawing order; together they cover each of 0..K-1 once"""
+    closed: frozenset[str]
+    """the parts whose curve returns to its first point"""
+    flip: tuple[int, ...]
+    """flip[i] is the index that point i bears in the mirrored picture; applied twice it is the identity"""
+    eye_corners: tuple[int, int]
+    """outer corners of the left and the right eye: their distance normalises NME"""
+
+    def __len__(self) -> int:
+        return len(self.flip)
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """index pairs to join by a line"""
+        pairs: list[tuple[int, int]] = []
+        for name, indices in self.parts.items():
+            pairs += zip(indices, indices[1:])
+            if name in self.closed:
+                pairs.append((indices[-1], indices[0]))
+        return tuple(pairs)
+
+    def flipped(self, points: Floats, width: float) -> Floats:
+        """(..., K, 2) points of the mirrored image. width: w for pixels; for unit coordinates pass 2 (1 - x)."""
+        mirrored = points[..., self.flip, :].copy()
+        mirrored[..., 0] = width - 1 - mirrored[..., 0]
+        return mirrored
+
+    def part(self, name: str, points: Floats) -> Floats:
+        """points: (..., K, 2) -> (..., n, 2), those of one part."""
+        return points[..., self.parts[name], :]
+
+    def roll_rad(self, points: Floats) -> float:
+        """In-plane angle of the line from the left eye's centre to the right eye's. points: (K, 2)."""
+        along = self.part("right_eye", points).mean(0) - self.part("left_eye", points).mean(0)
+        return float(np.arctan2(along[1], along[0]))
+
+
+def _span(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+# fmt: off
+_WFLW98_FLIP = (
+    *range(32, -1, -1),
+    46,
+    45,
+    44,
+    43,
+    42,
+    50,
+    49,
+    48,
+    47,
+    37,
+    36,
+    35,
+    34,
+    33,
+    41,
+    40,
+    39,
+    38,
+    51,
+    52,
+    53,
+    54,
+    59,
+    58,
+    57,
+    56,
+    55,
+    72,
+    71,
+    70,
+    69,
+    68,
+    75,
+    74,
+    73,
+    64,
+    63,
+    62,
+    61,
+    60,
+    67,
+    66,
+    65,
+    82,
+    81,
+    80,
+    79,
+    78,
+    77,
+    76,
+    87,
+    86,
+    85,
+    84,
+    83,
+    92,
+    91,
+    90,
+    89,
+    88,
+    95,
+    94,
+    93,
+    97,
+    96,
+)
+_IBUG68_FLIP = (
+    *range(16, -1, -1),
+    26,
+    25,
+    24,
+    23,
+    22,
+    21,
+    20,
+    19,
+    18,
+    17,
+    27,
+    28,
+    29,
+    30,
+    35,
+    34,
+    33,
+    32,
+    31,
+    45,
+    44,
+    43,
+    42,
+    47,
+    46,
+    39,
+    38,
+    37,
+    36,
+    41,
+    40,
+    54,
+    53,
+    52,
+    51,
+    50,
+    49,
+    48,
+    59,
+    58,
+    57,
+    56,
+    55,
+    64,
+    63,
+    62,
+    61,
+    60,
+    67,
+    66,
+    65,
+)
+# the usual 98 -> 68 subset: every other contour point, the brows' upper edges, the lids without their middles
+_WFLW98_OF_IBUG68 = (
+    *range(0, 33, 2), 33, 34, 35, 36, 37, 42, 43, 44, 45, 46, *range(51, 60),
+    60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75, *range(76, 96),
+)
+# fmt: on
+
+WFLW98 = Schema(
+    name="wflw98",
+    parts={
+        "contour": _span(0, 32),
+        "left_brow": _span(33, 41),
+        "right_brow": _span(42, 50),
+        "nose_ridge": _span(51, 54),
+        "nose_base": _span(55, 59),
+        "left_eye": _span(60, 67),
+        "right_eye": _span(68, 75),
+        "outer_lips": _span(76, 87),
+        "inner_lips": _span(88, 95),
+        "left_pupil": (96,),
+        "right_pupil": (97,),
+    },
+    closed=frozenset({"left_brow", "right_brow", "left_eye", "right_eye", "outer_lips", "inner_lips"}),
+    flip=_WFLW98_FLIP,
+    eye_corners=(60, 72),
+)
+
+IBUG68 = Schema(
+    name="ibug68",
+    parts={
+        "contour": _span(0, 16),
+        "left_brow": _span(17, 21),
+        "right_brow": _span(22, 26),
+        "nose_ridge": _span(27, 30),
+        "nose_base": _span(31, 35),
+        "left_eye": _span(36, 41),
+        "right_eye": _span(42, 47),
+        "outer_lips": _span(48, 59),
+        "inner_lips": _span(60, 67),
+    },
+    closed=frozenset({"left_eye", "right_eye", "outer_lips", "inner_lips"}),
+    flip=_IBUG68_FLIP,
+    eye_corners=(36, 45),
+)
+
+SCHEMAS: Mapping[str, Schema] = {schema.name: schema for schema in (WFLW98, IBUG68)}
+
+
+def ibug68_from_wflw98(points: F32) -> F32:
+    """points: (..., 98, 2) -> (..., 68, 2). Raises ValueError on another count."""
+    if points.shape[-2] != len(WFLW98):
+        raise ValueError(f"expected {len(WFLW98)} points of {WFLW98.name}, got shape {points.shape}")
+    return points[..., _WFLW98_OF_IBUG68, :]
