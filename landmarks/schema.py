@@ -129,3 +129,12 @@ def ibug68_from_wflw98(points: F32) -> F32:
     if points.shape[-2] != len(WFLW98):
         raise ValueError(f"expected {len(WFLW98)} points of {WFLW98.name}, got shape {points.shape}")
     return points[..., _WFLW98_OF_IBUG68, :]
+
+
+def convert(points: F32, source: Schema, target: Schema) -> F32:
+    """(..., K, 2) points of `source` as points of `target`. Raises ValueError where no conversion exists."""
+    if source is target:
+        return points
+    if (source, target) == (WFLW98, IBUG68):
+        return ibug68_from_wflw98(points)
+    raise ValueError(f"points of schema {source.name} cannot become {target.name}; only wflw98 to ibug68 is known")

@@ -1,0 +1,72 @@
+# Every target does its own set-up. `make` alone lists them.
+
+SOURCE ?= auto
+MODEL ?= mesh
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+# What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in, and for the window's test a display.
+APT_SERVE := libgl1 libglib2.0-0 python3-venv
+APT_TEST := xvfb
+
+.DEFAULT_GOAL := help
+.PHONY: help stream bench fit-mesh test lint types clean
+
+help:
+	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
+	@echo 'make stream SOURCE=clip.mp4    the same on a file, folder, camera number, rtsp:// or http:// URL'
+	@echo 'make stream ARGS="--help"      everything it can do: outputs, drawing, tracking'
+	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
+	@echo 'make test                      lint, types and tests'
+	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
+	@echo 'make clean                     removes the environment and the caches'
+
+stream: $(VENV)/.serve
+	@$(PY) -m stream --source "$(SOURCE)" --model "$(MODEL)" $(ARGS)
+
+bench: $(VENV)/.serve
+	@$(PY) -m stream.bench $(ARGS)
+
+fit-mesh: $(VENV)/.serve
+	@$(PY) -m engines.mesh_fit --data "$(or $(DATA),../shared/data/wflw-mini)"
+
+test: lint types
+	$(PY) -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.dev
+	$(PY) -m mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.serve
+	@$(call apt,command -v Xvfb,$(APT_TEST))
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.serve: requirements.txt | $(VENV)/bin/python
+	@echo 'installing the serving packages, about a minute, once'
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(call apt,/sbin/ldconfig -p | grep -q libGL.so.1 && $(if $(PYTHON),true,python3 -c "import ensurepip"),$(APT_SERVE))
+	@for python in $(PYTHON) python3.12 python3.11 python3; do \
+		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || continue; \
+		$$python -m venv $(VENV) && exit 0; \
+	done; \
+	echo "no Python 3.11 or 3.12 found (mediapipe 0.10.21 has no wheel for others);" \
+		"install one and name it: make stream PYTHON=/path/to/python3.12" >&2; exit 1
+
+# $(call apt,check,packages): where apt-get exists and the check fails, root installs the packages, others are told to.
+define apt
+if command -v apt-get >/dev/null && ! { $(1); } >/dev/null 2>&1; then \
+	if [ "$$(id -u)" = 0 ]; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(2) >/dev/null; \
+	else echo "some system packages are missing; run: sudo apt-get install $(2)" >&2; fi; fi
+endef

@@ -1,0 +1,122 @@
+"""What a result looks like: points, curves, ids, boxes and head pose on a copy of the frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from landmarks.pose import aspect_ratios, head_pose
+from landmarks.schema import SCHEMAS, Schema, convert
+from landmarks.types import F32, U8, Floats, Result, Track
+
+_COLOURS_BGR = (
+    (120, 230, 60),
+    (255, 170, 50),
+    (80, 160, 255),
+    (230, 110, 230),
+    (90, 220, 240),
+    (210, 200, 70),
+    (130, 130, 255),
+    (180, 240, 160),
+)
+"""one a track, told apart on skin and on dark ground; reused by id"""
+_SUBPIXEL_BITS = 4
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawConfig:
+    """What to draw."""
+
+    draw: Literal["points", "curves", "both", "none"] = "both"
+    """Landmarks as dots, as the lines of the face's parts, as both, or not at all."""
+    schema: Literal["wflw98", "ibug68"] = "wflw98"
+    """The 98 points of WFLW, or the 68 of iBUG that are among them; for drawing and for JSONL."""
+    boxes: bool = False
+    """The box round each face's points, with its confidence."""
+    pose: bool = False
+    """Where each head points, with its angles in degrees and how open eyes and mouth are."""
+
+
+def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
+    """A copy of the frame (H, W, 3) BGR with every track on it. schema: of the result's points.
+
+    Line width and dot size follow the size of the face, text the size of the picture. note: a line for the corner.
+    """
+    canvas = result.frame.bgr.copy()
+    text_px = max(9.0, min(canvas.shape[:2]) / 30)
+    for track in result.tracks:
+        colour = _COLOURS_BGR[track.id % len(_COLOURS_BGR)]
+        points = convert(track.points, schema, SCHEMAS[cfg.schema])
+        face_px = float(np.ptp(points, axis=0).max())
+        if cfg.draw in ("curves", "both"):
+            _curves(canvas, points, SCHEMAS[cfg.schema], colour, face_px)
+        if cfg.draw in ("points", "both"):
+            _dots(canvas, points, colour, face_px)
+        x1, y1, x2, y2 = (float(v) for v in track.face.box_xyxy)
+        if cfg.boxes:
+            thick = max(1, round(face_px / 150))
+            cv2.rectangle(canvas, _fixed((x1, y1)), _fixed((x2, y2)), colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
+        if cfg.draw != "none" or cfg.boxes:
+            label = f"{track.id}  {track.confidence:.2f}" if cfg.boxes else f"{track.id}"
+            _text(canvas, label, (x1, y1 - text_px * 0.5), text_px, colour)
+        if cfg.pose:
+            _pose(canvas, track, schema, colour, text_px)
+    if note:
+        _text(canvas, note, (text_px * 0.5, text_px * 1.3), text_px, (255, 255, 255))
+    return canvas
+
+
+def _curves(canvas: U8, points: F32, schema: Schema, colour: Colour, face_px: float) -> None:
+    fixed = np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    thick = max(1, round(face_px / 200))
+    for closed in (False, True):
+        parts = [fixed[list(indices)] for name, indices in schema.parts.items() if (name in schema.closed) == closed]
+        cv2.polylines(canvas, parts, closed, colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
+    radius = max(0.7, face_px / 150)
+    light = tuple(int(255 - (255 - c) * 0.35) for c in colour)
+    fixed_radius = round(radius * (1 << _SUBPIXEL_BITS))
+    for point in points:
+        cv2.circle(canvas, _fixed(point), fixed_radius, light, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: float) -> None:
+    """The head's three axes at the tip of the nose, and its numbers under the chin."""
+    pose = head_pose(track.points, canvas.shape[:2])
+    eyes, mouth = aspect_ratios(track.points)
+    origin = schema.part("nose_ridge", track.points)[-1]
+    length = 0.5 * float(np.ptp(track.points, axis=0).max())
+    for axis, tint in zip(pose.axes(), ((70, 70, 255), (90, 230, 90), (255, 150, 60))):
+        tip = origin + length * axis[:2]
+        thick = max(1, round(length / 50))
+        cv2.line(canvas, _fixed(origin), _fixed(tip), tint, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
+    x1, _, _, y2 = (float(v) for v in track.face.box_xyxy)
+    lines = (
+        f"yaw {pose.yaw_deg:+.0f} pitch {pose.pitch_deg:+.0f} roll {pose.roll_deg:+.0f}",
+        f"eyes {eyes[0]:.2f} {eyes[1]:.2f} mouth {mouth:.2f}",
+    )
+    for row, line in enumerate(lines):
+        _text(canvas, line, (x1, y2 + text_px * (1.3 + 1.3 * row)), text_px * 0.8, colour)
+
+
+def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colour: Colour) -> None:
+    """Text on a dark rim, its base line's left end at `at`, kept inside the picture."""
+    scale = height_px / 30
+    thick = max(1, round(scale * 2))
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+    x = round(min(max(at[0], 2), canvas.shape[1] - width - 2))
+    y = round(min(max(at[1], height + 2), canvas.shape[0] - 3))
+    for tint, extra in (((20, 20, 20), 2), (colour, 0)):
+        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, tint, thick + extra, cv2.LINE_AA)
+
+
+def _fixed(point: Floats | tuple[float, float]) -> tuple[int, int]:
+    """Frame px to the fixed-point integers that OpenCV draws at sub-pixel positions."""
+    return round(float(point[0]) * (1 << _SUBPIXEL_BITS)), round(float(point[1]) * (1 << _SUBPIXEL_BITS))

@@ -1,0 +1,216 @@
+"""Tracker: from a frame to the faces in it. Owns which faces are followed, where their crops lie, and their ids.
+
+One frame goes: look for new faces (only when due) -> one crop a face -> one landmark batch -> frame px -> keep, lose or
+merge. A followed face needs no detector: its next crop comes from its last points, carried on at its own velocity.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from landmarks.schema import SCHEMAS
+from landmarks.types import F32, Detector, Face, Floats, Frame, Landmarker, Result, Track
+from stream.smooth import Smoother
+
+
+@dataclass(frozen=True, slots=True)
+class TrackConfig:
+    """When to look for faces and when to let go of one."""
+
+    max_faces: int = 8
+    """Follow at most this many; while all are in sight, the detector rests."""
+    every: int = 10
+    """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most."""
+    min_confidence: float = 0.5
+    """Of the landmark model, 0..1: below it a face counts as not seen in this frame."""
+    patience_s: float = 0.5
+    """Seconds that a face out of sight keeps its id; longer, and somebody else may stand there."""
+    smooth: bool = True
+    """One Euro on a video's points; pictures that stand alone are never smoothed."""
+
+    def __post_init__(self) -> None:
+        if self.max_faces < 1 or self.every < 1:
+            raise ValueError(f"max_faces and every must be at least 1, got {self.max_faces} and {self.every}")
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence must lie within 0..1, got {self.min_confidence}")
+        if self.patience_s < 0:
+            raise ValueError(f"patience_s must not be negative, got {self.patience_s}")
+
+
+@dataclass(slots=True)
+class _Followed:
+    """What the tracker remembers of one face."""
+
+    score: float
+    """the detector's, when it last took this face in"""
+    points: F32
+    """(K, 2) frame px, as the model gave them: the next crop comes from these"""
+    time_s: float
+    velocity: F32 = field(default_factory=lambda: np.zeros(2, np.float32))
+    """(2,) px/s of the whole face"""
+    smoother: Smoother = field(default_factory=Smoother)
+    id: int = 0
+    """1, 2, ...; 0 for a detection that the landmark model has not confirmed yet"""
+    shown: Track | None = None
+    """as the last result has it; None while the face is out of sight"""
+
+    def expected(self, time_s: float) -> F32:
+        """(K, 2) frame px: the last points, carried on at the face's velocity."""
+        return self.points + self.velocity * np.float32(time_s - self.time_s)
+
+
+class Tracker:
+    """Follows the faces of one source. detector and landmarker are borrowed, not closed.
+
+    still: every frame stands alone; nothing is followed or smoothed from one to the next.
+    """
+
+    def __init__(
+        self, detector: Detector, landmarker: Landmarker, cfg: TrackConfig | None = None, *, still: bool = False
+    ) -> None:
+        self._detector, self._landmarker, self._cfg, self._still = detector, landmarker, cfg or TrackConfig(), still
+        self._schema = SCHEMAS[landmarker.card.schema]
+        self._followed: list[_Followed] = []
+        self._ids = itertools.count(1)
+        self._since_detect = 0
+
+    def __call__(self, frame: Frame) -> Result:
+        """Finds and follows the faces of the next frame. One thread at a time, frames in order."""
+        ms: dict[str, float] = {}
+        if self._still:
+            self._followed, self._ids = [], itertools.count(1)
+        if self._detection_is_due():
+            with _timed(ms, "detect"):
+                faces = self._detector(frame.bgr)
+            self._since_detect = 0
+            self._take_in(faces, frame, ms)
+        self._since_detect += 1
+        regions = [followed.expected(frame.time_s) for followed in self._followed]
+        points, confidences = self._landmarks(frame, regions, [self._schema.roll_rad(r) for r in regions], ms)
+        with _timed(ms, "track"):
+            tracks = self._update(frame, regions, points, confidences)
+        return Result(frame, tracks, ms)
+
+    def _detection_is_due(self) -> bool:
+        in_sight = sum(followed.shown is not None for followed in self._followed)
+        if in_sight == 0 or in_sight < len(self._followed):
+            return True
+        return in_sight < self._cfg.max_faces and self._since_detect >= self._cfg.every
+
+    def _take_in(self, faces: Sequence[Face], frame: Frame, ms: dict[str, float]) -> None:
+        """Gives each detected face to its owner: one in sight, which does not need it, one out of sight, or a new one."""
+        waiting = {id(followed): (followed, _bounds(followed.expected(frame.time_s))) for followed in self._followed}
+        in_sight = sum(followed.shown is not None for followed in self._followed)
+        found: list[tuple[Face, _Followed | None]] = []
+        for face in faces:
+            gaps = [
+                (_gap(face.box_xyxy, box), followed)
+                for followed, box in waiting.values()
+                if _gap(face.box_xyxy, box) < (_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN)
+            ]
+            owner = min(gaps, key=lambda gap: gap[0])[1] if gaps else None
+            if owner:
+                del waiting[id(owner)]
+            if owner is None or owner.shown is None:
+                found.append((face, owner))
+        found = found[: self._cfg.max_faces - in_sight]
+        # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
+        points, _ = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
+        for (face, owner), points_frame in zip(found, points):
+            if owner is None:
+                self._followed.append(_Followed(face.score, points_frame, frame.time_s))
+            else:
+                owner.points, owner.score, owner.time_s = points_frame, face.score, frame.time_s
+                owner.velocity, owner.smoother = np.zeros(2, np.float32), Smoother()
+
+    def _landmarks(
+        self, frame: Frame, regions: Sequence[Floats], rolls_rad: Sequence[float], ms: dict[str, float]
+    ) -> tuple[list[F32], list[float]]:
+        """regions: (4,) boxes or (K, 2) points, frame px -> (K, 2) points in frame px and a confidence for each."""
+        if not regions:
+            return [], []
+        card = self._landmarker.card
+        with _timed(ms, "crop"):
+            matrices = [crop_from_frame(region, card, roll) for region, roll in zip(regions, rolls_rad)]
+            crops = [cv2.cvtColor(warp(frame.bgr, m, card.input_hw), cv2.COLOR_BGR2RGB) for m in matrices]
+            rgb_NHWC = np.stack(crops).astype(np.uint8, copy=False)
+        with _timed(ms, "landmark"):
+            points_unit, confidences = self._landmarker(rgb_NHWC)
+        points = [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip(matrices, points_unit)]
+        return points, [float(confidence) for confidence in confidences]
+
+    def _update(
+        self, frame: Frame, expected: Sequence[F32], points: Sequence[F32], confidences: Sequence[float]
+    ) -> tuple[Track, ...]:
+        """Keeps the faces that were seen. Of two that claim one face, the one that was expected there wins."""
+        height, width = frame.bgr.shape[:2]
+        claims: list[tuple[bool, float, int]] = []
+        for i, followed in enumerate(self._followed):
+            box = _bounds(points[i])
+            x, y = (box[:2] + box[2:]) / 2
+            inside = 0 <= x < width and 0 <= y < height
+            if confidences[i] >= self._cfg.min_confidence and inside and (box[2:] - box[:2]).min() >= _MIN_FACE_PX:
+                claims.append((followed.shown is None, _gap(box, _bounds(expected[i])), i))
+            followed.shown = None
+        taken: list[F32] = []
+        for _, _, i in sorted(claims):
+            box = _bounds(points[i])
+            if all(_gap(box, other) >= _SAME_FACE for other in taken):
+                taken.append(box)
+                self._show(self._followed[i], points[i], confidences[i], frame.time_s)
+        oldest_s = frame.time_s - self._cfg.patience_s
+        kept = [f for f in self._followed if f.shown or (f.id and f.time_s >= oldest_s)]
+        kept.sort(key=lambda f: (f.shown is None, f.id))
+        self._followed = kept[: self._cfg.max_faces]
+        return tuple(f.shown for f in self._followed if f.shown)
+
+    def _show(self, followed: _Followed, points: F32, confidence: float, time_s: float) -> None:
+        """Moves a followed face to its new points and sets how it looks from outside."""
+        elapsed_s = time_s - followed.time_s
+        if followed.id and elapsed_s > 0:
+            velocity = (points.mean(0) - followed.points.mean(0)) / np.float32(elapsed_s)
+            followed.velocity = (followed.velocity + velocity) / 2
+        followed.points, followed.time_s = points, time_s
+        followed.id = followed.id or next(self._ids)
+        if self._cfg.smooth and not self._still:
+            points = followed.smoother(points, time_s)
+        face = Face(_bounds(points), followed.score, self._schema.roll_rad(points))
+        followed.shown = Track(followed.id, face, points, confidence)
+
+
+_SAME_FACE = 0.4
+"""two boxes whose centres lie nearer than this, in face sizes, show one face"""
+_SAME_FACE_UNSEEN = 1.5
+"""the same for a face out of sight, which may have gone anywhere near"""
+_MIN_FACE_PX = 8
+"""a smaller face has no room for its points"""
+
+
+def _bounds(points: F32) -> F32:
+    """(K, 2) -> (4,) xyxy."""
+    return np.concatenate([points.min(0), points.max(0)])
+
+
+def _gap(a_xyxy: F32, b_xyxy: F32) -> float:
+    """Distance of two boxes' centres in units of their mean size."""
+    between = (a_xyxy[:2] + a_xyxy[2:] - b_xyxy[:2] - b_xyxy[2:]) / 2
+    size = (max(a_xyxy[2:] - a_xyxy[:2]) + max(b_xyxy[2:] - b_xyxy[:2])) / 2
+    return float(np.hypot(*between) / max(size, 1e-6))
+
+
+@contextmanager
+def _timed(ms: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the block's milliseconds to ms[stage]."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        ms[stage] = ms.get(stage, 0.0) + (time.perf_counter() - began) * 1e3

@@ -1,0 +1,34 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from landmarks.types import U8
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data, clips and peers that a development machine has and a user's clone does not."""
+    folder = Path(os.environ.get("LINEAMENT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the shared data, not found at {folder}; set LINEAMENT_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> U8:
+    """(512, 512, 3) BGR: scikit-image's public-domain portrait, face near x 175-275, y 60-170."""
+    spec = importlib.util.find_spec("skimage")
+    assert spec is not None and spec.origin is not None
+    image = cv2.imread(str(Path(spec.origin).parent / "data" / "astronaut.png"))
+    assert image is not None
+    return np.asarray(image, np.uint8)
