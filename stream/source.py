@@ -1,0 +1,502 @@
+"""Where frames come from: a camera, a stream, a video file, pictures, the sample. Opening, reading, saying what failed.
+
+with open_source("clip.mp4") as source:
+    while (frame := source.read()) is not None:
+        ...
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+from urllib.parse import unquote, urlsplit
+
+import av
+import av.error
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image, UnidentifiedImageError
+
+from landmarks.types import U8, Frame, LineamentError
+from stream.sample import Sample
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
+OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
+"""the longest that a URL may take to open, and to deliver its next packet"""
+MAX_PIXELS = 100_000_000
+"""a larger picture is refused unread: decoded it would take more than 300 MB"""
+_LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
+
+
+class Source(Protocol):
+    """Delivers frames; a context manager that opens on entry. One thread reads, any may close."""
+
+    name: str
+    """what a log may show: never a password"""
+    live: bool
+    """True: the newest frame wins. False: every frame counts. For http it is sure only once opened"""
+    still: bool
+    """each frame stands alone: nothing is tracked or smoothed from one to the next"""
+    fps: float | None
+    """known once opened, if at all"""
+    frame_count: int | None
+    """known once opened, if at all, sometimes an estimate: for progress bars"""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+    def read(self) -> Frame | None:
+        """The next frame; None at the end and after close. READ_TIMEOUT_S without one raises LineamentError."""
+        ...
+
+    def close(self) -> None:
+        """May be called from any thread, and twice. A read under way ends within its time-out."""
+        ...
+
+
+def open_source(spec: str) -> Source:
+    """What the user typed: a camera number, a URL, a path, "sample", or "" and "auto" for a camera if there is one.
+
+    Only "auto" touches anything here; the rest opens on entry.
+    """
+    if spec in ("", "auto"):
+        camera = CameraSource(0)
+        try:
+            return camera.__enter__()
+        except LineamentError as error:
+            log.warning("no camera to read (%s); showing the sample instead", str(error).split(";")[0])
+            return SampleSource()
+    if spec == "sample":
+        return SampleSource()
+    if match := re.fullmatch(r"(?:/dev/video)?(\d+)", spec):
+        return CameraSource(int(match[1]))
+    if spec.startswith("file://"):
+        spec = unquote(urlsplit(spec).path)
+    if "://" in spec:
+        return VideoSource(spec)
+    path = Path(spec).expanduser()
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSource(path)
+    return VideoSource(path)
+
+
+def redacted(text: str) -> str:
+    """text without the user names, passwords and tokens of the URLs in it. When in doubt it hides too much."""
+    text = re.sub(r"://[^\s/?#:]*:\S*@", "://***@", text)
+    text = re.sub(r"://[^\s/?#]*@", "://***@", text)
+    secret = r"((?:pas|pwd|pw|usr|user|login|token|key|secret|auth|sig|cred)[^=/?&\s]*=)[^&\s]*"
+    return re.sub(secret, r"\1***", text, flags=re.IGNORECASE)
+
+
+class _Source:
+    """What all sources share: one reader at a time, and a close that never pulls the device from under it."""
+
+    live = False
+    still = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fps: float | None = None
+        self.frame_count: int | None = None
+        self._index = 0
+        self._opened = False
+        self._closed = threading.Event()
+        self._busy = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Opens; on an open source it does nothing."""
+        with self._busy:
+            if not self._opened and not self._closed.is_set():
+                try:
+                    self._open()
+                except BaseException:
+                    self._release()
+                    raise
+                self._opened = True
+        if self._closed.is_set():
+            self.close()  # a close() meanwhile left the release to us
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self) -> Frame | None:
+        with self._busy:
+            if not self._opened and not self._closed.is_set():
+                raise RuntimeError(f"{self.name} is not open; use it in a with block")
+            frame = None if self._closed.is_set() else self._next()
+        if self._closed.is_set():
+            self.close()
+            return None
+        return frame
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._busy.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._busy.release()
+
+    def _frame(self, bgr: U8, time_s: float, source: str | None = None) -> Frame:
+        """Numbers the frame and stamps it with the clock."""
+        self._index += 1
+        return Frame(bgr, source or self.name, self._index - 1, time_s, time.monotonic())
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _next(self) -> Frame | None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Lets go of what _open took; called once or more, also when _open failed or never ran."""
+
+
+class VideoSource(_Source):
+    """A video file or a stream, by FFmpeg. Rotation is honoured, alpha is dropped."""
+
+    def __init__(
+        self, spec: str | Path, open_timeout_s: float = OPEN_TIMEOUT_S, read_timeout_s: float = READ_TIMEOUT_S
+    ) -> None:
+        super().__init__(redacted(str(spec)))
+        self._url = spec if isinstance(spec, str) and "://" in spec else None
+        # the prefix keeps FFmpeg from taking "a:b.mp4" for a protocol
+        self._address = self._url or f"file:{spec}"
+        scheme, path = (urlsplit(self._url).scheme, urlsplit(self._url).path) if self._url else ("", "")
+        self._endless = scheme in _LIVE_SCHEMES
+        self.live = self._endless or (bool(self._url) and Path(path).suffix in ("", ".m3u8", ".mjpg", ".cgi"))
+        self._timeout_s = (open_timeout_s, read_timeout_s)
+        self._container: InputContainer | None = None
+        self._frames: Iterator[av.VideoFrame] = iter(())
+        # kept, because setting one up costs as much as a conversion
+        self._to_bgr = VideoReformatter()
+        self._broken_packets = 0
+        self._first_s: float | None = None
+        self._last_s = 0.0
+
+    def _open(self) -> None:
+        if not self._url:
+            _check_file(Path(self._address.removeprefix("file:")))
+        options = {"rtsp_transport": "tcp"} if self._address.startswith("rtsp") else {}
+        if self._endless:
+            options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
+        started = time.monotonic()
+        try:
+            self._container = av.open(
+                self._address, options=options, timeout=self._timeout_s, metadata_errors="replace"
+            )
+        except av.error.FFmpegError as error:
+            raise self._failure("cannot open", error, time.monotonic() - started) from None
+        pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not pictures:
+            kinds = " and ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
+            raise LineamentError(f"{self.name} holds {kinds} only; give a file with a video in it")
+        self._describe(self._container, pictures[0])
+        self._frames = self._decode(self._container, pictures[0])
+
+    def _describe(self, container: InputContainer, stream: VideoStream) -> None:
+        """Sets live, still, fps, frame_count and the threads to decode with."""
+        duration_s = container.duration / av.time_base if container.duration else None
+        self.still = container.format.name.endswith("_pipe") or container.format.name == "image2"
+        self.live = self._endless or (self._url is not None and duration_s is None and not self.still)
+        rate = stream.average_rate or stream.guessed_rate
+        self.fps = float(rate) if rate else None
+        if not self.live:
+            estimate = round(duration_s * self.fps) if duration_s and self.fps else None
+            self.frame_count = stream.frames or estimate
+        # frame threads are faster, at the price of one frame of delay each
+        stream.thread_type = "SLICE" if self.live else "AUTO"
+
+    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except av.error.InvalidDataError:
+                self._broken_packets += 1
+
+    def _next(self) -> Frame | None:
+        started = time.monotonic()
+        try:
+            picture = next(self._frames, None)
+        except (av.error.InvalidDataError, av.error.EOFError) as error:
+            if self.live:
+                raise self._failure("lost", error, time.monotonic() - started) from None
+            self._broken_packets += 1
+            picture = None
+        except av.error.FFmpegError as error:
+            raise self._failure("lost", error, time.monotonic() - started) from None
+        if picture is None:
+            self._end()
+            return None
+        bgr = np.asarray(self._to_bgr.reformat(picture, format="bgr24").to_ndarray(), np.uint8)
+        if picture.rotation:
+            bgr = _turned(bgr, picture.rotation)
+        return self._frame(bgr, self._time_s(picture))
+
+    def _time_s(self, picture: av.VideoFrame) -> float:
+        """Seconds from the first frame, growing: by the clock if live, else by the container."""
+        step = 1 / (self.fps or 30.0)
+        stamp = time.monotonic() if self.live else picture.time
+        if self._first_s is None:
+            self._first_s = stamp or 0.0
+            return 0.0
+        time_s = -1.0 if stamp is None else stamp - self._first_s
+        self._last_s = time_s if time_s > self._last_s else self._last_s + step
+        return self._last_s
+
+    def _end(self) -> None:
+        """Nothing more decodes: an error for a live stream or when nothing ever did, a warning when some is missing."""
+        if self._endless:
+            raise LineamentError(f"lost {self.name} after {self._index} frames: the sender ended it; start it again")
+        if not self._index:
+            raise LineamentError(f"{self.name} holds no frame that can be decoded; it may be damaged or encrypted")
+        expected = self.frame_count or 0
+        if self._broken_packets or self._index < 0.9 * expected - 2:
+            of = f" of about {expected}" if expected else ""
+            log.warning("%s is damaged or ends early: %d frames%s decoded", self.name, self._index, of)
+        self._broken_packets, self.frame_count = 0, self._index
+
+    def _release(self) -> None:
+        self._frames = iter(())
+        if self._container is not None:
+            self._container.close()
+
+    def _failure(self, verb: str, error: av.error.FFmpegError, took_s: float) -> LineamentError:
+        """The user's words for FFmpeg's error; its own text carries the URL, so it is not passed on."""
+        timed_out = took_s >= 0.9 * self._timeout_s[verb == "lost"]
+        after = f" after {self._index} frames" if self._index else ""
+        return LineamentError(f"{verb} {self.name}{after}: {_reason(error, self._url is not None, timed_out, took_s)}")
+
+
+class CameraSource(_Source):
+    """A webcam, by number."""
+
+    live = True
+
+    def __init__(self, number: int, capture: Callable[[int], Any] | None = None) -> None:
+        """capture: opens a camera as cv2.VideoCapture does; a test passes its own."""
+        super().__init__(f"camera {number}")
+        self._number = number
+        self._make_capture = capture
+        self._capture: Any = None
+        self._first_s: float | None = None
+
+    def _open(self) -> None:
+        if self._make_capture is None:
+            device = Path(f"/dev/video{self._number}")
+            if sys.platform == "linux" and not device.exists():
+                others = sorted(str(path) for path in Path("/dev").glob("video*"))
+                found = f"there is {', '.join(others)}" if others else "there is no camera at all"
+                raise LineamentError(
+                    f"cannot open {self.name}: no {device}; {found}; plug one in or try --source sample"
+                )
+            if sys.platform == "linux" and not os.access(device, os.R_OK | os.W_OK):
+                raise LineamentError(
+                    f"cannot open {self.name}: no permission for {device}; "
+                    "join its group (sudo usermod -aG video $USER) and log in again"
+                )
+        self._capture = (self._make_capture or _capture)(self._number)
+        if not self._capture.isOpened():
+            raise LineamentError(
+                f"cannot open {self.name}: it is absent, busy in another program, or not permitted to this one; "
+                "close other programs that use it, allow camera access, or try another number"
+            )
+        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or None
+
+    def _next(self) -> Frame | None:
+        good, bgr = self._capture.read()
+        if not good or bgr is None:
+            raise LineamentError(
+                f"lost {self.name} after {self._index} frames: it stopped delivering; check its cable and start again"
+            )
+        now = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now
+        return self._frame(bgr, now - self._first_s)
+
+    def _release(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+
+
+class ImageSource(_Source):
+    """One picture, or those of a folder in natural order (2 before 10). EXIF rotation is honoured, alpha dropped."""
+
+    still = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        self._left: Iterator[Path] = iter(())
+
+    def _open(self) -> None:
+        if not self._path.is_dir():
+            _check_file(self._path)
+            paths = [self._path]
+        else:
+            paths = [p for p in self._path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+            paths.sort(key=lambda p: [int(s) if s.isdigit() else s.lower() for s in re.split(r"(\d+)", p.name)])
+        if not paths:
+            wanted = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise LineamentError(f"{self.name} is a folder without pictures; it should hold some of {wanted}")
+        self.frame_count = len(paths)
+        self._left = iter(paths)
+
+    def _next(self) -> Frame | None:
+        for path in self._left:
+            try:
+                return self._frame(_read_image(path), float(self._index), str(path))
+            except LineamentError as error:
+                if self.frame_count == 1:
+                    raise
+                log.warning("skipped: %s", error)
+        if not self._index:
+            raise LineamentError(f"{self.name} holds no picture that can be read, of {self.frame_count} there")
+        return None
+
+
+class SampleSource(_Source):
+    """The rendered sample as a file of known length; PacedSource makes it live."""
+
+    def __init__(self, sample: Sample | None = None) -> None:
+        super().__init__("sample")
+        self.sample = sample or Sample()
+
+    def _open(self) -> None:
+        self.fps, self.frame_count = self.sample.fps, len(self.sample)
+
+    def _next(self) -> Frame | None:
+        if self._index >= len(self.sample):
+            return None
+        return self._frame(self.sample.render(self._index), self._index / self.sample.fps)
+
+
+class PacedSource(_Source):
+    """Any recorded source as if it were live: each frame comes when its time has come, and not before."""
+
+    live = True
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.name)
+        self.still = source.still
+        self._source = source
+        self._start_s: float | None = None
+
+    def close(self) -> None:
+        self._closed.set()  # wakes the wait
+        self._source.close()
+
+    def _open(self) -> None:
+        self._source.__enter__()
+        self.fps = self._source.fps
+
+    def _next(self) -> Frame | None:
+        frame = self._source.read()
+        if frame is None:
+            return None
+        if self._start_s is None:
+            self._start_s = time.monotonic()
+        self._closed.wait(max(0.0, self._start_s + frame.time_s - time.monotonic()))
+        return replace(frame, captured_s=time.monotonic())
+
+
+def _check_file(path: Path) -> None:
+    """Says of a path what FFmpeg and OpenCV would not."""
+    if not path.exists():
+        near = f"{path.parent} does not exist" if not path.parent.exists() else "check the spelling"
+        raise LineamentError(f"cannot open {path}: no such file; {near}")
+    if not os.access(path, os.R_OK):
+        raise LineamentError(f"cannot open {path}: no permission to read it; try chmod u+r, or another user")
+    if path.is_file() and not path.stat().st_size:
+        raise LineamentError(f"cannot open {path}: the file is empty (0 bytes); copy or record it again")
+
+
+def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: float) -> str:
+    """Why, and what to do next."""
+    match error:
+        case _ if timed_out and is_url:
+            return f"no data for {took_s:.0f} s; check that the device is on, and address, port and firewall"
+        case av.error.ConnectionRefusedError():
+            return "connection refused; check the port, and that the server runs"
+        case av.error.HTTPUnauthorizedError():
+            return "wrong user name or password (401); write scheme://user:password@host, %40 for an @ in them"
+        case av.error.HTTPForbiddenError():
+            return "the server forbids it (403); check the account's rights"
+        case av.error.HTTPNotFoundError():
+            return "the server knows no such stream (404); check the path after the host"
+        case av.error.HTTPServerError():
+            return "the server failed (5xx); try again later"
+        case av.error.ProtocolNotFoundError():
+            return "unknown protocol; use rtsp://, rtsps://, rtmp://, srt://, udp://, http:// or https://"
+        case av.error.InvalidDataError():
+            return "not a video that can be decoded; it may be damaged, incomplete or of another kind"
+        case av.error.OSError() | av.error.ExitError() if is_url:
+            return "no connection; check the host name and the network"
+        case _:
+            return f"{(error.strerror or type(error).__name__).lower()}; see whether another player opens it"
+
+
+def _turned(bgr: U8, rotation_deg: int) -> U8:
+    """bgr turned upright. rotation_deg: counter-clockwise, as the container says it was filmed."""
+    codes = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+    code = codes.get(round(rotation_deg / 90) * 90 % 360)
+    return bgr if code is None else np.asarray(cv2.rotate(bgr, code), np.uint8)
+
+
+def _capture(number: int) -> cv2.VideoCapture:
+    """A camera at up to 1280x720, with as little waiting in its buffer as the driver allows."""
+    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(round(READ_TIMEOUT_S)))
+    loud = cv2.setLogLevel(0)
+    try:
+        linux = sys.platform == "linux"
+        capture = cv2.VideoCapture(number, cv2.CAP_V4L2 if linux else cv2.CAP_ANY)
+        if capture.isOpened():
+            if linux:  # raw pictures of this size do not fit through USB 2 at 30 per second
+                capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, 1280)
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, 720)
+            capture.set(cv2.CAP_PROP_FPS, 30)
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        return capture
+    finally:
+        cv2.setLogLevel(loud)
+
+
+def _read_image(path: Path) -> U8:
+    """(H, W, 3) uint8 BGR of any picture, its size looked at before it is decoded."""
+    try:
+        data = path.read_bytes()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as header:
+                width, height = header.size
+    except Image.DecompressionBombError:
+        width, height = MAX_PIXELS, 2
+    except UnidentifiedImageError:
+        width, height = 0, 0  # left to OpenCV, which knows a few more kinds
+    except OSError as error:
+        raise LineamentError(f"cannot read {path}: {error.strerror or error}") from None
+    if width * height > MAX_PIXELS:
+        raise LineamentError(
+            f"{path} has over {MAX_PIXELS // 10**6} megapixels; make it smaller before you give it here"
+        )
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if bgr is None:
+        raise LineamentError(f"cannot read {path}: not a picture, or a damaged one; does another program open it?")
+    return np.asarray(bgr, np.uint8)
