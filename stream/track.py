@@ -87,16 +87,16 @@ class Tracker:
         ms: dict[str, float] = {}
         if self._still:
             self._followed, self._ids = [], itertools.count(1)
+        regions = [followed.expected(frame.time_s) for followed in self._followed]
         if self._detection_is_due():
             with _timed(ms, "detect"):
                 faces = self._detector(frame.bgr)
             self._since_detect = 0
-            self._take_in(faces, frame, ms)
+            self._take_in(faces, regions, frame, ms)
         self._since_detect += 1
-        regions = [followed.expected(frame.time_s) for followed in self._followed]
         points, confidences = self._landmarks(frame, regions, [self._schema.roll_rad(r) for r in regions], ms)
         with _timed(ms, "track"):
-            tracks = self._update(frame, regions, points, confidences)
+            tracks = self._update(frame, points, confidences)
         return Result(frame, tracks, ms)
 
     def _detection_is_due(self) -> bool:
@@ -105,21 +105,21 @@ class Tracker:
             return True
         return in_sight < self._cfg.max_faces and self._since_detect >= self._cfg.every
 
-    def _take_in(self, faces: Sequence[Face], frame: Frame, ms: dict[str, float]) -> None:
-        """Gives each detected face to its owner: one in sight, which does not need it, one out of sight, or a new one."""
-        waiting = {id(followed): (followed, _bounds(followed.expected(frame.time_s))) for followed in self._followed}
+    def _take_in(self, faces: Sequence[Face], regions: list[F32], frame: Frame, ms: dict[str, float]) -> None:
+        """Gives each detected face to its owner: one in sight, which does not need it, one out of sight, or a new one.
+
+        regions: (K, 2) points to crop round, one for each followed face; corrected and added to here.
+        """
+        boxes = {i: _bounds(region) for i, region in enumerate(regions)}
         in_sight = sum(followed.shown is not None for followed in self._followed)
-        found: list[tuple[Face, _Followed | None]] = []
+        found: list[tuple[Face, int | None]] = []
         for face in faces:
-            gaps = [
-                (_gap(face.box_xyxy, box), followed)
-                for followed, box in waiting.values()
-                if _gap(face.box_xyxy, box) < (_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN)
-            ]
-            owner = min(gaps, key=lambda gap: gap[0])[1] if gaps else None
-            if owner:
-                del waiting[id(owner)]
-            if owner is None or owner.shown is None:
+            gaps = {i: _gap(face.box_xyxy, box) for i, box in boxes.items()}
+            near = [i for i in gaps if gaps[i] < (_SAME_FACE if self._followed[i].shown else _SAME_FACE_UNSEEN)]
+            owner = min(near, key=lambda i: gaps[i], default=None)
+            if owner is not None:
+                del boxes[owner]
+            if owner is None or self._followed[owner].shown is None:
                 found.append((face, owner))
         found = found[: self._cfg.max_faces - in_sight]
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
@@ -127,9 +127,10 @@ class Tracker:
         for (face, owner), points_frame in zip(found, points):
             if owner is None:
                 self._followed.append(_Followed(face.score, points_frame, frame.time_s))
+                regions.append(points_frame)
             else:
-                owner.points, owner.score, owner.time_s = points_frame, face.score, frame.time_s
-                owner.velocity, owner.smoother = np.zeros(2, np.float32), Smoother()
+                self._followed[owner].score = face.score
+                regions[owner] = points_frame
 
     def _landmarks(
         self, frame: Frame, regions: Sequence[Floats], rolls_rad: Sequence[float], ms: dict[str, float]
@@ -147,30 +148,40 @@ class Tracker:
         points = [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip(matrices, points_unit)]
         return points, [float(confidence) for confidence in confidences]
 
-    def _update(
-        self, frame: Frame, expected: Sequence[F32], points: Sequence[F32], confidences: Sequence[float]
-    ) -> tuple[Track, ...]:
-        """Keeps the faces that were seen. Of two that claim one face, the one that was expected there wins."""
-        height, width = frame.bgr.shape[:2]
-        claims: list[tuple[bool, float, int]] = []
-        for i, followed in enumerate(self._followed):
-            box = _bounds(points[i])
-            x, y = (box[:2] + box[2:]) / 2
-            inside = 0 <= x < width and 0 <= y < height
-            if confidences[i] >= self._cfg.min_confidence and inside and (box[2:] - box[:2]).min() >= _MIN_FACE_PX:
-                claims.append((followed.shown is None, _gap(box, _bounds(expected[i])), i))
+    def _update(self, frame: Frame, points: Sequence[F32], confidences: Sequence[float]) -> tuple[Track, ...]:
+        """Says which of the faces seen is which of those followed: each is the one that was expected there."""
+        expected = [_bounds(followed.expected(frame.time_s)) for followed in self._followed]
+        boxes = [_bounds(p) for p in points]
+        gaps = np.array([[_gap(box, other) for box in boxes] for other in expected]).reshape(len(boxes), len(boxes))
+        # a crop that slid onto a neighbour's face brings the neighbour's points: the less expected copy goes
+        newcomer = [followed.shown is None for followed in self._followed]
+        seen: list[int] = []
+        for i in sorted(range(len(boxes)), key=lambda i: (newcomer[i], gaps[i, i])):
+            if self._is_face(boxes[i], confidences[i], frame) and all(
+                _gap(boxes[i], boxes[j]) >= _SAME_FACE for j in seen
+            ):
+                seen.append(i)
+        pairs = [(gaps[j, i], j, i) for i in seen for j in range(len(boxes)) if i == j or gaps[j, i] < _SAME_FACE]
+        for followed, absent in zip(self._followed, newcomer):
             followed.shown = None
-        taken: list[F32] = []
-        for _, _, i in sorted(claims):
-            box = _bounds(points[i])
-            if all(_gap(box, other) >= _SAME_FACE for other in taken):
-                taken.append(box)
-                self._show(self._followed[i], points[i], confidences[i], frame.time_s)
+            if absent:  # what it did while out of sight is no motion to smooth
+                followed.smoother = Smoother()
+        for _, j, i in sorted(pairs):
+            if i in seen and self._followed[j].shown is None:
+                seen.remove(i)
+                self._show(self._followed[j], points[i], confidences[i], frame.time_s)
         oldest_s = frame.time_s - self._cfg.patience_s
         kept = [f for f in self._followed if f.shown or (f.id and f.time_s >= oldest_s)]
         kept.sort(key=lambda f: (f.shown is None, f.id))
         self._followed = kept[: self._cfg.max_faces]
         return tuple(f.shown for f in self._followed if f.shown)
+
+    def _is_face(self, box_xyxy: F32, confidence: float, frame: Frame) -> bool:
+        x, y = (box_xyxy[:2] + box_xyxy[2:]) / 2
+        inside = 0 <= x < frame.bgr.shape[1] and 0 <= y < frame.bgr.shape[0]
+        return bool(
+            confidence >= self._cfg.min_confidence and inside and (box_xyxy[2:] - box_xyxy[:2]).min() >= _MIN_FACE_PX
+        )
 
     def _show(self, followed: _Followed, points: F32, confidence: float, time_s: float) -> None:
         """Moves a followed face to its new points and sets how it looks from outside."""

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from landmarks.types import F32, Track
+from stream.track import TrackConfig, Tracker
+from tests.blobs import BlobDetector, BlobLandmarker, scene, template
+
+
+def center(track: Track) -> F32:
+    return (track.face.box_xyxy[:2] + track.face.box_xyxy[2:]) / 2
+
+
+def tracker(**cfg: object) -> tuple[Tracker, BlobDetector, BlobLandmarker]:
+    detector, landmarker = BlobDetector(), BlobLandmarker()
+    return Tracker(detector, landmarker, TrackConfig(**cfg)), detector, landmarker  # type: ignore[arg-type]
+
+
+def test_points_lie_on_the_face_in_frame_pixels() -> None:
+    track, _, _ = tracker()
+    result = track(scene([(100, 80)]))
+    points = result.tracks[0].points
+    assert np.abs(points - (template() * 40 + (80, 60))).max() < 1.5
+
+
+def test_no_face_is_an_empty_tuple_and_the_detector_keeps_looking() -> None:
+    track, detector, landmarker = tracker()
+    results = [track(scene([], i)) for i in range(5)]
+    assert all(result.tracks == () for result in results)
+    assert detector.calls == 5
+    assert landmarker.batches == []
+
+
+def test_the_detector_rests_while_a_face_is_followed_and_looks_every_k_frames() -> None:
+    track, detector, _ = tracker(every=10)
+    for i in range(31):
+        assert len(track(scene([(60 + 4 * i, 100)], i)).tracks) == 1
+    assert detector.calls == 4
+
+
+def test_the_detector_rests_for_good_when_all_allowed_faces_are_followed() -> None:
+    track, detector, _ = tracker(every=3, max_faces=1)
+    for i in range(20):
+        assert len(track(scene([(60, 100), (200, 100)], i)).tracks) == 1
+    assert detector.calls == 1
+
+
+def test_a_newcomer_is_found_within_k_frames_and_faces_share_one_batch() -> None:
+    track, _, landmarker = tracker(every=5)
+    for i in range(3):
+        track(scene([(60, 100)], i))
+    seen = [len(track(scene([(60, 100), (200, 100)], i)).tracks) for i in range(3, 9)]
+    assert seen[-1] == 2
+    assert landmarker.batches[-1] == 2
+
+
+@pytest.mark.parametrize("apart_px", [0, 4, 10, 25])
+def test_ids_survive_a_crossing(apart_px: int) -> None:
+    track, _, _ = tracker(every=5)
+    ends = {}
+    for i in range(61):
+        result = track(scene([(40 + 4 * i, 90), (280 - 4 * i, 90 + apart_px)], i, size=36))
+        if i == 0:
+            starts = {t.id: center(t)[0] for t in result.tracks}
+        ends = {t.id: center(t)[0] for t in result.tracks}
+    assert set(ends) == set(starts)
+    for who, began in starts.items():
+        assert abs(ends[who] - began) > 150, "each went to the other side"
+
+
+@pytest.mark.parametrize("gap", [1, 2, 5])
+def test_a_face_gone_for_a_few_frames_keeps_its_id(gap: int) -> None:
+    track, _, _ = tracker()
+    for i in range(5):
+        first = track(scene([(60 + 2 * i, 100)], i)).tracks[0].id
+    for i in range(5, 5 + gap):
+        assert track(scene([], i)).tracks == ()
+    back = track(scene([(60 + 2 * (5 + gap), 100)], 5 + gap)).tracks
+    assert [t.id for t in back] == [first]
+
+
+def test_a_face_gone_for_long_comes_back_as_somebody_new() -> None:
+    track, _, _ = tracker(patience_s=0.2)
+    first = track(scene([(60, 100)], 0)).tracks[0].id
+    for i in range(1, 30):
+        track(scene([], i))
+    assert track(scene([(60, 100)], 30)).tracks[0].id != first
+
+
+def test_a_low_presence_score_ends_a_track_even_if_the_detector_sees_nothing() -> None:
+    track, detector, _ = tracker(every=100)
+    assert track(scene([(60, 100)], 0)).tracks
+    detector.blind = True
+    assert track(scene([(60, 100)], 1)).tracks
+    assert not track(scene([], 2)).tracks
+
+
+def test_a_face_is_never_followed_twice() -> None:
+    track, _, _ = tracker(every=1)
+    for i in range(20):
+        assert len(track(scene([(60 + 5 * i, 100)], i)).tracks) == 1
+
+
+def test_two_faces_that_merge_into_one_are_one_track() -> None:
+    track, _, _ = tracker(every=1)
+    assert len(track(scene([(100, 100), (180, 100)], 0)).tracks) == 2
+    for i in range(1, 15):
+        last = track(scene([(140, 100)], i)).tracks
+    assert len(last) == 1
+
+
+def test_pictures_that_stand_alone_share_nothing() -> None:
+    detector, landmarker = BlobDetector(), BlobLandmarker()
+    track = Tracker(detector, landmarker, still=True)
+    a = track(scene([(60, 100)], 0)).tracks
+    b = track(scene([(70, 100)], 1)).tracks
+    assert [t.id for t in a] == [t.id for t in b] == [1]
+    assert abs(center(b[0])[0] - center(a[0])[0] - 10) < 1, "no smoothing between pictures"
+    assert detector.calls == 2
+
+
+def test_faces_come_in_the_order_of_their_ids_and_never_more_than_asked() -> None:
+    track, _, _ = tracker(max_faces=2, every=1)
+    for i in range(5):
+        tracks = track(scene([(40, 60), (120, 60), (220, 160)], i)).tracks
+        assert len(tracks) == 2
+        assert [t.id for t in tracks] == sorted(t.id for t in tracks)
+
+
+def test_every_stage_that_ran_is_timed() -> None:
+    track, _, _ = tracker(every=100)
+    assert set(track(scene([(60, 100)], 0)).ms) == {"detect", "crop", "landmark", "track"}
+    assert set(track(scene([(60, 100)], 1)).ms) == {"crop", "landmark", "track"}
+
+
+@pytest.mark.parametrize("wrong", [{"max_faces": 0}, {"every": 0}, {"min_confidence": 1.5}, {"patience_s": -1.0}])
+def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrackConfig(**wrong)  # type: ignore[arg-type]
