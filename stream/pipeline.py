@@ -39,9 +39,8 @@ class Pipeline:
         self._analyse = analyse
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        capacity = 1 if source.live else _FILE_QUEUE
-        self._frames: Mailbox[tuple[Frame, float]] = Mailbox(capacity, newest_wins=source.live)
-        self._results: Mailbox[Result] = Mailbox(capacity, newest_wins=source.live)
+        self._frames: Mailbox[tuple[Frame, float]]
+        self._results: Mailbox[Result]
 
     @property
     def dropped(self) -> int:
@@ -53,6 +52,9 @@ class Pipeline:
         if self._threads:
             raise RuntimeError("a Pipeline runs once; make a new one")
         self.source.__enter__()
+        # only an open source knows whether it is live
+        capacity, live = (1 if self.source.live else _FILE_QUEUE), self.source.live
+        self._frames, self._results = Mailbox(capacity, newest_wins=live), Mailbox(capacity, newest_wins=live)
         for stage, job in (("capture", self._capture), ("inference", self._infer)):
             thread = threading.Thread(target=self._run, args=(job,), name=f"{stage} {self.source.name}", daemon=True)
             self._threads.append(thread)
