@@ -20,6 +20,8 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
     region: (4,) box_xyxy or (K, 2) points, frame px. Points are bounded after levelling, a box is taken as it is.
     The crop's side is card.crop_scale times the longer side of those bounds. Raises ValueError on an empty region.
     """
+    if not np.isfinite(region).all():
+        raise ValueError(f"cannot crop round a region that is not finite: {region.tolist()}")
     cos, sin = np.cos(roll_rad), np.sin(roll_rad)
     level = np.array([[cos, sin], [-sin, cos]])
     if region.ndim == 1:
@@ -29,8 +31,8 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
         points_level = region @ level.T
         low, high = points_level.min(0), points_level.max(0)
         center_level, extent = (low + high) / 2, float(max(high - low))
-    if not extent > 0 or not np.isfinite(center_level).all():
-        raise ValueError(f"cannot crop an empty or non-finite region: {region.tolist()}")
+    if extent <= 0:
+        raise ValueError(f"cannot crop round an empty region: {region.tolist()}")
     height, width = card.input_hw
     scale = width / (extent * card.crop_scale)
     offset = np.array([(width - 1) / 2, (height - 1) / 2]) - scale * center_level

@@ -125,6 +125,8 @@ class Tracker:
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
         points, _ = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
         for (face, owner), points_frame in zip(found, points):
+            if not np.ptp(points_frame, axis=0).min() >= _MIN_FACE_PX:  # nor a NaN
+                continue
             if owner is None:
                 self._followed.append(_Followed(face.score, points_frame, frame.time_s))
                 regions.append(points_frame)
