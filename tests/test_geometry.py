@@ -104,7 +104,7 @@ def test_a_shrinking_crop_averages_instead_of_aliasing() -> None:
     stripes = np.zeros((960, 960, 3), np.uint8)
     stripes[::2] = 255
     crop = warp(stripes, crop_from_frame(np.array([240, 240, 720, 720], np.float32), CARD), CARD.input_hw)
-    assert np.abs(crop.astype(int) - 127).max() < 40
+    assert np.abs(crop.astype(int) - 127).max() < 64
 
 
 def test_outside_the_frame_is_black() -> None:
