@@ -1,0 +1,384 @@
+"""Where results go: a video, lines of JSON, pictures, a window. Each is a context manager and writes as frames come.
+
+with open_sink("out.mp4", fps=30) as sink:
+    sink.write(result, drawn_bgr)
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, Protocol, Self
+
+import av
+import av.error
+import cv2
+import numpy as np
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+
+from landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
+from landmarks.types import U8, Frame, LineamentError, Result, Track
+from stream.source import IMAGE_SUFFIXES, redacted
+
+log = logging.getLogger(__name__)
+
+Measure = Callable[[Track, Frame], Mapping[str, object]]
+"""more to say of a face than its points: pose, ratios"""
+
+_H264 = ("libx264", {"preset": "ultrafast", "tune": "zerolatency", "crf": "21"})
+_VIDEO_CODECS = {
+    ".mp4": _H264,
+    ".mov": _H264,
+    ".mkv": _H264,
+    ".webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "row-mt": "1", "crf": "32", "b": "0"}),
+}
+_STILL_SUFFIXES = IMAGE_SUFFIXES - {".pgm", ".ppm"}
+_TICKS = 90_000
+"""time stamps per second in a video file"""
+
+
+class Sink(Protocol):
+    """Takes every result with its drawing. A failure raises LineamentError; after one, closing is silent."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+    def write(self, result: Result, drawn_bgr: U8) -> None:
+        """drawn_bgr: (H, W, 3) uint8, result's frame with what was found drawn on it."""
+        ...
+
+    def close(self) -> None:
+        """Finishes what was begun; may be called twice."""
+        ...
+
+
+def open_sink(
+    path: str, fps: float | None = None, schema: str = WFLW98.name, measure: Measure | None = None, source: str = ""
+) -> Sink:
+    """The sink that a path asks for by its ending. It opens on entry.
+
+    A folder ends in "/"; "-" is JSON lines on standard output. source: what is being read, never to be overwritten.
+    """
+    target = Path(path).expanduser()
+    suffix = target.suffix.lower()
+    if target.exists() and Path(source).exists() and target.samefile(source) and source:
+        raise LineamentError(f"{path} is the source itself; writing there would destroy it; choose another --out")
+    if path == "-" or suffix == ".jsonl":
+        return JsonlSink(path, schema, measure)
+    if path.endswith(("/", os.sep)) or target.is_dir():
+        return ImageSink(target, folder=True)
+    if suffix in _VIDEO_CODECS:
+        return VideoSink(target, fps)
+    if suffix in _STILL_SUFFIXES:
+        return ImageSink(target, folder=False)
+    known = ", ".join([*_VIDEO_CODECS, ".jsonl", *sorted(_STILL_SUFFIXES)])
+    raise LineamentError(f"cannot tell what to write from the ending of {path!r}; use {known}, or a folder with a '/'")
+
+
+class _FileSink:
+    """What the sinks that own a path share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        """Makes the folder and checks that the path can be written, before any work is done for it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None: ...
+
+    def _open(self) -> None: ...
+
+
+class VideoSink(_FileSink):
+    """H.264 (VP9 for .webm). Frames keep their times; all are fitted into the size of the first, made even.
+
+    An MP4 is written in fragments of a second and rewritten as a plain one by close(), so that a killed process
+    leaves a playable file.
+    """
+
+    def __init__(self, path: str | Path, fps: float | None = None) -> None:
+        """fps: None for unknown; it guides the encoder alone, the times are the frames' own."""
+        super().__init__(Path(path))
+        self._fps = Fraction(fps or 30.0).limit_denominator(1001)
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
+        self._first_s = 0.0
+        self._last_tick = -1
+
+    def _open(self) -> None:
+        if self.path.suffix.lower() not in _VIDEO_CODECS:
+            raise LineamentError(f"cannot write {self.path}: a video ends in {', '.join(_VIDEO_CODECS)}")
+        with self.path.open("wb"):
+            pass
+        flags = {"movflags": "hybrid_fragmented"} if self.path.suffix.lower() in (".mp4", ".mov") else {}
+        self._container = av.open(f"file:{self.path}", "w", options={"flush_packets": "1", **flags})
+
+    def write(self, result: Result, drawn_bgr: U8) -> None:
+        if self._container is None:
+            raise RuntimeError(f"{self.path} is not open; use it in a with block")
+        try:
+            stream = self._stream or self._begin(self._container, result, drawn_bgr)
+            bgr = _letterboxed(drawn_bgr, stream.width, stream.height)
+            # OpenCV's conversion takes half the time of FFmpeg's
+            yuv = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
+            picture = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
+            tick = round((result.frame.time_s - self._first_s) * _TICKS)
+            self._last_tick = picture.pts = max(tick, self._last_tick + 1)
+            picture.time_base = Fraction(1, _TICKS)
+            self._container.mux(stream.encode(picture))
+        except (av.error.FFmpegError, OSError) as error:
+            self._container = None
+            raise _cannot_write(self.path, error) from None
+
+    def _begin(self, container: OutputContainer, result: Result, drawn_bgr: U8) -> VideoStream:
+        codec, options = _VIDEO_CODECS[self.path.suffix.lower()]
+        keyframe_every = str(max(1, round(self._fps)))
+        stream: VideoStream = container.add_stream(codec, rate=self._fps, options={**options, "g": keyframe_every})  # type: ignore[assignment]
+        stream.height, stream.width = (side + side % 2 for side in drawn_bgr.shape[:2])
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, _TICKS)
+        # the colours that OpenCV's conversion speaks, or players guess others above 576 lines
+        stream.codec_context.colorspace, stream.codec_context.color_range = 5, 1
+        self._first_s, self._stream = result.frame.time_s, stream
+        return stream
+
+    def close(self) -> None:
+        container, self._container = self._container, None
+        if container is None:
+            return
+        if self._stream is None:
+            log.warning("%s was not written: there was no frame", self.path)
+            self.path.unlink(missing_ok=True)
+            return
+        try:
+            container.mux(self._stream.encode())
+            container.close()
+        except (av.error.FFmpegError, OSError) as error:
+            raise _cannot_write(self.path, error) from None
+
+
+class JsonlSink(_FileSink):
+    """One line of JSON a frame, flushed as it is written, so that a killed process leaves whole lines."""
+
+    def __init__(self, path: str, schema: str = WFLW98.name, measure: Measure | None = None) -> None:
+        """path: "-" is standard output. measure: adds fields to each face."""
+        if schema not in SCHEMAS:
+            raise LineamentError(f"unknown schema {schema!r}; choose from {', '.join(SCHEMAS)}")
+        super().__init__(Path(path).expanduser())
+        self._schema = schema
+        self._measure = measure
+        self._file: IO[str] | None = None
+
+    def _open(self) -> None:
+        self._file = sys.stdout if str(self.path) == "-" else self.path.open("w", encoding="utf-8")
+
+    def write(self, result: Result, drawn_bgr: U8) -> None:
+        if self._file is None:
+            raise RuntimeError(f"{self.path} is not open; use it in a with block")
+        try:
+            self._file.write(self.line(result) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._file = None
+            raise _cannot_write(self.path, error) from None
+
+    def line(self, result: Result) -> str:
+        frame = result.frame
+        return json.dumps(
+            {
+                "source": redacted(frame.source),
+                "index": frame.index,
+                "time_s": round(frame.time_s, 6),
+                "width": frame.bgr.shape[1],
+                "height": frame.bgr.shape[0],
+                "schema": self._schema,
+                "faces": [self._face(track, frame) for track in result.tracks],
+                "ms": {stage: round(ms, 3) for stage, ms in result.ms.items()},
+            },
+            allow_nan=False,
+        )
+
+    def _face(self, track: Track, frame: Frame) -> dict[str, object]:
+        points = ibug68_from_wflw98(track.points) if self._schema == IBUG68.name else track.points
+        more = self._measure(track, frame) if self._measure else {}
+        return {
+            "id": track.id,
+            "score": round(float(track.face.score), 4),
+            "confidence": round(float(track.confidence), 4),
+            "box_xyxy": np.round(track.face.box_xyxy.astype(float), 2).tolist(),
+            "points": np.round(points.astype(float), 2).tolist(),
+            **{name: _plain(value) for name, value in more.items()},
+        }
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None and file is not sys.stdout:
+            file.close()
+
+
+class ImageSink(_FileSink):
+    """Pictures: into a folder, named after a still's own file or the frame's number; or one, to the path itself."""
+
+    def __init__(self, path: str | Path, folder: bool) -> None:
+        super().__init__(Path(path))
+        self._folder = folder
+        self._names: set[str] = set()
+
+    def _open(self) -> None:
+        if self._folder:
+            self.path.mkdir(exist_ok=True)
+        elif self.path.is_dir():
+            raise IsADirectoryError(0, "it is a folder", str(self.path))
+
+    def write(self, result: Result, drawn_bgr: U8) -> None:
+        target = self.path / self._name(result.frame) if self._folder else self.path
+        if self._names and not self._folder:
+            raise LineamentError(f"{self.path} holds one picture and got a second frame; give a folder/ or a video")
+        self._names.add(target.name)
+        source = Path(result.frame.source)
+        if target.exists() and source.exists() and target.samefile(source):
+            raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
+        _write_image(target, drawn_bgr)
+
+    def _name(self, frame: Frame) -> str:
+        source = Path(frame.source)
+        if source.suffix.lower() not in IMAGE_SUFFIXES:
+            return f"{frame.index:06d}.jpg"
+        # a.png and a.jpg may lie in one folder
+        name = f"{source.stem}.jpg"
+        return name if name not in self._names else f"{source.stem}-{frame.index}.jpg"
+
+
+class WindowSink:
+    """A window. q or Esc or its X sets `quit`, s saves a snapshot, space pauses. Belongs to the main thread."""
+
+    def __init__(self, title: str = "Lineament", still: bool = False, snapshots: Path = Path(".")) -> None:
+        """still: every frame stays until a key is pressed. snapshots: the folder that `s` writes to."""
+        self.quit = False
+        self._title = title
+        self._still = still
+        self._snapshots = snapshots
+        self._shown = False
+
+    def __enter__(self) -> Self:
+        if not has_display():
+            raise LineamentError(
+                "cannot open a window: there is no display, or this OpenCV has no GUI; use --no-window"
+            )
+        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # it misses fonts that it does not need
+        cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def write(self, result: Result, drawn_bgr: U8) -> None:
+        """Shows the drawing; while paused it stays here, and the window answers."""
+        if self.quit:
+            return
+        if not self._shown:
+            height, width = drawn_bgr.shape[:2]
+            fit = min(1.0, 1280 / width, 800 / height)
+            cv2.resizeWindow(self._title, round(width * fit), round(height * fit))
+        cv2.imshow(self._title, drawn_bgr)
+        key, paused = cv2.waitKey(1), self._still
+        while True:
+            if key in (ord("q"), 27) or (self._shown and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) < 1):
+                self.quit = True
+            elif key == ord("s"):
+                self._snapshot(result.frame, drawn_bgr)
+            elif key == ord(" "):
+                paused = not paused
+            elif key != -1 and self._still:
+                paused = False
+            self._shown = True
+            if self.quit or not paused:
+                return
+            key = cv2.waitKey(30)
+
+    def _snapshot(self, frame: Frame, drawn_bgr: U8) -> None:
+        stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(frame.source).stem).strip("-")
+        path = self._snapshots / f"lineament-{stem}-{frame.index:06d}.png"
+        _write_image(path, drawn_bgr)
+        log.warning("saved %s", path)
+
+    def close(self) -> None:
+        if self._shown:
+            self._shown = False
+            cv2.destroyWindow(self._title)
+
+
+@functools.cache
+def has_display() -> bool:
+    """Whether a window can be opened, found out by opening one.
+
+    In a process of its own: where the display does not answer, Qt aborts the process that asks.
+    """
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    probe = [sys.executable, "-c", "import cv2; cv2.namedWindow('probe')"]
+    try:
+        return subprocess.run(probe, capture_output=True, timeout=30).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _cannot_write(path: Path, error: Exception) -> LineamentError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return LineamentError(f"cannot write {path}: {reason.lower()}; check the path, its rights and the space left")
+
+
+def _letterboxed(bgr: U8, width: int, height: int) -> U8:
+    """bgr fitted into (height, width): as it is if it fits, an odd edge doubled, another size centred on black."""
+    h, w = bgr.shape[:2]
+    if (h, w) == (height, width):
+        return bgr
+    if (h + h % 2, w + w % 2) == (height, width):
+        return np.asarray(cv2.copyMakeBorder(bgr, 0, height - h, 0, width - w, cv2.BORDER_REPLICATE), np.uint8)
+    fit = min(height / h, width / w)
+    small = cv2.resize(bgr, (max(1, round(w * fit)), max(1, round(h * fit))), interpolation=cv2.INTER_AREA)
+    y, x = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
+    out = np.zeros((height, width, 3), np.uint8)
+    out[y : y + small.shape[0], x : x + small.shape[1]] = small
+    return out
+
+
+def _write_image(path: Path, bgr: U8) -> None:
+    try:
+        good, data = cv2.imencode(path.suffix, bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        if not good:
+            raise LineamentError(f"cannot write {path}: OpenCV does not encode {path.suffix}; use .png or .jpg")
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _plain(value: Any) -> object:
+    """value as JSON knows it: arrays as lists, floats to 4 decimals, what is not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
