@@ -6,6 +6,7 @@ with open_sink("out.mp4", fps=30) as sink:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -197,7 +198,8 @@ class JsonlSink(_FileSink):
             self._file.write(self.line(result) + "\n")
             self._file.flush()
         except OSError as error:
-            self._file = None
+            with contextlib.suppress(OSError):  # closing tries to write once more
+                self.close()
             raise _cannot_write(self.path, error) from None
 
     def line(self, result: Result) -> str:
@@ -276,6 +278,7 @@ class WindowSink:
         self._title = title
         self._still = still
         self._snapshots = snapshots
+        self._opened = False
         self._shown = False
 
     def __enter__(self) -> Self:
@@ -285,6 +288,7 @@ class WindowSink:
             )
         os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # it misses fonts that it does not need
         cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        self._opened = True
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -292,6 +296,8 @@ class WindowSink:
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
         """Shows the drawing; while paused it stays here, and the window answers."""
+        # asked first, for imshow would open a closed window anew
+        self.quit = self.quit or self._closed_by_user()
         if self.quit:
             return
         if not self._shown:
@@ -299,9 +305,10 @@ class WindowSink:
             fit = min(1.0, 1280 / width, 800 / height)
             cv2.resizeWindow(self._title, round(width * fit), round(height * fit))
         cv2.imshow(self._title, drawn_bgr)
+        self._shown = True
         key, paused = cv2.waitKey(1), self._still
         while True:
-            if key in (ord("q"), 27) or (self._shown and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) < 1):
+            if key in (ord("q"), 27) or self._closed_by_user():
                 self.quit = True
             elif key == ord("s"):
                 self._snapshot(result.frame, drawn_bgr)
@@ -309,10 +316,15 @@ class WindowSink:
                 paused = not paused
             elif key != -1 and self._still:
                 paused = False
-            self._shown = True
             if self.quit or not paused:
                 return
             key = cv2.waitKey(30)
+
+    def _closed_by_user(self) -> bool:
+        try:
+            return self._shown and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) < 1
+        except cv2.error:  # with its last window Qt's own part is gone too
+            return True
 
     def _snapshot(self, frame: Frame, drawn_bgr: U8) -> None:
         stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(frame.source).stem).strip("-")
@@ -321,9 +333,9 @@ class WindowSink:
         log.warning("saved %s", path)
 
     def close(self) -> None:
-        if self._shown:
-            self._shown = False
+        if self._opened and not self._closed_by_user():
             cv2.destroyWindow(self._title)
+        self._opened = self._shown = False
 
 
 @functools.cache

@@ -1,0 +1,309 @@
+"""What is written can be read back: frames, times, points; and a sink that cannot write says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+import pytest
+
+from landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
+from landmarks.types import F32, U8, Face, Frame, LineamentError, Result, Track
+from stream.sample import Sample
+from stream.sink import ImageSink, JsonlSink, VideoSink, WindowSink, has_display, open_sink
+from stream.source import open_source
+
+
+def result_of(bgr: U8, index: int = 0, time_s: float | None = None, source: str = "clip.mp4") -> Result:
+    return Result(Frame(bgr, source, index, index / 30 if time_s is None else time_s, 0.0), ())
+
+
+def clip(size_hw: tuple[int, int] = (120, 160), frames: int = 12) -> list[Result]:
+    sample = Sample(size_hw, noise=0.0)
+    return [result_of(sample.render(i), i) for i in range(frames)]
+
+
+def write_all(path: Path, results: list[Result], fps: float | None = 30.0) -> None:
+    with open_sink(str(path), fps) as sink:
+        for result in results:
+            sink.write(result, result.frame.bgr)
+
+
+def read_all(path: Path) -> list[Frame]:
+    with open_source(str(path)) as source:
+        return list(iter(source.read, None))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".webm"])
+def test_a_video_reads_back_with_its_frames_and_their_times(tmp_path: Path, suffix: str) -> None:
+    path, written = tmp_path / f"new folder/ünïcode: 1{suffix}", clip()
+    write_all(path, written)
+    back = read_all(path)
+    assert len(back) == len(written)
+    for result, frame in zip(written, back, strict=True):
+        assert frame.bgr.shape == (120, 160, 3)
+        assert abs(frame.time_s - result.frame.time_s) < 0.002
+        assert np.abs(frame.bgr.astype(int) - result.frame.bgr).mean() < 6
+
+
+def test_a_closed_mp4_tells_every_reader_its_length_and_rate(tmp_path: Path) -> None:
+    write_all(tmp_path / "a.mp4", clip(frames=60))
+    capture = cv2.VideoCapture(str(tmp_path / "a.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 60
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(30)
+    capture.release()
+    with open_source(str(tmp_path / "a.mp4")) as source:
+        assert (source.frame_count, source.fps) == (60, pytest.approx(30))
+
+
+def test_uneven_times_are_kept_and_always_grow(tmp_path: Path) -> None:
+    times_s = [5.0, 5.04, 5.5, 5.5, 5.4, 6.75]  # late start, gap, repeat, step back
+    bgr = np.zeros((64, 64, 3), np.uint8)
+    write_all(tmp_path / "a.mp4", [result_of(bgr, i, t) for i, t in enumerate(times_s)], fps=None)
+    back_s = [frame.time_s for frame in read_all(tmp_path / "a.mp4")]
+    assert back_s == sorted(set(back_s))
+    assert back_s == pytest.approx([0.0, 0.04, 0.5, 0.5, 0.5, 1.75], abs=0.002)
+
+
+def test_an_odd_size_gains_an_edge_and_another_size_is_letterboxed(tmp_path: Path) -> None:
+    first, tall = np.full((61, 81, 3), 200, np.uint8), np.full((200, 50, 3), 200, np.uint8)
+    write_all(tmp_path / "a.mp4", [result_of(first, 0), result_of(tall, 1)])
+    even, boxed = (frame.bgr for frame in read_all(tmp_path / "a.mp4"))
+    assert even.shape == boxed.shape == (62, 82, 3)
+    assert even.min() > 190
+    assert boxed[:, 41].min() > 190 and boxed[:, :30].max() < 20 and boxed[:, -30:].max() < 20
+
+
+def test_colours_survive(tmp_path: Path) -> None:
+    colours = np.zeros((64, 96, 3), np.uint8)
+    colours[:, :32], colours[:, 32:64], colours[:, 64:] = (220, 40, 40), (40, 220, 40), (40, 40, 220)
+    write_all(tmp_path / "a.mp4", [result_of(colours)])
+    (back,) = read_all(tmp_path / "a.mp4")
+    for x in (16, 48, 80):
+        assert np.abs(back.bgr[32, x].astype(int) - colours[32, x]).max() < 12
+
+
+def test_a_killed_process_leaves_a_playable_video_and_whole_lines(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from stream.sample import Sample
+from stream.sink import open_sink
+from landmarks.types import Frame, Result
+sample = Sample((120, 160))
+with open_sink("killed.mp4", 30) as video, open_sink("killed.jsonl") as lines:
+    for i in range(100):
+        result = Result(Frame(sample.render(i), "sample", i, i / 30, 0.0), ())
+        video.write(result, result.frame.bgr)
+        lines.write(result, result.frame.bgr)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert len(read_all(tmp_path / "killed.mp4")) >= 60
+    lines = (tmp_path / "killed.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(100))
+
+
+def test_a_video_without_a_frame_leaves_no_file(tmp_path: Path) -> None:
+    with VideoSink(tmp_path / "a.mp4", 30.0) as sink:
+        pass
+    sink.close()
+    assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to play a full disk")
+@pytest.mark.parametrize("name", ["a.mp4", "a.jsonl", "a.png"])
+def test_a_full_disk_is_said_once_and_closing_stays_quiet(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    sink = open_sink(str(tmp_path / name), 30.0)
+    sink.__enter__()
+    with pytest.raises(LineamentError, match=r"cannot write .*no space left"):
+        for result in clip(frames=90):
+            sink.write(result, result.frame.bgr)
+    sink.close()
+    sink.close()
+
+
+def test_a_path_that_cannot_be_written_fails_on_entry(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in ("file/a.mp4", "file/a.jsonl", "file/pictures/"):
+        with pytest.raises(LineamentError, match="cannot write"), open_sink(f"{tmp_path}/{path}"):
+            pass
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(LineamentError, match=r"cannot write .*is a directory"), VideoSink(tmp_path / "folder.mp4"):
+        pass
+
+
+def test_an_unknown_ending_lists_the_known_ones() -> None:
+    with pytest.raises(LineamentError, match=r"'out\.xyz'; use \.mp4, .*\.jsonl.*\.png"):
+        open_sink("out.xyz")
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "photo.png"])
+def test_the_source_is_never_written_to(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    source.write_bytes(b"precious")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(LineamentError, match="is the source itself"):
+        open_sink(str(tmp_path / "sub" / ".." / name), source=str(source))
+    assert source.read_bytes() == b"precious"
+
+
+def test_pictures_never_replace_the_pictures_they_came_from(tmp_path: Path) -> None:
+    bgr = np.zeros((32, 32, 3), np.uint8)
+    original = tmp_path / "face.jpg"
+    original.write_bytes(b"precious")
+    with pytest.raises(LineamentError, match="is the source itself"), ImageSink(tmp_path, folder=True) as sink:
+        sink.write(result_of(bgr, source=str(original)), bgr)
+    assert original.read_bytes() == b"precious"
+
+
+def face_at(points: F32) -> Track:
+    return Track(7, Face(np.array([1.5, 2.25, 30.126, 40], np.float32), 0.87654321), points, 0.75)
+
+
+POINTS = (np.random.default_rng(0).random((98, 2)) * 100).astype(np.float32)
+BGR = np.zeros((48, 64, 3), np.uint8)
+
+
+def test_a_line_holds_all_of_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "deep/a.jsonl"
+    frame = Frame(BGR, "rtsp://user:secret@host/x", 3, 0.1, 0.0)
+    with open_sink(str(path)) as sink:
+        sink.write(Result(frame, (face_at(POINTS),), {"detect": 1.23456}), BGR)
+        sink.write(Result(frame, ()), BGR)
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert second["faces"] == []
+    (face,) = first.pop("faces")
+    assert first == {
+        "source": "rtsp://***@host/x",
+        "index": 3,
+        "time_s": 0.1,
+        "width": 64,
+        "height": 48,
+        "schema": "wflw98",
+        "ms": {"detect": 1.235},
+    }
+    assert np.allclose(face["points"], POINTS, atol=0.0051)
+    assert (face["id"], face["score"], face["confidence"]) == (7, 0.8765, 0.75)
+    assert face["box_xyxy"] == [1.5, 2.25, 30.13, 40.0]
+
+
+def test_sixty_eight_points_on_request(tmp_path: Path) -> None:
+    line = json.loads(JsonlSink("a.jsonl", IBUG68.name).line(Result(Frame(BGR, "x", 0, 0.0, 0.0), (face_at(POINTS),))))
+    assert line["schema"] == "ibug68"
+    assert np.allclose(line["faces"][0]["points"], ibug68_from_wflw98(POINTS), atol=0.0051)
+    with pytest.raises(LineamentError, match=r"unknown schema 'coco'; choose from wflw98, ibug68"):
+        JsonlSink("a.jsonl", "coco")
+
+
+def test_measurements_are_added_and_what_is_not_finite_is_null() -> None:
+    def measure(track: Track, frame: Frame) -> dict[str, object]:
+        return {"pose": {"yaw": np.float32(1.5), "pitch": float("nan")}, "eye_aspect": np.array([0.25, 0.5])}
+
+    sink = JsonlSink("a.jsonl", WFLW98.name, measure)
+    face = json.loads(sink.line(Result(Frame(BGR, "x", 0, 0.0, 0.0), (face_at(POINTS),))))["faces"][0]
+    assert face["pose"] == {"yaw": 1.5, "pitch": None} and face["eye_aspect"] == [0.25, 0.5]
+
+
+def test_a_dash_is_standard_output_and_leaves_it_open(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_sink("-") as sink:
+        sink.write(result_of(BGR), BGR)
+    print("still open")
+    line, after = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["index"] == 0 and after == "still open"
+
+
+def test_a_folder_of_pictures_is_named_after_its_sources(tmp_path: Path) -> None:
+    with open_sink(f"{tmp_path}/out/") as sink:
+        for index, source in enumerate(["in/a.png", "in/a.jpg", "clip.mp4"]):
+            sink.write(result_of(BGR, index, source=source), BGR)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000002.jpg", "a-1.jpg", "a.jpg"]
+
+
+def test_one_picture_takes_one_frame(tmp_path: Path) -> None:
+    with open_sink(str(tmp_path / "out.png")) as sink:
+        sink.write(result_of(BGR + 9), BGR + 9)
+        with pytest.raises(LineamentError, match="holds one picture and got a second frame; give a folder/"):
+            sink.write(result_of(BGR, 1), BGR)
+    assert np.array_equal(cast(U8, cv2.imread(str(tmp_path / "out.png"))), BGR + 9)
+
+
+def test_without_a_display_a_window_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    has_display.cache_clear()
+    with pytest.raises(LineamentError, match=r"no display.*--no-window"), WindowSink():
+        pass
+    has_display.cache_clear()
+
+
+def test_a_display_that_does_not_answer_is_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISPLAY", ":4242")
+    has_display.cache_clear()
+    assert not has_display()
+    has_display.cache_clear()
+
+
+WINDOW = """
+import sys, threading, time
+from pathlib import Path
+import cv2
+from stream.sample import Sample
+from stream.sink import WindowSink
+from landmarks.types import Frame, Result
+sample = Sample()
+results = [Result(Frame(sample.render(i), "rtsp://x/y", i, i / 30, 0.0), ()) for i in range(8)]
+keys = iter([-1, ord("s"), ord(" "), -1, -1, ord(" "), -1, 27])
+cv2.waitKey, real = (lambda ms: (real(ms), next(keys))[1]), cv2.waitKey
+shown = 0
+with WindowSink(snapshots=Path(".")) as window:
+    for result in results:
+        window.write(result, result.frame.bgr)
+        shown += not window.quit
+        if window.quit:
+            break
+window.close()
+assert shown == 4, shown
+cv2.waitKey = real
+with WindowSink() as window:
+    window.write(results[0], results[0].frame.bgr)
+    assert not window.quit
+    cv2.destroyWindow("Lineament")
+    window.write(results[1], results[1].frame.bgr)
+    assert window.quit
+"""
+
+
+@pytest.mark.skipif(
+    not any(Path(p, "Xvfb").exists() for p in os.get_exec_path()), reason="needs Xvfb: apt install xvfb"
+)
+def test_keys_quit_pause_and_save_and_a_closed_window_quits(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    xvfb = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "1280x1024x24"],
+        pass_fds=[write_end],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        os.close(write_end)
+        with os.fdopen(read_end) as number:
+            display = f":{number.readline().strip()}"
+        root = Path(__file__).resolve().parent.parent
+        env = {**os.environ, "DISPLAY": display, "PYTHONPATH": str(root)}
+        done = subprocess.run([sys.executable, "-c", WINDOW], cwd=tmp_path, env=env, timeout=60, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+    finally:
+        xvfb.terminate()
+        xvfb.wait(timeout=10)
+    assert [p.name for p in tmp_path.iterdir()] == ["lineament-y-000001.png"]
