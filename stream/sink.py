@@ -28,7 +28,8 @@ from av.video.stream import VideoStream
 
 from landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
 from landmarks.types import U8, Frame, LineamentError, Result, Track
-from stream.source import IMAGE_SUFFIXES, redacted
+from stream.image import IMAGE_SUFFIXES, cannot_write, write_image
+from stream.source import redacted
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class _FileSink:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         except OSError as error:
-            raise _cannot_write(self.path, error) from None
+            raise cannot_write(self.path, error) from None
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -147,7 +148,7 @@ class VideoSink(_FileSink):
             self._container.mux(stream.encode(picture))
         except (av.error.FFmpegError, OSError) as error:
             self._container = None
-            raise _cannot_write(self.path, error) from None
+            raise cannot_write(self.path, error) from None
 
     def _begin(self, container: OutputContainer, result: Result, drawn_bgr: U8) -> VideoStream:
         codec, options = _VIDEO_CODECS[self.path.suffix.lower()]
@@ -173,7 +174,7 @@ class VideoSink(_FileSink):
             container.mux(self._stream.encode())
             container.close()
         except (av.error.FFmpegError, OSError) as error:
-            raise _cannot_write(self.path, error) from None
+            raise cannot_write(self.path, error) from None
 
 
 class JsonlSink(_FileSink):
@@ -200,7 +201,7 @@ class JsonlSink(_FileSink):
         except OSError as error:
             with contextlib.suppress(OSError):  # closing tries to write once more
                 self.close()
-            raise _cannot_write(self.path, error) from None
+            raise cannot_write(self.path, error) from None
 
     def line(self, result: Result) -> str:
         frame = result.frame
@@ -258,7 +259,7 @@ class ImageSink(_FileSink):
         source = Path(result.frame.source)
         if target.exists() and source.exists() and target.samefile(source):
             raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
-        _write_image(target, drawn_bgr)
+        write_image(target, drawn_bgr)
 
     def _name(self, frame: Frame) -> str:
         source = Path(frame.source)
@@ -329,7 +330,7 @@ class WindowSink:
     def _snapshot(self, frame: Frame, drawn_bgr: U8) -> None:
         stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(frame.source).stem).strip("-")
         path = self._snapshots / f"lineament-{stem}-{frame.index:06d}.png"
-        _write_image(path, drawn_bgr)
+        write_image(path, drawn_bgr)
         log.warning("saved %s", path)
 
     def close(self) -> None:
@@ -353,11 +354,6 @@ def has_display() -> bool:
         return False
 
 
-def _cannot_write(path: Path, error: Exception) -> LineamentError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return LineamentError(f"cannot write {path}: {reason.lower()}; check the path, its rights and the space left")
-
-
 def _letterboxed(bgr: U8, width: int, height: int) -> U8:
     """bgr fitted into (height, width): as it is if it fits, an odd edge doubled, another size centred on black."""
     h, w = bgr.shape[:2]
@@ -371,16 +367,6 @@ def _letterboxed(bgr: U8, width: int, height: int) -> U8:
     out = np.zeros((height, width, 3), np.uint8)
     out[y : y + small.shape[0], x : x + small.shape[1]] = small
     return out
-
-
-def _write_image(path: Path, bgr: U8) -> None:
-    try:
-        good, data = cv2.imencode(path.suffix, bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        if not good:
-            raise LineamentError(f"cannot write {path}: OpenCV does not encode {path.suffix}; use .png or .jpg")
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise _cannot_write(path, error) from None
 
 
 def _plain(value: Any) -> object:

@@ -13,7 +13,6 @@ import re
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,18 +27,15 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image, UnidentifiedImageError
 
 from landmarks.types import U8, Frame, LineamentError
+from stream.image import IMAGE_SUFFIXES, check_file, read_image
 from stream.sample import Sample
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
 """the longest that a URL may take to open, and to deliver its next packet"""
-MAX_PIXELS = 100_000_000
-"""a larger picture is refused unread: decoded it would take more than 300 MB"""
 _LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
 
 
@@ -61,7 +57,10 @@ class Source(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def read(self) -> Frame | None:
-        """The next frame; None at the end and after close. READ_TIMEOUT_S without one raises LineamentError."""
+        """The next frame; None at the end and after close. Raises LineamentError after READ_TIMEOUT_S of silence.
+
+        A server that is told goodbye and does not answer takes as long again.
+        """
         ...
 
     def close(self) -> None:
@@ -192,7 +191,7 @@ class VideoSource(_Source):
 
     def _open(self) -> None:
         if not self._url:
-            _check_file(Path(self._address.removeprefix("file:")))
+            check_file(Path(self._address.removeprefix("file:")))
         options = {"rtsp_transport": "tcp"} if self._address.startswith("rtsp") else {}
         if self._endless:
             options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
@@ -347,7 +346,7 @@ class ImageSource(_Source):
 
     def _open(self) -> None:
         if not self._path.is_dir():
-            _check_file(self._path)
+            check_file(self._path)
             paths = [self._path]
         else:
             paths = [p for p in self._path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
@@ -361,7 +360,7 @@ class ImageSource(_Source):
     def _next(self) -> Frame | None:
         for path in self._left:
             try:
-                return self._frame(_read_image(path), float(self._index), str(path))
+                return self._frame(read_image(path), float(self._index), str(path))
             except LineamentError as error:
                 if self.frame_count == 1:
                     raise
@@ -416,17 +415,6 @@ class PacedSource(_Source):
         return replace(frame, captured_s=time.monotonic())
 
 
-def _check_file(path: Path) -> None:
-    """Says of a path what FFmpeg and OpenCV would not."""
-    if not path.exists():
-        near = f"{path.parent} does not exist" if not path.parent.exists() else "check the spelling"
-        raise LineamentError(f"cannot open {path}: no such file; {near}")
-    if not os.access(path, os.R_OK):
-        raise LineamentError(f"cannot open {path}: no permission to read it; try chmod u+r, or another user")
-    if path.is_file() and not path.stat().st_size:
-        raise LineamentError(f"cannot open {path}: the file is empty (0 bytes); copy or record it again")
-
-
 def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: float) -> str:
     """Why, and what to do next."""
     match error:
@@ -476,27 +464,3 @@ def _capture(number: int) -> cv2.VideoCapture:
         return capture
     finally:
         cv2.setLogLevel(loud)
-
-
-def _read_image(path: Path) -> U8:
-    """(H, W, 3) uint8 BGR of any picture, its size looked at before it is decoded."""
-    try:
-        data = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as header:
-                width, height = header.size
-    except Image.DecompressionBombError:
-        width, height = MAX_PIXELS, 2
-    except UnidentifiedImageError:
-        width, height = 0, 0  # left to OpenCV, which knows a few more kinds
-    except OSError as error:
-        raise LineamentError(f"cannot read {path}: {error.strerror or error}") from None
-    if width * height > MAX_PIXELS:
-        raise LineamentError(
-            f"{path} has over {MAX_PIXELS // 10**6} megapixels; make it smaller before you give it here"
-        )
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if bgr is None:
-        raise LineamentError(f"cannot read {path}: not a picture, or a damaged one; does another program open it?")
-    return np.asarray(bgr, np.uint8)
