@@ -50,8 +50,8 @@ def write_image(path: Path, bgr: U8) -> None:
 
 def check_file(path: Path) -> None:
     """Says of a path what FFmpeg and OpenCV would not."""
-    if not path.exists():
-        near = f"{path.parent} does not exist" if not path.parent.exists() else "check the spelling"
+    if not os.path.exists(path):  # unlike Path.exists it bears a name of any length
+        near = f"{path.parent} does not exist" if not os.path.exists(path.parent) else "check the spelling"
         raise LineamentError(f"cannot open {path}: no such file; {near}")
     if not os.access(path, os.R_OK):
         raise LineamentError(f"cannot open {path}: no permission to read it; try chmod u+r, or another user")

@@ -72,8 +72,7 @@ def open_sink(
     """
     target = Path(path).expanduser()
     suffix = target.suffix.lower()
-    if target.exists() and Path(source).exists() and target.samefile(source) and source:
-        raise LineamentError(f"{path} is the source itself; writing there would destroy it; choose another --out")
+    _check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema, measure)
     if path.endswith(("/", os.sep)) or target.is_dir():
@@ -256,9 +255,7 @@ class ImageSink(_FileSink):
         if self._names and not self._folder:
             raise LineamentError(f"{self.path} holds one picture and got a second frame; give a folder/ or a video")
         self._names.add(target.name)
-        source = Path(result.frame.source)
-        if target.exists() and source.exists() and target.samefile(source):
-            raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
+        _check_not_source(target, result.frame.source)
         write_image(target, drawn_bgr)
 
     def _name(self, frame: Frame) -> str:
@@ -352,6 +349,13 @@ def has_display() -> bool:
         return subprocess.run(probe, capture_output=True, timeout=30).returncode == 0
     except subprocess.TimeoutExpired:
         return False
+
+
+def _check_not_source(target: Path, source: str) -> None:
+    # os.path answers False for a source that is no path, however long
+    source = os.path.expanduser(source)
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
+        raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
 
 
 def _letterboxed(bgr: U8, width: int, height: int) -> U8:

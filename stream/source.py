@@ -89,7 +89,7 @@ def open_source(spec: str) -> Source:
     if "://" in spec:
         return VideoSource(spec)
     path = Path(spec).expanduser()
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+    if os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSource(path)
     return VideoSource(path)
 

@@ -157,6 +157,7 @@ def test_the_source_is_never_written_to(tmp_path: Path, name: str) -> None:
     with pytest.raises(LineamentError, match="is the source itself"):
         open_sink(str(tmp_path / "sub" / ".." / name), source=str(source))
     assert source.read_bytes() == b"precious"
+    open_sink(str(source), source="rtsp://host/" + "x" * 5000)
 
 
 def test_pictures_never_replace_the_pictures_they_came_from(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_each_wrong_file_is_told_apart(tmp_path: Path) -> None:
     said = {name: failure(open_source(str(tmp_path / name))) for name in (
         "gone.mp4", "nowhere/a.mp4", "empty.mp4", "noise.mp4", "letter.txt", "folder", "sound.mp4", "headless.mp4"
     )}  # fmt: skip
+    assert "no such file" in failure(open_source("x" * 5000))
     assert "no such file; check the spelling" in said["gone.mp4"]
     assert "nowhere does not exist" in said["nowhere/a.mp4"]
     assert "empty (0 bytes)" in said["empty.mp4"]
