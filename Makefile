@@ -6,9 +6,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-# What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in, and for the window's test a display.
+# What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in; for the tests a display and an RTSP
+# server.
 APT_SERVE := libgl1 libglib2.0-0 python3-venv
-APT_TEST := xvfb
+APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
 
 .DEFAULT_GOAL := help
 .PHONY: help stream bench fit-mesh test lint types clean
@@ -45,7 +47,7 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.serve
-	@$(call apt,command -v Xvfb,$(APT_TEST))
+	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,$(APT_TEST))
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
 

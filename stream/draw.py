@@ -48,7 +48,7 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
     Line width and dot size follow the size of the face, text the size of the picture. note: a line for the corner.
     """
     canvas = result.frame.bgr.copy()
-    text_px = max(9.0, min(canvas.shape[:2]) / 30)
+    text_px = max(11.0, min(canvas.shape[:2]) / 32)
     for track in result.tracks:
         colour = _COLOURS_BGR[track.id % len(_COLOURS_BGR)]
         points = convert(track.points, schema, SCHEMAS[cfg.schema])
@@ -108,13 +108,13 @@ def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: flo
 
 def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colour: Colour) -> None:
     """Text on a dark rim, its base line's left end at `at`, kept inside the picture."""
-    scale = height_px / 30
-    thick = max(1, round(scale * 2))
+    scale = height_px / 25
+    thick = max(1, round(scale * 1.5))
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
     x = round(min(max(at[0], 2), canvas.shape[1] - width - 2))
     y = round(min(max(at[1], height + 2), canvas.shape[0] - 3))
-    for tint, extra in (((20, 20, 20), 2), (colour, 0)):
-        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, tint, thick + extra, cv2.LINE_AA)
+    for tint, width_px in (((20, 20, 20), 3 * thick), (colour, thick)):
+        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, tint, width_px, cv2.LINE_AA)
 
 
 def _fixed(point: Floats | tuple[float, float]) -> tuple[int, int]:

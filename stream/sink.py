@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -270,11 +271,18 @@ class ImageSink(_FileSink):
 class WindowSink:
     """A window. q or Esc or its X sets `quit`, s saves a snapshot, space pauses. Belongs to the main thread."""
 
-    def __init__(self, title: str = "Lineament", still: bool = False, snapshots: Path = Path(".")) -> None:
-        """still: every frame stays until a key is pressed. snapshots: the folder that `s` writes to."""
+    def __init__(
+        self, title: str = "Lineament", *, still: bool = False, paced: bool = False, snapshots: Path = Path(".")
+    ) -> None:
+        """still: every frame stays until a key is pressed. paced: no frame is shown before its time, for files.
+
+        snapshots: the folder that `s` writes to.
+        """
         self.quit = False
         self._title = title
-        self._still = still
+        self._still, self._paced = still, paced
+        self._clock_s = 0.0
+        """time.monotonic() at which the source's time 0 would have been shown"""
         self._snapshots = snapshots
         self._opened = False
         self._shown = False
@@ -303,8 +311,8 @@ class WindowSink:
             fit = min(1.0, 1280 / width, 800 / height)
             cv2.resizeWindow(self._title, round(width * fit), round(height * fit))
         cv2.imshow(self._title, drawn_bgr)
+        key, paused = cv2.waitKey(self._wait_ms(result.frame.time_s)), self._still
         self._shown = True
-        key, paused = cv2.waitKey(1), self._still
         while True:
             if key in (ord("q"), 27) or self._closed_by_user():
                 self.quit = True
@@ -315,8 +323,15 @@ class WindowSink:
             elif key != -1 and self._still:
                 paused = False
             if self.quit or not paused:
+                self._clock_s = max(self._clock_s, time.monotonic() - result.frame.time_s)
                 return
             key = cv2.waitKey(30)
+
+    def _wait_ms(self, time_s: float) -> int:
+        """How long to show a frame before the next is due; at least 1, for the window needs it to draw."""
+        if not self._shown:
+            self._clock_s = time.monotonic() - time_s
+        return max(1, round((self._clock_s + time_s - time.monotonic()) * 1e3)) if self._paced else 1
 
     def _closed_by_user(self) -> bool:
         try:

@@ -1,0 +1,315 @@
+"""How fast, how fresh and how steady the stream is on this machine, beside its peers in the same run.
+
+    make bench                                       everything on the sample
+    make bench ARGS="--clips ../shared/clips --peer ../shared/peers/pfld_ghostone_112_98pt.onnx"
+
+speed   frames/s from an MP4 on disk to tracks, by contender, as the median of `runs` alternating runs
+live    age of a frame, capture to drawn, of a 30 fps source
+steady  jitter and lag against the sample's true motion, with and without smoothing
+memory  resident size over many frames
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import tyro
+
+import engines
+from landmarks.card import ModelCard
+from landmarks.geometry import apply, invert
+from landmarks.schema import WFLW98
+from landmarks.types import F32, F64, U8, Frame, Landmarker, Landmarks, LineamentError, Result
+from stream.detect import StreamFaces
+from stream.draw import DrawConfig, draw
+from stream.pipeline import Pipeline
+from stream.report import Report
+from stream.sample import Sample
+from stream.sink import VideoSink
+from stream.source import PacedSource, SampleSource, VideoSource
+from stream.track import TrackConfig, Tracker
+
+Part = Literal["speed", "live", "steady", "memory"]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure."""
+
+    parts: tuple[Part, ...] = ("speed", "live", "steady", "memory")
+    """Which parts to run, in this order."""
+    sizes: tuple[str, ...] = ("640x480", "1280x720", "1920x1080")
+    """Frame sizes, width x height."""
+    faces: tuple[int, ...] = (1, 2, 3)
+    """Faces in the sample."""
+    clips: Path | None = None
+    """A folder of clips to add to the sample, scaled to each size."""
+    peer: Path | None = None
+    """PFLD_GhostOne as ONNX (112x112 BGR in, 98 points out), run behind our detector."""
+    seconds: float = 10.0
+    """Length of the sample."""
+    runs: int = 5
+    """Alternating runs a contender; the median counts."""
+    frames: int = 10_000
+    """Frames of the memory part."""
+
+
+def main() -> None:
+    cfg = tyro.cli(BenchConfig, prog="python -m stream.bench")
+    print(machine())
+    for part in cfg.parts:
+        {"speed": speed, "live": live, "steady": steady, "memory": memory}[part](cfg)
+
+
+def machine() -> str:
+    """One paragraph: date, processor, cores, versions."""
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    packages = ("openvino", "mediapipe", "opencv-python", "av", "numpy")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"{date.today()}  {model}, {os.cpu_count()} cores, Python {platform.python_version()}\n{versions}\n"
+
+
+# ---- speed
+
+
+def speed(cfg: BenchConfig) -> None:
+    print("## speed: frames/s, MP4 on disk to tracks, no drawing")
+    contenders = _contenders(cfg)
+    print(f"{'clip':>34} {'size':>10} " + " ".join(f"{name:>17}" for name in contenders) + "   ratio to mediapipe")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, faces, size, path in _clips(cfg, Path(folder)):
+            rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+            for _ in range(cfg.runs):
+                for contender, run in contenders.items():
+                    rates[contender].append(run(path, faces))
+            medians = {contender: median(values) for contender, values in rates.items()}
+            shown = " ".join(f"{medians[c]:>9.0f} ±{np.ptp(rates[c]) / 2:>5.0f}  " for c in contenders)
+            ours = medians["lineament"]
+            print(f"{name:>34} {size:>10} {shown} {ours / medians['mediapipe']:>6.2f}", flush=True)
+            _stages(path, faces)
+
+
+def _contenders(cfg: BenchConfig) -> dict[str, Callable[[Path, int], float]]:
+    contenders: dict[str, Callable[[Path, int], float]] = {
+        "lineament": lambda path, faces: _run_ours(path, faces, engines.load("mesh")),
+        "mediapipe": lambda path, faces: _run_mediapipe(path, faces, refine=False),
+        "mediapipe refined": lambda path, faces: _run_mediapipe(path, faces, refine=True),
+    }
+    if cfg.peer:
+        peer = cfg.peer
+        contenders["pfld"] = lambda path, faces: _run_ours(path, faces, Pfld(peer))
+    return contenders
+
+
+def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> float:
+    """Frames/s of the pipeline; models are loaded and warm before the clock starts."""
+    with StreamFaces() as detector:
+        warm = np.zeros((1, *landmarker.card.input_hw, 3), np.uint8)
+        landmarker(warm), detector(np.zeros((480, 640, 3), np.uint8))
+        began_s, count = time.perf_counter(), 0
+        with Pipeline(VideoSource(path), Tracker(detector, landmarker, TrackConfig(max_faces=faces))) as results:
+            for _ in results:
+                count += 1
+        elapsed_s = time.perf_counter() - began_s
+    landmarker.close()
+    return count / elapsed_s
+
+
+def _run_mediapipe(path: Path, faces: int, refine: bool) -> float:
+    """Frames/s of the loop in MediaPipe's own guide: VideoCapture, cvtColor, FaceMesh.process."""
+    from mediapipe.python.solutions.face_mesh import FaceMesh
+
+    with FaceMesh(max_num_faces=faces, refine_landmarks=refine) as mesh:
+        mesh.process(np.zeros((480, 640, 3), np.uint8))
+        began_s, count = time.perf_counter(), 0
+        capture = cv2.VideoCapture(str(path))
+        while True:
+            there, bgr = capture.read()
+            if not there:
+                break
+            bgr.flags.writeable = False
+            mesh.process(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+            count += 1
+        elapsed_s = time.perf_counter() - began_s
+        capture.release()
+    return count / elapsed_s
+
+
+def _stages(path: Path, faces: int) -> None:
+    """One more run of ours, for where the time goes."""
+    report = Report()
+    with StreamFaces() as detector, engines.load("mesh") as landmarker:
+        tracker = Tracker(detector, landmarker, TrackConfig(max_faces=faces))
+        with Pipeline(VideoSource(path), tracker) as results:
+            for result in results:
+                report.add(result)
+    stages = ("capture", "detect", "crop", "landmark", "track")
+    shown = (f"{s} {report.percentile_ms(s, 50):.2f}/{report.percentile_ms(s, 95):.2f}" for s in stages)
+    print(f"{'':>34} {'':>10} ms p50/p95: {'  '.join(shown)}", flush=True)
+
+
+def _clips(cfg: BenchConfig, folder: Path) -> Iterator[tuple[str, int, str, Path]]:
+    """(name, faces, size, MP4) of every clip at every size, written as they are asked for."""
+    for size in cfg.sizes:
+        width, height = map(int, size.split("x"))
+        for faces in cfg.faces:
+            sample = Sample(size_hw=(height, width), seconds=cfg.seconds, faces=faces)
+            frames = (sample.render(i) for i in range(len(sample)))
+            yield f"sample, {faces} faces", faces, size, _written(folder / "clip.mp4", frames, sample.fps)
+        for clip in sorted(cfg.clips.iterdir()) if cfg.clips else ():
+            with VideoSource(clip) as source:
+                frames_read = iter(source.read, None)
+                scaled = (cv2.resize(f.bgr, (width, height), interpolation=cv2.INTER_AREA) for f in frames_read if f)
+                yield clip.stem[:34], 3, size, _written(folder / "clip.mp4", scaled, source.fps or 30.0)
+
+
+def _written(path: Path, pictures: Iterator[Any], fps: float) -> Path:
+    path.unlink(missing_ok=True)
+    with VideoSink(path, fps) as sink:
+        for i, bgr in enumerate(pictures):
+            sink.write(Result(Frame(bgr, "bench", i, i / fps, 0.0), ()), bgr)
+    return path
+
+
+class Pfld:
+    """The peer as a Landmarker: PFLD_GhostOne_112_1_opt_sim, 98 points in unit coordinates; it does not judge."""
+
+    card = ModelCard(name="pfld", schema="wflw98", input_hw=(112, 112), crop_scale=1.2)
+
+    def __init__(self, path: Path) -> None:
+        import openvino as ov
+
+        if not path.is_file():
+            raise LineamentError(f"no peer model at {path}; leave --peer out to go without")
+        core = ov.Core()
+        model = core.read_model(path)
+        model.reshape([-1, 3, 112, 112])
+        self._compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+
+    def __call__(self, rgb_NHWC: U8) -> Landmarks:
+        bgr_NCHW = np.ascontiguousarray(rgb_NHWC[..., ::-1].transpose(0, 3, 1, 2), np.float32) / 255
+        points = self._compiled(bgr_NCHW)[0].reshape(-1, 98, 2)
+        return Landmarks(points, np.ones(len(points), np.float32))
+
+    def close(self) -> None: ...
+
+
+# ---- live
+
+
+def live(cfg: BenchConfig) -> None:
+    print("\n## live: age of a frame at 30 fps, capture to drawn, ms")
+    for size in cfg.sizes:
+        width, height = map(int, size.split("x"))
+        sample = Sample(size_hw=(height, width), seconds=cfg.seconds)
+        rendered = [sample.render(i) for i in range(len(sample))]
+        report = Report()
+        with StreamFaces() as detector, engines.load("mesh") as landmarker:
+            source = PacedSource(SampleSource(_Rendered(sample, rendered)))
+            with Pipeline(source, Tracker(detector, landmarker)) as results:
+                for result in results:
+                    draw(result, WFLW98, DrawConfig(), "30 fps")
+                    age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
+                    report.add(replace(result, ms={"age": age_ms}))
+        ages = " ".join(f"p{p} {report.percentile_ms('age', p):.1f}" for p in (50, 95, 99))
+        print(f"{size:>10}  n {report.frames}  {ages}  dropped {results.dropped}", flush=True)
+
+
+class _Rendered(Sample):
+    """A sample whose pictures are ready, so that rendering takes no processor time from what is measured."""
+
+    def __init__(self, sample: Sample, pictures: list[U8]) -> None:
+        super().__init__(sample.size_hw, sample.fps, sample.seconds, sample.faces, sample.noise)
+        object.__setattr__(self, "_pictures", pictures)
+
+    def render(self, index: int) -> U8:
+        return self.__dict__["_pictures"][index]  # type: ignore[no-any-return]
+
+
+# ---- steady
+
+
+def steady(cfg: BenchConfig) -> None:
+    """Prints jitter and lag on the sample.
+
+    jitter: RMS over frames and points of the change of the error from one frame to the next, over the face's size.
+    lag: the delay, in frames, at which the true motion of the face's centre explains the seen one best.
+    """
+    print("\n## steady: the sample at 640x480, its true motion known")
+    sample = Sample(seconds=cfg.seconds)
+    for name, smooth in (("raw", False), ("smoothed", True)):
+        jitter, lag = _jitter_and_lag(sample, smooth)
+        print(f"{name:>10}  jitter {100 * jitter:.3f} % of face size   lag {lag:+.2f} frames", flush=True)
+
+
+def _jitter_and_lag(sample: Sample, smooth: bool) -> tuple[float, float]:
+    seen: dict[int, F32] = {}
+    with StreamFaces() as detector, engines.load("mesh") as landmarker:
+        tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth, max_faces=1))
+        for i in range(len(sample)):
+            frame = Frame(sample.render(i), "sample", i, i / sample.fps, 0.0)
+            tracks = tracker(frame).tracks
+            if tracks and sample.visible(i):
+                seen[i] = tracks[0].points
+    indices = np.array(sorted(seen))
+    in_photo = np.array([apply(invert(sample.frame_from_photo(i)), seen[i]) for i in indices])
+    reference = np.median(in_photo, axis=0)
+    true = np.array([apply(sample.frame_from_photo(int(i)), reference) for i in indices])
+    points = np.array([seen[i] for i in indices])
+    size = np.ptp(true, axis=1).max(-1)
+    follows = np.diff(indices) == 1
+    change = np.diff(points - true, axis=0)[follows] / size[1:][follows, None, None]
+    jitter = float(np.sqrt((change**2).sum(-1).mean()))
+    delays = np.arange(-2, 6, 0.05)
+    return jitter, float(delays[np.argmin([_misfit(sample, indices, points, reference, d) for d in delays])])
+
+
+def _misfit(sample: Sample, indices: F64, points: F32, reference: F32, delay: float) -> float:
+    """Mean squared distance of the seen centres' motion from the true centres' motion `delay` frames before."""
+    center = reference.mean(0)
+    low = np.array([apply(sample.frame_from_photo(int(np.floor(i - delay))), center) for i in indices])
+    high = np.array([apply(sample.frame_from_photo(int(np.floor(i - delay)) + 1), center) for i in indices])
+    part = ((indices - delay) - np.floor(indices - delay))[:, None]
+    error = points.mean(1) - (low * (1 - part) + high * part)
+    return float(((error - error.mean(0)) ** 2).sum(-1).mean())
+
+
+# ---- memory
+
+
+def memory(cfg: BenchConfig) -> None:
+    print(f"\n## memory: {cfg.frames} frames of the sample at 640x480, resident MiB")
+    sample = Sample(seconds=cfg.frames / 30)
+    with StreamFaces() as detector, engines.load("mesh") as landmarker:
+        with Pipeline(SampleSource(sample), Tracker(detector, landmarker)) as results:
+            for count, result in enumerate(results, 1):
+                draw(result, WFLW98, DrawConfig())
+                if count % (cfg.frames // 10) == 0:
+                    print(f"{count:>8} {_resident_mib():8.1f}", flush=True)
+
+
+def _resident_mib() -> float:
+    if (status := Path("/proc/self/statm")).exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+if __name__ == "__main__":
+    main()
