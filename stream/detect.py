@@ -13,8 +13,9 @@ A row describes one candidate: centre x y, width, height, image-left eye x y, im
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -30,6 +31,12 @@ Range = Literal["short", "full"]
 
 MERGE_IOU = 0.3
 """candidates that overlap more than this are one face; MediaPipe's own value"""
+PROPOSE = 0.3
+"""score from which a candidate is worth a second look"""
+SURE = 0.7
+"""score of the second look that tells faces from the rest: 99.9 % of faces pass, 1 % of other proposals"""
+TILE_PER_FACE = 10.0
+"""the full range sees a face from about a tenth of its window's side"""
 
 
 class Window(NamedTuple):
@@ -80,32 +87,51 @@ class BlazeFace(_Detector):
 
 
 class StreamFaces(_Detector):
-    """The default for video: both ranges on the whole frame."""
+    """The default for video: each call looks at the whole frame by both ranges, and at the next few tiles.
 
-    def __init__(self, min_score: float = 0.5) -> None:
+    So a call stays cheap, a face that fills a tenth of the frame is seen at once, and one of smallest_px after a few
+    calls. It remembers which tiles come next: use one for each source.
+    """
+
+    def __init__(self, min_score: float = SURE, smallest_px: float = 48, tiles_per_call: int = 2) -> None:
         self._short, self._full = _Graph("short"), _Graph("full")
-        self._min_score = _checked(min_score)
+        self._min_score, self._smallest_px, self._tiles_per_call = _checked(min_score), smallest_px, tiles_per_call
+        self._next_tile = 0
 
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        windows = [whole(bgr)]
-        found = [*self._short.look(bgr, windows, self._min_score), *self._full.look(bgr, windows, self._min_score)]
-        return _merged(found)
+        frame = [whole(bgr)]
+        seen = [*self._short.look(bgr, frame, PROPOSE), *self._full.look(bgr, frame + self._share(bgr), PROPOSE)]
+        return _confirmed(bgr, _merged(seen), self._short, self._min_score)
+
+    def _share(self, bgr: U8) -> list[Window]:
+        """This call's share of the tiles; none when the whole frame shows faces of smallest_px well enough."""
+        every = tiles(bgr, self._smallest_px * TILE_PER_FACE)
+        share = [every[(self._next_tile + i) % len(every)] for i in range(min(self._tiles_per_call, len(every)))]
+        self._next_tile += self._tiles_per_call
+        return share
 
 
 class StillFaces(_Detector):
-    """The default for still pictures: whole, with a border, and turned by quarters when nothing was found upright."""
+    """The default for still pictures: every window, upright and turned by quarters. Thorough, not quick."""
 
-    def __init__(self, min_score: float = 0.5) -> None:
+    def __init__(self, min_score: float = SURE, smallest_px: float = 24) -> None:
         self._short, self._full = _Graph("short"), _Graph("full")
-        self._min_score = _checked(min_score)
+        self._min_score, self._smallest_px = _checked(min_score), smallest_px
 
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
+        # a border lets a face that touches the picture's edges be smaller than the window
+        wide = [whole(bgr, scale) for scale in (1.0, 1.5, 2.0)]
+        near: list[Window] = []
+        side = float(min(bgr.shape[:2]))
+        while side >= self._smallest_px * TILE_PER_FACE:
+            near += tiles(bgr, side)
+            side /= 2
+        proposed: list[Face] = []
         for roll_rad in (0.0, np.pi / 2, -np.pi / 2, np.pi):
-            windows = [whole(bgr, scale)._replace(roll_rad=roll_rad) for scale in (1.0, 1.5, 2.0)]
-            found = [*self._short.look(bgr, windows, self._min_score), *self._full.look(bgr, windows, self._min_score)]
-            if found:
-                return _merged(found)
-        return ()
+            turned_wide, turned_near = ([w._replace(roll_rad=roll_rad) for w in windows] for windows in (wide, near))
+            seen = self._full.look(bgr, turned_wide + turned_near, PROPOSE)
+            proposed += _merged([*self._short.look(bgr, turned_wide, PROPOSE), *seen])
+        return _confirmed(bgr, proposed, self._short, self._min_score)
 
 
 class MediaPipeFaces(_Detector):
@@ -143,6 +169,21 @@ def whole(bgr: U8, scale: float = 1.0) -> Window:
     """The smallest square round the frame, or one `scale` times that: black where there is no frame."""
     height, width = bgr.shape[:2]
     return Window((width - 1) / 2, (height - 1) / 2, scale * max(width, height))
+
+
+def tiles(bgr: U8, side: float) -> list[Window]:
+    """Windows of this side that cover the frame and overlap by a quarter; none if one would cover it all."""
+    height, width = bgr.shape[:2]
+    if side >= max(height, width):
+        return []
+    return [Window(x, y, side) for y in _centers(height, side) for x in _centers(width, side)]
+
+
+def _centers(length: int, side: float) -> list[float]:
+    """Where windows of this side lie along a frame of this length, both px."""
+    count = 1 + max(0, math.ceil((length - side) / (0.75 * side)))
+    margin = min(side, length) / 2
+    return np.linspace(margin - 0.5, length - margin - 0.5, count).tolist() if count > 1 else [(length - 1) / 2]
 
 
 class Candidate(NamedTuple):
@@ -196,7 +237,7 @@ class _Graph:
 
     def _candidates(self, view: U8, min_score: float) -> tuple[F32, F32]:
         """view: (side, side, 3) BGR -> (N, 8) rows in view px and (N,) scores. Only what passes is decoded."""
-        outputs = self._compiled(view[None], share_inputs=True, share_outputs=True)
+        outputs = self._request.infer({0: view[None]}, share_inputs=True, share_outputs=True)
         boxes, logits = outputs[self._spec.boxes][0], outputs[self._spec.logits][0, :, 0]
         passed = np.flatnonzero(logits >= np.log(min_score / (1 - min_score)))
         rows_N8 = boxes[passed, :8].copy()
@@ -207,17 +248,23 @@ class _Graph:
         return rows_N8[sized], scores[sized].astype(np.float32)
 
     @cached_property
-    def _compiled(self) -> Any:
-        import openvino as ov
-        from openvino.preprocess import ColorFormat, PrePostProcessor
+    def _request(self) -> Any:
+        return _compiled(self._spec.file).create_infer_request()
 
-        graph = PrePostProcessor(ov.Core().read_model(_mediapipe_folder() / "face_detection" / self._spec.file))
-        graph.input().tensor().set_element_type(ov.Type.u8)
-        graph.input().tensor().set_layout(ov.Layout("NHWC")).set_color_format(ColorFormat.BGR)
-        graph.input().model().set_layout(ov.Layout("NHWC"))
-        graph.input().preprocess().convert_element_type(ov.Type.f32).convert_color(ColorFormat.RGB)
-        graph.input().preprocess().mean(127.5).scale(127.5)
-        return ov.compile_model(graph.build(), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+
+@cache
+def _compiled(file: str) -> Any:
+    """One of MediaPipe's graphs, to be given uint8 BGR pixels. Compiled once; each user makes its own request."""
+    import openvino as ov
+    from openvino.preprocess import ColorFormat, PrePostProcessor
+
+    graph = PrePostProcessor(ov.Core().read_model(_mediapipe_folder() / "face_detection" / file))
+    graph.input().tensor().set_element_type(ov.Type.u8)
+    graph.input().tensor().set_layout(ov.Layout("NHWC")).set_color_format(ColorFormat.BGR)
+    graph.input().model().set_layout(ov.Layout("NHWC"))
+    graph.input().preprocess().convert_element_type(ov.Type.f32).convert_color(ColorFormat.RGB)
+    graph.input().preprocess().mean(127.5).scale(127.5)
+    return ov.compile_model(graph.build(), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
 
 
 def _sampled(bgr: U8, view_from_frame: F64, view_hw: tuple[int, int]) -> U8:
@@ -267,6 +314,31 @@ def _merged(candidates: Iterable[Candidate]) -> tuple[Face, ...]:
     return tuple(faces)
 
 
+def _confirmed(bgr: U8, proposed: Iterable[Face], short: _Graph, min_score: float) -> tuple[Face, ...]:
+    """A second look, short range, at each proposal: centred, levelled, half the window wide, as that graph likes it.
+
+    This look alone gives box, roll and score: nearly all that is no face fails it, so the first may be generous.
+    """
+    faces: list[Face] = []
+    for face in sorted(proposed, key=lambda face: -face.score):
+        row = _row(face)
+        if any(_iou(row, _row(other)[None])[0] > MERGE_IOU for other in faces):
+            continue
+        window = Window(float(row[0]), float(row[1]), 2 * float(row[2:4].max()), face.roll_rad)
+        again = _merged(short.look(bgr, [window], min_score))
+        faces += [other for other in again[:1] if _iou(row, _row(other)[None])[0] > MERGE_IOU]
+    return _distinct(faces)
+
+
+def _distinct(faces: Iterable[Face]) -> tuple[Face, ...]:
+    """Best first; of those that overlap, the best."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        if all(_iou(_row(face), _row(other)[None])[0] <= MERGE_IOU for other in kept):
+            kept.append(face)
+    return tuple(kept)
+
+
 def _iou(row: F32, rows_N8: F32) -> F32:
     """Intersection over union of one candidate's box with each of N."""
     low = np.maximum(row[:2] - row[2:4] / 2, rows_N8[:, :2] - rows_N8[:, 2:4] / 2)
@@ -279,6 +351,12 @@ def _face(row: F32, score: float) -> Face:
     center, half, left_eye, right_eye = row[:2], row[2:4] / 2, row[4:6], row[6:8]
     x, y = right_eye - left_eye
     return Face(np.concatenate([center - half, center + half]).astype(np.float32), score, float(np.arctan2(y, x)))
+
+
+def _row(face: Face) -> F32:
+    """(4,) the box of a face as a row has it: centre x y, width, height."""
+    low, high = face.box_xyxy[:2], face.box_xyxy[2:]
+    return np.concatenate([(low + high) / 2, high - low])
 
 
 def _checked(min_score: float) -> float:
