@@ -1,0 +1,1 @@
+"""Making the model: data, metrics and, with torch, the training itself."""

@@ -1,0 +1,39 @@
+"""How far points are from where they should be. numpy only.
+
+NME is in percent of the distance of the eyes' outer corners, as the WFLW protocol has it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from landmarks.schema import WFLW98, Schema
+from landmarks.types import F64, Floats
+
+
+def point_errors(predicted: Floats, truth: Floats, schema: Schema = WFLW98) -> F64:
+    """(N, K, 2), (N, K, 2) -> (N, K) percent of each face's inter-ocular distance. Raises ValueError on a mismatch."""
+    if predicted.shape != truth.shape or predicted.shape[1:] != (len(schema), 2):
+        raise ValueError(f"expected two arrays (N, {len(schema)}, 2), got {predicted.shape} and {truth.shape}")
+    left, right = schema.eye_corners
+    ocular = np.linalg.norm(truth[:, left] - truth[:, right], axis=-1)
+    if not (ocular > 0).all():
+        raise ValueError(
+            f"face {int(np.argmin(ocular))} has both eye corners in one place: no NME without their distance"
+        )
+    return np.asarray(np.linalg.norm(predicted - truth, axis=-1) / ocular[:, None] * 100, np.float64)
+
+
+def nme(predicted: Floats, truth: Floats, schema: Schema = WFLW98) -> F64:
+    """(N,) percent, one a face; the mean of them is the NME of a set."""
+    return np.asarray(point_errors(predicted, truth, schema).mean(1))
+
+
+def failure_rate(nme_N: Floats, limit: float = 10.0) -> float:
+    """Percent of faces whose NME is above limit percent: FR@10."""
+    return float((nme_N > limit).mean() * 100)
+
+
+def auc(nme_N: Floats, limit: float = 10.0) -> float:
+    """Area under the curve of cumulative errors up to limit percent, 0..1: AUC@10. Exact, not a sum over bins."""
+    return float(np.clip(1 - nme_N / limit, 0, 1).mean())
