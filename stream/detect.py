@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,9 @@ MERGE_IOU = 0.3
 PROPOSE = 0.3
 """score from which a candidate is worth a second look"""
 SURE = 0.7
-"""score of the second look that tells faces from the rest: 99.9 % of faces pass, 1 % of other proposals"""
+"""score of the second look that tells faces from the rest: it keeps nearly every face and one in a hundred others"""
+SURE_TURNED = 0.85
+"""the same for a face turned by more than 60 degrees: they are rare, so most of what looks like one is none"""
 TILE_PER_FACE = 10.0
 """the full range sees a face from about a tenth of its window's side"""
 
@@ -83,25 +85,25 @@ class BlazeFace(_Detector):
         self._min_score = _checked(min_score)
 
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        return _merged(self._graph.look(bgr, [whole(bgr)], self._min_score))
+        return tuple(_merged(self._graph.look(bgr, [whole(bgr)], self._min_score)))
 
 
 class StreamFaces(_Detector):
     """The default for video: each call looks at the whole frame by both ranges, and at the next few tiles.
 
-    So a call stays cheap, a face that fills a tenth of the frame is seen at once, and one of smallest_px after a few
-    calls. It remembers which tiles come next: use one for each source.
+    So a call stays cheap, a face of a tenth of the frame's longer side is seen at once, and one of smallest_px after a
+    few calls. It remembers which tiles come next: use one for each source.
     """
 
     def __init__(self, min_score: float = SURE, smallest_px: float = 48, tiles_per_call: int = 2) -> None:
         self._short, self._full = _Graph("short"), _Graph("full")
-        self._min_score, self._smallest_px, self._tiles_per_call = _checked(min_score), smallest_px, tiles_per_call
-        self._next_tile = 0
+        self._min_score, self._smallest_px = _checked(min_score), _positive(smallest_px)
+        self._tiles_per_call, self._next_tile = tiles_per_call, 0
 
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
         frame = [whole(bgr)]
-        seen = [*self._short.look(bgr, frame, PROPOSE), *self._full.look(bgr, frame + self._share(bgr), PROPOSE)]
-        return _confirmed(bgr, _merged(seen), self._short, self._min_score)
+        short, full = self._short.look(bgr, frame, PROPOSE), self._full.look(bgr, frame + self._share(bgr), PROPOSE)
+        return _confirmed(bgr, _merged(short, full), self._short, self._min_score)
 
     def _share(self, bgr: U8) -> list[Window]:
         """This call's share of the tiles; none when the whole frame shows faces of smallest_px well enough."""
@@ -112,26 +114,31 @@ class StreamFaces(_Detector):
 
 
 class StillFaces(_Detector):
-    """The default for still pictures: every window, upright and turned by quarters. Thorough, not quick."""
+    """The default for still pictures: the whole, borders and tiles of all sizes, each turned by quarters. Not quick.
+
+    Looks for faces down to smallest_px, but not below a hundredth of the longer side.
+    """
 
     def __init__(self, min_score: float = SURE, smallest_px: float = 24) -> None:
         self._short, self._full = _Graph("short"), _Graph("full")
-        self._min_score, self._smallest_px = _checked(min_score), smallest_px
+        self._min_score, self._smallest_px = _checked(min_score), _positive(smallest_px)
 
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        # a border lets a face that touches the picture's edges be smaller than the window
-        wide = [whole(bgr, scale) for scale in (1.0, 1.5, 2.0)]
-        near: list[Window] = []
-        side = float(min(bgr.shape[:2]))
-        while side >= self._smallest_px * TILE_PER_FACE:
-            near += tiles(bgr, side)
-            side /= 2
+        # within a border, a face that touches all sides of the picture is smaller than the window
+        wide, near = [whole(bgr, scale) for scale in (1.0, 1.5, 2.0)], self._near(bgr)
         proposed: list[Face] = []
         for roll_rad in (0.0, np.pi / 2, -np.pi / 2, np.pi):
-            turned_wide, turned_near = ([w._replace(roll_rad=roll_rad) for w in windows] for windows in (wide, near))
-            seen = self._full.look(bgr, turned_wide + turned_near, PROPOSE)
-            proposed += _merged([*self._short.look(bgr, turned_wide, PROPOSE), *seen])
+            wide, near = ([w._replace(roll_rad=roll_rad) for w in windows] for windows in (wide, near))
+            proposed += _merged(self._short.look(bgr, wide, PROPOSE), self._full.look(bgr, wide + near, PROPOSE))
         return _confirmed(bgr, proposed, self._short, self._min_score)
+
+    def _near(self, bgr: U8) -> list[Window]:
+        windows: list[Window] = []
+        side = float(min(bgr.shape[:2]))
+        while side >= TILE_PER_FACE * max(self._smallest_px, max(bgr.shape[:2]) / 100):
+            windows += tiles(bgr, side)
+            side /= 2
+        return windows
 
 
 class MediaPipeFaces(_Detector):
@@ -143,7 +150,7 @@ class MediaPipeFaces(_Detector):
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
         size = np.array([bgr.shape[1], bgr.shape[0]], np.float32)
         detections = self._api.process(np.ascontiguousarray(bgr[..., ::-1])).detections or ()
-        return tuple(sorted((_face_of(d, size) for d in detections), key=lambda face: -face.score))
+        return tuple(_best_first(_face_of(d, size) for d in detections))
 
     @cached_property
     def _api(self) -> Any:
@@ -186,12 +193,13 @@ def _centers(length: int, side: float) -> list[float]:
     return np.linspace(margin - 0.5, length - margin - 0.5, count).tolist() if count > 1 else [(length - 1) / 2]
 
 
-class Candidate(NamedTuple):
-    """What one anchor of a graph believes."""
+class Candidates(NamedTuple):
+    """What the anchors of a graph believe: N of them."""
 
-    row: F32
-    """(8,) frame px"""
-    score: float
+    rows: F32
+    """(N, 8) frame px"""
+    scores: F32
+    """(N,)"""
 
 
 class _Spec(NamedTuple):
@@ -223,20 +231,24 @@ class _Graph:
         self._card = ModelCard(name=f"blazeface-{range}", schema="", input_hw=hw, crop_scale=1.0)
         self._anchors = _anchors(self._spec)
 
-    def look(self, bgr: U8, windows: Iterable[Window], min_score: float) -> Iterator[Candidate]:
+    def look(self, bgr: U8, windows: Sequence[Window], min_score: float) -> Candidates:
         """Every candidate of at least min_score in these windows, before merging."""
-        for x, y, side, roll_rad in windows:
-            box = np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2])
-            view_from_frame = crop_from_frame(box, self._card, roll_rad)
-            rows_N8, scores_N = self._candidates(_sampled(bgr, view_from_frame, self._card.input_hw), min_score)
-            frame_from_view = invert(view_from_frame)
-            rows_N8[:, :2] = apply(frame_from_view, rows_N8[:, :2])
-            rows_N8[:, 2:4] *= side / self._spec.side
-            rows_N8[:, 4:] = apply(frame_from_view, rows_N8[:, 4:].reshape(-1, 2, 2)).reshape(-1, 4)
-            yield from map(Candidate, rows_N8, scores_N.tolist())
+        seen = [self._look(bgr, window, min_score) for window in windows]
+        return Candidates(np.concatenate([c.rows for c in seen]), np.concatenate([c.scores for c in seen]))
 
-    def _candidates(self, view: U8, min_score: float) -> tuple[F32, F32]:
-        """view: (side, side, 3) BGR -> (N, 8) rows in view px and (N,) scores. Only what passes is decoded."""
+    def _look(self, bgr: U8, window: Window, min_score: float) -> Candidates:
+        x, y, side, roll_rad = window
+        box_xyxy = np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2])
+        view_from_frame = crop_from_frame(box_xyxy, self._card, roll_rad)
+        rows_N8, scores_N = self._candidates(_sampled(bgr, view_from_frame, self._card.input_hw), min_score)
+        frame_from_view = invert(view_from_frame)
+        rows_N8[:, :2] = apply(frame_from_view, rows_N8[:, :2])
+        rows_N8[:, 2:4] *= side / self._spec.side
+        rows_N8[:, 4:] = apply(frame_from_view, rows_N8[:, 4:].reshape(-1, 2, 2)).reshape(-1, 4)
+        return Candidates(rows_N8, scores_N)
+
+    def _candidates(self, view: U8, min_score: float) -> Candidates:
+        """view: (side, side, 3) BGR -> candidates in view px. Only what passes is decoded."""
         outputs = self._request.infer({0: view[None]}, share_inputs=True, share_outputs=True)
         boxes, logits = outputs[self._spec.boxes][0], outputs[self._spec.logits][0, :, 0]
         passed = np.flatnonzero(logits >= np.log(min_score / (1 - min_score)))
@@ -245,7 +257,7 @@ class _Graph:
         rows_N8.reshape(-1, 4, 2)[:, [0, 2, 3]] += self._anchors[passed, None]
         scores = 1 / (1 + np.exp(-np.clip(logits[passed], -100, 100)))
         sized = (rows_N8[:, 2:4] > 0).all(1)
-        return rows_N8[sized], scores[sized].astype(np.float32)
+        return Candidates(rows_N8[sized], scores[sized].astype(np.float32))
 
     @cached_property
     def _request(self) -> Any:
@@ -299,19 +311,19 @@ def _mediapipe_folder() -> Path:
     return Path(found.origin).parent / "modules"
 
 
-def _merged(candidates: Iterable[Candidate]) -> tuple[Face, ...]:
+def _merged(*seen: Candidates) -> list[Face]:
     """Weighted suppression as MediaPipe does it: each group round a best candidate becomes its weighted mean."""
-    found = sorted(candidates, key=lambda candidate: -candidate.score)
-    if not found:
-        return ()
-    rows_N8, scores_N = np.stack([c.row for c in found]), np.array([c.score for c in found], np.float32)
+    scores_N = np.concatenate([c.scores for c in seen])
+    best_first = np.argsort(-scores_N, kind="stable")
+    rows_N8, scores_N = np.concatenate([c.rows for c in seen])[best_first], scores_N[best_first]
+    boxes_N4 = np.concatenate([rows_N8[:, :2] - rows_N8[:, 2:4] / 2, rows_N8[:, :2] + rows_N8[:, 2:4] / 2], 1)
     faces = []
     while len(rows_N8):
-        same = _iou(rows_N8[0], rows_N8) > MERGE_IOU
+        same = _iou(boxes_N4[0], boxes_N4) > MERGE_IOU
         same[0] = True
         faces.append(_face(np.average(rows_N8[same], axis=0, weights=scores_N[same]), float(scores_N[0])))
-        rows_N8, scores_N = rows_N8[~same], scores_N[~same]
-    return tuple(faces)
+        rows_N8, scores_N, boxes_N4 = rows_N8[~same], scores_N[~same], boxes_N4[~same]
+    return faces
 
 
 def _confirmed(bgr: U8, proposed: Iterable[Face], short: _Graph, min_score: float) -> tuple[Face, ...]:
@@ -320,31 +332,35 @@ def _confirmed(bgr: U8, proposed: Iterable[Face], short: _Graph, min_score: floa
     This look alone gives box, roll and score: nearly all that is no face fails it, so the first may be generous.
     """
     faces: list[Face] = []
-    for face in sorted(proposed, key=lambda face: -face.score):
-        row = _row(face)
-        if any(_iou(row, _row(other)[None])[0] > MERGE_IOU for other in faces):
+    for face in _best_first(proposed):
+        if _overlaps(face, faces):
             continue
-        window = Window(float(row[0]), float(row[1]), 2 * float(row[2:4].max()), face.roll_rad)
-        again = _merged(short.look(bgr, [window], min_score))
-        faces += [other for other in again[:1] if _iou(row, _row(other)[None])[0] > MERGE_IOU]
-    return _distinct(faces)
-
-
-def _distinct(faces: Iterable[Face]) -> tuple[Face, ...]:
-    """Best first; of those that overlap, the best."""
+        (x, y), side = (face.box_xyxy[:2] + face.box_xyxy[2:]) / 2, max(face.box_xyxy[2:] - face.box_xyxy[:2])
+        needed = min_score if math.cos(face.roll_rad) > 0.5 else max(min_score, SURE_TURNED)
+        again = _merged(short.look(bgr, [Window(float(x), float(y), 2 * float(side), face.roll_rad)], needed))
+        faces += [other for other in again[:1] if _overlaps(other, [face])]
+    # two proposals may turn out to be one face
     kept: list[Face] = []
-    for face in sorted(faces, key=lambda face: -face.score):
-        if all(_iou(_row(face), _row(other)[None])[0] <= MERGE_IOU for other in kept):
+    for face in _best_first(faces):
+        if not _overlaps(face, kept):
             kept.append(face)
     return tuple(kept)
 
 
-def _iou(row: F32, rows_N8: F32) -> F32:
-    """Intersection over union of one candidate's box with each of N."""
-    low = np.maximum(row[:2] - row[2:4] / 2, rows_N8[:, :2] - rows_N8[:, 2:4] / 2)
-    high = np.minimum(row[:2] + row[2:4] / 2, rows_N8[:, :2] + rows_N8[:, 2:4] / 2)
+def _best_first(faces: Iterable[Face]) -> list[Face]:
+    return sorted(faces, key=lambda face: -face.score)
+
+
+def _overlaps(face: Face, others: Sequence[Face]) -> bool:
+    return bool(others) and bool((_iou(face.box_xyxy, np.stack([o.box_xyxy for o in others])) > MERGE_IOU).any())
+
+
+def _iou(box_xyxy: F32, boxes_N4: F32) -> F32:
+    """Intersection over union of one box with each of N."""
+    low, high = np.maximum(box_xyxy[:2], boxes_N4[:, :2]), np.minimum(box_xyxy[2:], boxes_N4[:, 2:])
     shared = np.maximum(high - low, 0).prod(1)
-    return np.asarray(shared / (row[2:4].prod() + rows_N8[:, 2:4].prod(1) - shared), np.float32)
+    areas = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
+    return np.asarray(shared / ((box_xyxy[2:] - box_xyxy[:2]).prod() + areas - shared), np.float32)
 
 
 def _face(row: F32, score: float) -> Face:
@@ -353,13 +369,13 @@ def _face(row: F32, score: float) -> Face:
     return Face(np.concatenate([center - half, center + half]).astype(np.float32), score, float(np.arctan2(y, x)))
 
 
-def _row(face: Face) -> F32:
-    """(4,) the box of a face as a row has it: centre x y, width, height."""
-    low, high = face.box_xyxy[:2], face.box_xyxy[2:]
-    return np.concatenate([(low + high) / 2, high - low])
-
-
 def _checked(min_score: float) -> float:
     if not 0 < min_score < 1:
-        raise ValueError(f"min_score is {min_score}, wanted a number between 0 and 1, such as 0.5")
+        raise ValueError(f"min_score is {min_score}, wanted a number between 0 and 1, such as {SURE}")
     return min_score
+
+
+def _positive(smallest_px: float) -> float:
+    if not smallest_px > 0:
+        raise ValueError(f"smallest_px is {smallest_px}, wanted the width of a face in pixels, such as 48")
+    return smallest_px

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from landmarks.types import F32, U8, Detector, Face
-from stream.detect import BlazeFace, MediaPipeFaces, StillFaces, StreamFaces
+from stream.detect import BlazeFace, MediaPipeFaces, StillFaces, StreamFaces, tiles
 
+PHOTOS = Path(importlib.util.find_spec("skimage").origin).parent / "data"  # type: ignore[union-attr, arg-type]
 ALL = [lambda: BlazeFace("short"), lambda: BlazeFace("full"), StreamFaces, StillFaces]
 NAMES = ["short", "full", "stream", "still"]
 
@@ -68,6 +70,21 @@ def test_no_face_is_an_empty_tuple(detect: Detector) -> None:
     assert detect(np.full((480, 640, 3), 255, np.uint8)) == ()
 
 
+@pytest.mark.parametrize("make", [StreamFaces, StillFaces])
+@pytest.mark.parametrize("photo", ["coffee.png", "rocket.jpg", "chelsea.png", "gravel.png", "brick.png"])
+def test_the_second_look_invents_no_face(make: Callable[[], Detector], photo: str) -> None:
+    bgr = np.asarray(cv2.imread(str(PHOTOS / photo)), np.uint8)
+    assert make()(bgr) == ()
+
+
+@pytest.mark.parametrize("blur_px", [0.1, 1.6, 4.0])
+def test_noise_is_no_face(blur_px: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    bgr = np.asarray(cv2.normalize(cv2.GaussianBlur(noise, (0, 0), blur_px), None, 0, 255, cv2.NORM_MINMAX), np.uint8)  # type: ignore[call-overload]
+    assert StreamFaces()(bgr) == ()
+    assert StillFaces()(bgr) == ()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4000, 3), (3, 4000), (17, 900)])
 def test_any_shape_of_picture_is_looked_at(detect: Detector, shape: tuple[int, int]) -> None:
     assert detect(np.full((*shape, 3), 90, np.uint8)) == ()
@@ -106,6 +123,8 @@ def test_bad_arguments_are_named() -> None:
         BlazeFace(min_score=1.5)
     with pytest.raises(ValueError, match="no range 'long'"):
         BlazeFace("long")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="smallest_px is 0"):
+        StreamFaces(smallest_px=0)
 
 
 @pytest.mark.parametrize("degrees", [90, -90, 180])
@@ -114,6 +133,57 @@ def test_a_still_may_lie_on_its_side(astronaut: U8, degrees: int) -> None:
     face = only(StillFaces()(np.asarray(cv2.rotate(astronaut, turn), np.uint8)))
     difference = np.exp(1j * (face.roll_rad - np.radians(degrees)))
     assert abs(np.degrees(np.angle(difference))) < 12
+
+
+def pasted(astronaut: U8, face_px: float, centers: list[tuple[int, int]]) -> tuple[U8, list[F32]]:
+    """A grey 1920x1080 frame with the astronaut's face at these places, and the boxes where it is."""
+    canvas = np.full((1080, 1920, 3), 90, np.uint8)
+    scale = face_px / 100
+    head = cv2.resize(astronaut[20:220, 125:325], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    boxes = []
+    for x, y in centers:
+        left, top = x - head.shape[1] // 2, y - head.shape[0] // 2
+        canvas[top : top + head.shape[0], left : left + head.shape[1]] = head
+        boxes.append(np.array([50, 52, 150, 152], np.float32) * scale + np.float32([left, top, left, top]))
+    return canvas, boxes
+
+
+@pytest.mark.parametrize("face_px", [40, 60, 80, 120])
+def test_stills_show_every_small_face_of_a_large_picture(astronaut: U8, face_px: float) -> None:
+    bgr, boxes = pasted(astronaut, face_px, [(150, 150), (970, 533), (1777, 930)])
+    faces = StillFaces()(bgr)
+    assert len(faces) == len(boxes)
+    assert all(any(iou(face.box_xyxy, box) > 0.5 for face in faces) for box in boxes)
+
+
+@pytest.mark.parametrize("face_px", [48, 80, 120])
+def test_a_stream_comes_upon_every_small_face_in_a_few_calls(astronaut: U8, face_px: float) -> None:
+    bgr, boxes = pasted(astronaut, face_px, [(150, 150), (970, 533), (1777, 930)])
+    with StreamFaces() as detect:
+        faces = [face for _ in range(8) for face in detect(bgr)]
+    assert all(any(iou(face.box_xyxy, box) > 0.5 for face in faces) for box in boxes)
+
+
+def test_tiles_cover_the_frame_and_share_a_quarter_with_their_neighbours() -> None:
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    windows = tiles(frame, 480)
+    lefts, tops = sorted({w.x - 240 for w in windows}), sorted({w.y - 240 for w in windows})
+    assert (lefts[0], lefts[-1], tops[0], tops[-1]) == (-0.5, 1920 - 480 - 0.5, -0.5, 1080 - 480 - 0.5)
+    assert np.diff(lefts).max() <= 360
+    assert np.diff(tops).max() <= 360
+    assert len(windows) == len(lefts) * len(tops)
+
+
+def test_one_window_that_covers_the_frame_makes_tiles_needless() -> None:
+    assert tiles(np.zeros((112, 112, 3), np.uint8), 480) == []
+
+
+def test_no_tight_crop_is_missed(shared: Path) -> None:
+    crops = sorted((shared / "data/wflw-mini/WFLW_images/test").rglob("*.*"))[::4]
+    assert crops
+    with StillFaces() as detect:
+        for crop in crops:
+            assert len(detect(np.asarray(cv2.imread(str(crop)), np.uint8))) == 1, crop
 
 
 # MediaPipe's full range keeps to a score of 0.6, whatever its caller asked for
