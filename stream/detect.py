@@ -106,8 +106,9 @@ class StreamFaces(_Detector):
         return _confirmed(bgr, _merged(short, full), self._short, self._min_score)
 
     def _share(self, bgr: U8) -> list[Window]:
-        """This call's share of the tiles; none when the whole frame shows faces of smallest_px well enough."""
-        every = tiles(bgr, self._smallest_px * TILE_PER_FACE)
+        """This call's share of the tiles; none when they would hardly be nearer than the whole frame."""
+        side = self._smallest_px * TILE_PER_FACE
+        every = tiles(bgr, side) if max(bgr.shape) > 1.5 * side else []
         share = [every[(self._next_tile + i) % len(every)] for i in range(min(self._tiles_per_call, len(every)))]
         self._next_tile += self._tiles_per_call
         return share
