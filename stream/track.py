@@ -61,6 +61,8 @@ class _Followed:
     """1, 2, ...; 0 for a detection that the landmark model has not confirmed yet"""
     shown: Track | None = None
     """as the last result has it; None while the face is out of sight"""
+    doubtful: bool = True
+    """it was not where it was expected: the detector is asked whether the crop slid off the face"""
 
     def expected(self, time_s: float) -> F32:
         """(K, 2) frame px: the last points, carried on at the face's velocity."""
@@ -94,34 +96,33 @@ class Tracker:
             self._since_detect = 0
             self._take_in(faces, regions, frame, ms)
         self._since_detect += 1
-        points, confidences = self._landmarks(frame, regions, [self._schema.roll_rad(r) for r in regions], ms)
+        points, confidences = self._settle(frame, regions, ms)
         with _timed(ms, "track"):
             tracks = self._update(frame, points, confidences)
         return Result(frame, tracks, ms)
 
     def _detection_is_due(self) -> bool:
         in_sight = sum(followed.shown is not None for followed in self._followed)
-        if in_sight == 0 or in_sight < len(self._followed):
+        if in_sight == 0 or in_sight < len(self._followed) or any(followed.doubtful for followed in self._followed):
             return True
         return in_sight < self._cfg.max_faces and self._since_detect >= self._cfg.every
 
     def _take_in(self, faces: Sequence[Face], regions: list[F32], frame: Frame, ms: dict[str, float]) -> None:
-        """Gives each detected face to its owner: one in sight, which does not need it, one out of sight, or a new one.
+        """Gives each detected face to its owner: one in sight, one out of sight, or a new one.
+
+        A face in sight needs no detection, unless its points have slid away from it: a neck can look like a face to
+        a landmark model that is shown nothing else.
 
         regions: (K, 2) points to crop round, one for each followed face; corrected and added to here.
         """
-        boxes = {i: _bounds(region) for i, region in enumerate(regions)}
-        in_sight = sum(followed.shown is not None for followed in self._followed)
-        found: list[tuple[Face, int | None]] = []
-        for face in faces:
-            gaps = {i: _gap(face.box_xyxy, box) for i, box in boxes.items()}
-            near = [i for i in gaps if gaps[i] < (_SAME_FACE if self._followed[i].shown else _SAME_FACE_UNSEEN)]
-            owner = min(near, key=lambda i: gaps[i], default=None)
-            if owner is not None:
-                del boxes[owner]
-            if owner is None or self._followed[owner].shown is None:
-                found.append((face, owner))
-        found = found[: self._cfg.max_faces - in_sight]
+        boxes = [_bounds(region) for region in regions]
+        reach = [_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN for followed in self._followed]
+        gaps = {(i, k): _gap(face.box_xyxy, box) for i, box in enumerate(boxes) for k, face in enumerate(faces)}
+        owners = _nearest_first([(gap, k, i) for (i, k), gap in gaps.items() if gap < reach[i]])
+        strayed = [(faces[k], i) for k, i in owners.items() if not self._followed[i].shown or gaps[i, k] > _SLID_OFF]
+        room = self._cfg.max_faces - sum(followed.shown is not None for followed in self._followed)
+        newcomers = [(face, None) for k, face in enumerate(faces) if k not in owners][:room]
+        found: list[tuple[Face, int | None]] = [*strayed, *newcomers]
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
         points, _ = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
         for (face, owner), points_frame in zip(found, points):
@@ -133,6 +134,29 @@ class Tracker:
             else:
                 self._followed[owner].score = face.score
                 regions[owner] = points_frame
+
+    def _settle(self, frame: Frame, regions: Sequence[F32], ms: dict[str, float]) -> tuple[list[F32], list[float]]:
+        """Points of the faces expected at `regions`, (K, 2) frame px each; looked at again where they have moved on.
+
+        A model is at its best with the face in the middle of the crop, and a face that jumped is not: its points come
+        out somewhere between where it was expected and where it is.
+        """
+        points, confidences = list(regions), [0.0] * len(regions)
+        unsettled = list(range(len(regions)))
+        for look in range(_MAX_LOOKS):
+            looked_at = [points[i] for i in unsettled]
+            rolls_rad = [self._schema.roll_rad(region) for region in looked_at]
+            for i, new, confidence in zip(unsettled, *self._landmarks(frame, looked_at, rolls_rad, ms)):
+                points[i], confidences[i] = new, confidence
+            unsettled = [
+                i
+                for i, region in zip(unsettled, looked_at)
+                if confidences[i] >= self._cfg.min_confidence and _gap(_bounds(points[i]), _bounds(region)) > _SETTLED
+            ]
+            if look == 0:
+                for i, followed in enumerate(self._followed):
+                    followed.doubtful = i in unsettled
+        return points, confidences
 
     def _landmarks(
         self, frame: Frame, regions: Sequence[Floats], rolls_rad: Sequence[float], ms: dict[str, float]
@@ -163,15 +187,13 @@ class Tracker:
                 _gap(boxes[i], boxes[j]) >= _SAME_FACE for j in seen
             ):
                 seen.append(i)
-        pairs = [(gaps[j, i], j, i) for i in seen for j in range(len(boxes)) if i == j or gaps[j, i] < _SAME_FACE]
+        pairs = [(gaps[j, i], i, j) for i in seen for j in range(len(boxes)) if i == j or gaps[j, i] < _SAME_FACE]
         for followed, absent in zip(self._followed, newcomer):
             followed.shown = None
             if absent:  # what it did while out of sight is no motion to smooth
                 followed.smoother = Smoother()
-        for _, j, i in sorted(pairs):
-            if i in seen and self._followed[j].shown is None:
-                seen.remove(i)
-                self._show(self._followed[j], points[i], confidences[i], frame.time_s)
+        for i, j in _nearest_first(pairs).items():
+            self._show(self._followed[j], points[i], confidences[i], frame.time_s)
         oldest_s = frame.time_s - self._cfg.patience_s
         kept = [f for f in self._followed if f.shown or (f.id and f.time_s >= oldest_s)]
         kept.sort(key=lambda f: (f.shown is None, f.id))
@@ -201,10 +223,25 @@ class Tracker:
 
 _SAME_FACE = 0.4
 """two boxes whose centres lie nearer than this, in face sizes, show one face"""
+_SLID_OFF = 0.2
+"""points whose middle is further than this from the detector's, in face sizes, are not on the face"""
 _SAME_FACE_UNSEEN = 1.5
 """the same for a face out of sight, which may have gone anywhere near"""
+_SETTLED = 0.08
+"""a face whose centre moved less than this between two looks, in face sizes, has been found"""
+_MAX_LOOKS = 3
+"""at one face in one frame; two are enough for all but the wildest"""
 _MIN_FACE_PX = 8
 """a smaller face has no room for its points"""
+
+
+def _nearest_first(pairs: list[tuple[float, int, int]]) -> dict[int, int]:
+    """(gap, a, b) -> {a: b}, each used once, the nearest pair settled first."""
+    matched: dict[int, int] = {}
+    for _, a, b in sorted(pairs):
+        if a not in matched and b not in matched.values():
+            matched[a] = b
+    return matched
 
 
 def _bounds(points: F32) -> F32:
