@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from math import atan2
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,7 +22,7 @@ from landmarks.adapter import N_EYE, N_MESH
 from landmarks.card import ModelCard
 from landmarks.geometry import apply, compose, crop_from_frame, invert, warp
 from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Landmarks, LineamentError
+from landmarks.types import F32, U8, Landmarks, LineamentError
 
 INPUT_HW = (192, 192)
 """what the mesh model was trained on"""
@@ -52,38 +52,36 @@ class MeshModels:
     """The two compiled graphs. Not for several threads at once: each graph has one set of buffers."""
 
     def __init__(self, iris: bool) -> None:
-        self._mesh = _Graph("face_landmark/face_landmark.tflite")
-        # one request an eye, side by side: batches of these small graphs are no faster than their parts
-        self._eyes = [_Graph("iris_landmark/iris_landmark.tflite") for _ in _EYE_CORNERS] if iris else []
+        self._mesh = _Graph("face_landmark/face_landmark.tflite", batch=1)
+        # both eyes of a face together cost less than one after the other; more faces at once gain nothing
+        self._eyes = _Graph("iris_landmark/iris_landmark.tflite", batch=len(_EYE_CORNERS)) if iris else None
 
     def __call__(self, rgb_NHWC: U8) -> Mesh:
         """rgb_NHWC: (N, 192, 192, 3)."""
-        n = len(rgb_NHWC)
-        features = np.empty((n, N_MESH + len(self._eyes) * N_EYE, 2), np.float32)
+        n, n_eyes = len(rgb_NHWC), len(_EYE_CORNERS) if self._eyes else 0
+        features = np.empty((n, N_MESH + n_eyes * N_EYE, 2), np.float32)
         depth, confidence = np.empty((n, N_MESH), np.float32), np.empty(n, np.float32)
         for i, rgb in enumerate(rgb_NHWC):
-            self._mesh.start(rgb)
-            mesh, presence = self._mesh.wait()
+            self._mesh.input_NHWC[0] = rgb
+            mesh, presence = self._mesh.infer()
             points = mesh.reshape(N_MESH, 3)
             features[i, :N_MESH], depth[i] = points[:, :2], points[:, 2]
             confidence[i] = 1 / (1 + np.exp(-presence.item()))
-            crops = [self._look(rgb, points[:, :2], side) for side in range(len(self._eyes))]
-            for side, eye_from_crop in enumerate(crops):
-                lids, iris = self._eyes[side].wait()
-                points_eye = np.concatenate([lids.reshape(-1, 3), iris.reshape(-1, 3)])[:, :2]
-                first = N_MESH + side * N_EYE
-                features[i, first : first + N_EYE] = apply(invert(eye_from_crop), points_eye)
+            if self._eyes:
+                features[i, N_MESH:] = self._look_at_eyes(self._eyes, rgb, points[:, :2])
         return Mesh(features, depth, confidence)
 
-    def _look(self, rgb: U8, mesh: F32, side: int) -> F64:
-        """Starts the iris model on one eye and returns the matrix of its crop."""
-        corners = mesh[list(_EYE_CORNERS[side])]
-        along = corners[1] - corners[0]
-        eye_from_crop = crop_from_frame(corners, _EYE_CARD, float(np.arctan2(along[1], along[0])))
-        if side == 1:
-            eye_from_crop = compose(_MIRROR, eye_from_crop)
-        self._eyes[side].start(warp(rgb, eye_from_crop, _EYE_CARD.input_hw))
-        return eye_from_crop
+    def _look_at_eyes(self, graph: _Graph, rgb: U8, mesh: F32) -> F32:
+        """rgb: (192, 192, 3), mesh: (468, 2) crop px -> (2 N_EYE, 2) crop px, the left eye's points first."""
+        matrices = []
+        for side, corners in enumerate(_EYE_CORNERS):
+            outer, inner = mesh[corners[0]], mesh[corners[1]]
+            eye_from_crop = crop_from_frame(np.stack([outer, inner]), _EYE_CARD, atan2(*(inner - outer)[::-1]))
+            matrices.append(compose(_MIRROR, eye_from_crop) if side == 1 else eye_from_crop)
+            graph.input_NHWC[side] = warp(rgb, matrices[-1], _EYE_CARD.input_hw)
+        lids, iris = graph.infer()
+        eyes = np.concatenate([lids.reshape(2, -1, 3), iris.reshape(2, -1, 3)], axis=1)[..., :2]
+        return np.concatenate([apply(invert(matrix), eye) for matrix, eye in zip(matrices, eyes)])
 
 
 class MeshLandmarker:
@@ -124,7 +122,7 @@ class MeshLandmarker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -140,35 +138,37 @@ def load_card() -> ModelCard:
 
 
 class _Graph:
-    """One .tflite of the mediapipe package, compiled for single uint8 RGB pictures, with one request."""
+    """One .tflite of the mediapipe package, compiled for `batch` uint8 RGB pictures at a time, with one request."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, batch: int) -> None:
         import openvino as ov
         from openvino.preprocess import PrePostProcessor
 
         spec = importlib.util.find_spec("mediapipe")
         if spec is None or spec.origin is None:
             raise LineamentError(
-                "the mesh model ships inside the package mediapipe, which is not installed; run `make setup`"
+                "the mesh model ships inside the package mediapipe, which is not installed; "
+                "run `pip install -r requirements.txt`"
             )
         file = Path(spec.origin).parent / "modules" / path
         if not file.is_file():
             raise LineamentError(f"mediapipe has no {path} in {file.parent}; install the version in requirements.txt")
         core = ov.Core()
-        steps = PrePostProcessor(core.read_model(file))
+        model = core.read_model(file)
+        model.reshape([batch, *model.input().shape[1:]])
+        steps = PrePostProcessor(model)
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
         steps.input().model().set_layout(ov.Layout("NHWC"))
         steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
-        compiled = core.compile_model(steps.build(), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+        # float32 everywhere, or points would differ between processors with and without bfloat16
+        config = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": True, "INFERENCE_PRECISION_HINT": "f32"}
+        compiled = core.compile_model(steps.build(), "CPU", config)
         self._request: Any = compiled.create_infer_request()
-        self._input: U8 = self._request.get_input_tensor().data
+        self.input_NHWC: U8 = self._request.get_input_tensor().data
+        """write the pictures here, then infer"""
         self._outputs: list[F32] = [self._request.get_output_tensor(i).data for i in range(len(compiled.outputs))]
 
-    def start(self, rgb: U8) -> None:
-        self._input[0] = rgb
-        self._request.start_async()
-
-    def wait(self) -> list[F32]:
-        """The graph's own buffers: read them before the next start."""
-        self._request.wait()
+    def infer(self) -> list[F32]:
+        """The graph's own buffers: read them before the next call."""
+        self._request.infer()
         return self._outputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ class Landmarks(NamedTuple):
 
 
 class Detector(Protocol):
-    """Finds faces in a picture. Cheap to construct; `close` may be called twice."""
+    """Finds faces in a picture. A context manager, cheap to construct; `close` may be called twice."""
 
     def __call__(self, bgr: U8) -> tuple[Face, ...]:
         """bgr: (H, W, 3) uint8. Best score first; no face is an empty tuple."""
@@ -94,9 +94,12 @@ class Detector(Protocol):
 
     def close(self) -> None: ...
 
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
 
 class Landmarker(Protocol):
-    """Puts points on crops. Cheap to construct; `close` may be called twice; a call after it raises."""
+    """Puts points on crops. A context manager; `close` may be called twice; a call after it raises."""
 
     @property
     def card(self) -> ModelCard: ...
@@ -106,3 +109,6 @@ class Landmarker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...

@@ -23,7 +23,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -109,6 +109,7 @@ def speed(cfg: BenchConfig) -> None:
 def _contenders(cfg: BenchConfig) -> dict[str, Callable[[Path, int], float]]:
     contenders: dict[str, Callable[[Path, int], float]] = {
         "lineament": lambda path, faces: _run_ours(path, faces, engines.load("mesh")),
+        "lineament fast": lambda path, faces: _run_ours(path, faces, engines.load("mesh-fast")),
         "mediapipe": lambda path, faces: _run_mediapipe(path, faces, refine=False),
         "mediapipe refined": lambda path, faces: _run_mediapipe(path, faces, refine=True),
     }
@@ -210,6 +211,11 @@ class Pfld:
 
     def close(self) -> None: ...
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
 
 # ---- live
 
@@ -297,12 +303,15 @@ def _misfit(sample: Sample, indices: F64, points: F32, reference: F32, delay: fl
 def memory(cfg: BenchConfig) -> None:
     print(f"\n## memory: {cfg.frames} frames of the sample at 640x480, resident MiB")
     sample = Sample(seconds=cfg.frames / 30)
-    with StreamFaces() as detector, engines.load("mesh") as landmarker:
-        with Pipeline(SampleSource(sample), Tracker(detector, landmarker)) as results:
-            for count, result in enumerate(results, 1):
-                draw(result, WFLW98, DrawConfig())
-                if count % (cfg.frames // 10) == 0:
-                    print(f"{count:>8} {_resident_mib():8.1f}", flush=True)
+    with (
+        StreamFaces() as detector,
+        engines.load("mesh") as landmarker,
+        Pipeline(SampleSource(sample), Tracker(detector, landmarker)) as results,
+    ):
+        for count, result in enumerate(results, 1):
+            draw(result, WFLW98, DrawConfig())
+            if count % (cfg.frames // 10) == 0:
+                print(f"{count:>8} {_resident_mib():8.1f}", flush=True)
 
 
 def _resident_mib() -> float:

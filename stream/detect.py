@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 import cv2
@@ -73,7 +72,7 @@ class _Detector:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -277,7 +276,9 @@ def _compiled(file: str) -> Any:
     graph.input().model().set_layout(ov.Layout("NHWC"))
     graph.input().preprocess().convert_element_type(ov.Type.f32).convert_color(ColorFormat.RGB)
     graph.input().preprocess().mean(127.5).scale(127.5)
-    return ov.compile_model(graph.build(), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    # float32 everywhere, or boxes would differ between processors with and without bfloat16
+    config = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": True, "INFERENCE_PRECISION_HINT": "f32"}
+    return ov.compile_model(graph.build(), "CPU", config)
 
 
 def _sampled(bgr: U8, view_from_frame: F64, view_hw: tuple[int, int]) -> U8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import cos, radians, sin
 from typing import Literal
 
 import cv2
@@ -88,19 +89,20 @@ def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
 
 
 def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: float) -> None:
-    """The head's three axes at the tip of the nose, and its numbers under the chin."""
-    pose = head_pose(track.points, canvas.shape[:2])
-    eyes, mouth = aspect_ratios(track.points)
-    origin = schema.part("nose_ridge", track.points)[-1]
-    length = 0.5 * float(np.ptp(track.points, axis=0).max())
-    for axis, tint in zip(pose.axes(), ((70, 70, 255), (90, 230, 90), (255, 150, 60))):
-        tip = origin + length * axis[:2]
-        thick = max(1, round(length / 50))
-        cv2.line(canvas, _fixed(origin), _fixed(tip), tint, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
+    """A line from the tip of the nose to where it points, and the numbers under the chin."""
+    height, width = canvas.shape[:2]
+    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points, schema)
+    yaw, pitch, roll = (radians(angle) for angle in pose)
+    right, down = sin(yaw) * cos(pitch), -sin(pitch)
+    x, y = schema.part("nose_ridge", track.points)[-1]
+    length = 0.7 * float(np.ptp(track.points, axis=0).max())
+    tip = (x + length * (right * cos(roll) - down * sin(roll)), y + length * (right * sin(roll) + down * cos(roll)))
+    thick = max(1, round(length / 40))
+    cv2.line(canvas, _fixed((x, y)), _fixed(tip), (70, 70, 255), thick, cv2.LINE_AA, _SUBPIXEL_BITS)
     x1, _, _, y2 = (float(v) for v in track.face.box_xyxy)
     lines = (
         f"yaw {pose.yaw_deg:+.0f} pitch {pose.pitch_deg:+.0f} roll {pose.roll_deg:+.0f}",
-        f"eyes {eyes[0]:.2f} {eyes[1]:.2f} mouth {mouth:.2f}",
+        f"eyes {ratios.left_eye:.2f} {ratios.right_eye:.2f} mouth {ratios.mouth:.2f}",
     )
     for row, line in enumerate(lines):
         _text(canvas, line, (x1, y2 + text_px * (1.3 + 1.3 * row)), text_px * 0.8, colour)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import pi
 
 import numpy as np
+from numpy.typing import NDArray
 
-from landmarks.types import F32, F64, Floats
+from landmarks.types import F32
+
+C128 = NDArray[np.complex128]
+"""points as x + iy: a similarity is then one multiplication and one addition"""
 
 
 @dataclass(frozen=True, slots=True)
 class OneEuroConfig:
     """One Euro's three numbers. Lengths are in face sizes, so that one setting fits a near and a far face."""
 
-    min_cutoff_hz: float = 1.0
+    min_cutoff_hz: float
     """cut-off at rest: lower is steadier"""
-    beta: float = 5.0
+    beta: float
     """Hz of cut-off gained per face size per second: higher follows a movement sooner"""
     speed_cutoff_hz: float = 2.0
     """cut-off of the speed that `beta` multiplies"""
+
+
+SHARED = OneEuroConfig(min_cutoff_hz=2.0, beta=30.0)
+"""for the motion of the whole face: an average over all points, so it may follow early"""
+OWN = OneEuroConfig(min_cutoff_hz=1.0, beta=5.0)
+"""for each point's motion within the face"""
 
 
 class Smoother:
@@ -30,50 +41,50 @@ class Smoother:
     free of noise, so its filter may open early. What remains is expression and noise, filtered per point.
     """
 
-    def __init__(self, shared: OneEuroConfig | None = None, own: OneEuroConfig | None = None) -> None:
-        self._shared = shared or OneEuroConfig(min_cutoff_hz=2.0, beta=30.0)
-        self._own = own or OneEuroConfig(min_cutoff_hz=1.0, beta=5.0)
-        self._points: F64 | None = None
+    def __init__(self, shared: OneEuroConfig = SHARED, own: OneEuroConfig = OWN) -> None:
+        self._shared, self._own = shared, own
+        self._points: C128 | None = None
         self._time_s = 0.0
-        self._shared_speed: F64 = np.zeros(1)
-        self._own_velocity: F64 = np.zeros(1)
+        self._shared_speed = 0.0
+        self._own_velocity: C128 | complex = 0j
 
     def __call__(self, points: F32, time_s: float) -> F32:
         """points: (K, 2) frame px at time_s, later than the call before -> (K, 2) smoothed."""
-        new = points.astype(np.float64)
+        new = _complex(points)
         if self._points is None or time_s <= self._time_s:
-            self._points, self._time_s = new, time_s
-            self._shared_speed, self._own_velocity = np.zeros((1, 1)), np.zeros_like(new)
+            self._points, self._time_s, self._shared_speed, self._own_velocity = new, time_s, 0.0, 0j
             return points
-        dt, self._time_s = time_s - self._time_s, time_s
-        old = self._points
-        size = float(np.sqrt(np.prod(np.ptp(new, axis=0)))) or 1.0
+        dt_s, self._time_s = time_s - self._time_s, time_s
+        old, center = self._points, new.mean()
+        flat = new - center
+        size = 2 * float(np.sqrt(_energy(flat) / len(flat))) or 1.0
 
         # the whole face: how far it moved, and how much of that to believe
-        moved = _nearest_similarity(old, new)
-        speed = np.sqrt(((moved - old) ** 2).sum(-1).mean()).reshape(1, 1) / size / dt
-        self._shared_speed += _gain(self._shared.speed_cutoff_hz, dt) * (speed - self._shared_speed)
-        cutoff = self._shared.min_cutoff_hz + self._shared.beta * self._shared_speed
-        carried = old + _gain(cutoff, dt) * (moved - old)
+        start = old - old.mean()
+        moved = start * (np.vdot(start, flat) / max(_energy(start), 1e-12)) + center
+        motion = moved - old
+        speed = float(np.sqrt(_energy(motion) / len(motion))) / size / dt_s
+        self._shared_speed += _gain(self._shared.speed_cutoff_hz, dt_s) * (speed - self._shared_speed)
+        follow = _gain(self._shared.min_cutoff_hz + self._shared.beta * self._shared_speed, dt_s)
 
         # each point's own movement within the face, seen from where the face was carried to
-        velocity = (new - moved) / size / dt
-        self._own_velocity += _gain(self._own.speed_cutoff_hz, dt) * (velocity - self._own_velocity)
-        own_speed = np.linalg.norm(self._own_velocity, axis=-1, keepdims=True)
-        cutoff = self._own.min_cutoff_hz + self._own.beta * own_speed
-        self._points = carried + _gain(cutoff, dt) * (new - moved)
-        return self._points.astype(np.float32)
+        own = new - moved
+        self._own_velocity += _gain(self._own.speed_cutoff_hz, dt_s) * (own / (size * dt_s) - self._own_velocity)
+        rate = 2 * pi * dt_s * (self._own.min_cutoff_hz + self._own.beta * np.abs(self._own_velocity))
+        self._points = old + follow * motion + rate / (1 + rate) * own
+        return self._points.view(np.float64).reshape(-1, 2).astype(np.float32)
 
 
-def _gain(cutoff_hz: float | F64, dt_s: float) -> F64:
+def _complex(points: F32) -> C128:
+    """(K, 2) -> (K,)."""
+    return points.astype(np.float64).view(np.complex128)[:, 0]
+
+
+def _energy(values: C128) -> float:
+    return float(np.vdot(values, values).real)
+
+
+def _gain(cutoff_hz: float, dt_s: float) -> float:
     """The weight of a new sample in a first-order low-pass filter."""
-    return np.asarray(1.0 / (1.0 + 1.0 / (2 * np.pi * cutoff_hz * dt_s)))
-
-
-def _nearest_similarity(source: Floats, target: F64) -> F64:
-    """source moved, turned and scaled to lie nearest to target in least squares. (K, 2), (K, 2) -> (K, 2)."""
-    source_mean, target_mean = source.mean(0), target.mean(0)
-    a = (source - source_mean) @ (1, 1j)
-    b = (target - target_mean) @ (1, 1j)
-    turned = a * (np.vdot(a, b) / max(np.vdot(a, a).real, 1e-12))
-    return np.asarray(np.column_stack([turned.real, turned.imag]) + target_mean)
+    rate = 2 * pi * cutoff_hz * dt_s
+    return rate / (1 + rate)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import hypot
 
 import cv2
 import numpy as np
@@ -246,14 +247,16 @@ def _nearest_first(pairs: list[tuple[float, int, int]]) -> dict[int, int]:
 
 def _bounds(points: F32) -> F32:
     """(K, 2) -> (4,) xyxy."""
-    return np.concatenate([points.min(0), points.max(0)])
+    return np.concatenate((points.min(0), points.max(0)))
 
 
 def _gap(a_xyxy: F32, b_xyxy: F32) -> float:
     """Distance of two boxes' centres in units of their mean size."""
-    between = (a_xyxy[:2] + a_xyxy[2:] - b_xyxy[:2] - b_xyxy[2:]) / 2
-    size = (max(a_xyxy[2:] - a_xyxy[:2]) + max(b_xyxy[2:] - b_xyxy[:2])) / 2
-    return float(np.hypot(*between) / max(size, 1e-6))
+    # four numbers each: plain floats are several times faster here than arrays
+    ax1, ay1, ax2, ay2 = map(float, a_xyxy)
+    bx1, by1, bx2, by2 = map(float, b_xyxy)
+    size = (max(ax2 - ax1, ay2 - ay1) + max(bx2 - bx1, by2 - by1)) / 2
+    return hypot(ax1 + ax2 - bx1 - bx2, ay1 + ay2 - by1 - by2) / 2 / max(size, 1e-6)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import cv2
 import numpy as np
@@ -59,6 +60,11 @@ class BlobDetector:
 
     def close(self) -> None: ...
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
 
 class BlobLandmarker:
     """The template on the square nearest the crop's centre; no confidence where there is none."""
@@ -82,3 +88,8 @@ class BlobLandmarker:
         return Landmarks(points, confidence)
 
     def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...

@@ -40,7 +40,7 @@ def lines_of(path: Path) -> list[dict[str, object]]:
 
 def test_the_sample_becomes_a_video_and_json_lines_at_once(tmp_path: Path) -> None:
     video, points = tmp_path / "new" / "a.mp4", tmp_path / "a.jsonl"
-    done = stream("--source", "sample", "--frames", "40", "--out", video, "--out", tmp_path / "f/", "--jsonl", points)
+    done = stream("--source", "sample", "--frames", "40", "--out", video, "--out", f"{tmp_path}/f/", "--jsonl", points)
     assert done.returncode == 0, done.stderr
     assert frames_in(video) == 40
     assert len(list((tmp_path / "f").glob("*.jpg"))) == 40
