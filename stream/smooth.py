@@ -26,10 +26,10 @@ class OneEuroConfig:
     """cut-off of the speed that `beta` multiplies"""
 
 
-SHARED = OneEuroConfig(min_cutoff_hz=2.0, beta=30.0)
-"""for the motion of the whole face: an average over all points, so it may follow early"""
-OWN = OneEuroConfig(min_cutoff_hz=1.0, beta=5.0)
-"""for each point's motion within the face"""
+SHARED = OneEuroConfig(min_cutoff_hz=1.0, beta=100.0)
+"""for the motion of the whole face: an average over all points, so it may follow at the first sign of one"""
+OWN = OneEuroConfig(min_cutoff_hz=0.5, beta=40.0, speed_cutoff_hz=5.0)
+"""for each point's motion within the face: quick enough for a blink, which lasts five frames"""
 
 
 class Smoother:

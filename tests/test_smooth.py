@@ -40,6 +40,18 @@ def test_an_expression_is_followed_within_a_few_frames() -> None:
     assert np.abs(out - opened).mean() < 1.5
 
 
+def test_a_blink_is_not_smoothed_away() -> None:
+    smooth, lids = Smoother(), [61, 62, 63, 65, 66, 67]
+    shut = {30: 0.33, 31: 0.8, 32: 1.0, 33: 1.0, 34: 0.8, 35: 0.45, 36: 0.15}
+    seen = []
+    for i in range(45):
+        points = FACE.copy()
+        points[lids, 1] += 9 * shut.get(i, 0.0)
+        seen.append((smooth(points, i / 30) - FACE)[lids, 1].mean() / 9)
+    assert max(seen) > 0.9
+    assert abs(seen[40]) < 0.1
+
+
 @pytest.mark.parametrize("scale", [0.1, 10.0])
 def test_a_near_and_a_far_face_are_smoothed_alike(scale: float) -> None:
     one, other = Smoother(), Smoother()
