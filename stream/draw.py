@@ -64,7 +64,7 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
             cv2.rectangle(canvas, _fixed((x1, y1)), _fixed((x2, y2)), colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
         if cfg.draw != "none" or cfg.boxes:
             label = f"{track.id}  {track.confidence:.2f}" if cfg.boxes else f"{track.id}"
-            _text(canvas, label, (x1, y1 - text_px * 0.5), text_px, colour)
+            _text(canvas, label, (x1, y1 - text_px * 0.5), text_px, _light(colour))
         if cfg.pose:
             _pose(canvas, track, schema, colour, text_px)
     if note:
@@ -82,7 +82,7 @@ def _curves(canvas: U8, points: F32, schema: Schema, colour: Colour, face_px: fl
 
 def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
     radius = max(0.7, face_px / 150)
-    light = tuple(int(255 - (255 - c) * 0.35) for c in colour)
+    light = _light(colour)
     fixed_radius = round(radius * (1 << _SUBPIXEL_BITS))
     for point in points:
         cv2.circle(canvas, _fixed(point), fixed_radius, light, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -105,7 +105,7 @@ def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: flo
         f"eyes {ratios.left_eye:.2f} {ratios.right_eye:.2f} mouth {ratios.mouth:.2f}",
     )
     for row, line in enumerate(lines):
-        _text(canvas, line, (x1, y2 + text_px * (1.3 + 1.3 * row)), text_px * 0.8, colour)
+        _text(canvas, line, (x1, y2 + text_px * (1.3 + 1.3 * row)), text_px * 0.8, _light(colour))
 
 
 def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colour: Colour) -> None:
@@ -117,6 +117,12 @@ def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colo
     y = round(min(max(at[1], height + 2), canvas.shape[0] - 3))
     for tint, width_px in (((20, 20, 20), 3 * thick), (colour, thick)):
         cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, tint, width_px, cv2.LINE_AA)
+
+
+def _light(colour: Colour) -> Colour:
+    """Nearly white, with a tint of the colour: stands out on skin, hair and its own lines."""
+    b, g, r = (int(255 - (255 - c) * 0.35) for c in colour)
+    return b, g, r
 
 
 def _fixed(point: Floats | tuple[float, float]) -> tuple[int, int]:

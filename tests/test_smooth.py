@@ -10,7 +10,7 @@ FACE = np.random.default_rng(0).uniform(0, 200, (98, 2)).astype(np.float32)
 
 
 def noisy(points: F32, seed: int) -> F32:
-    return points + np.random.default_rng(seed).normal(0, 1.0, points.shape).astype(np.float32)
+    return points + np.random.default_rng(seed).normal(0, 0.4, points.shape).astype(np.float32)
 
 
 def test_a_face_at_rest_shimmers_less_than_half_as_much() -> None:
