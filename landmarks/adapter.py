@@ -39,9 +39,9 @@ class Adapter:
         if 2 * v != self.weights.shape[1]:
             raise ValueError(f"the map takes {self.weights.shape[1] // 2} mesh points, got {v}")
         center, scale = frame_of_mesh(features)
-        level = ((features - center) / scale).reshape(n, -1)
+        level = ((features - center) / scale).reshape(n, 2 * v)
         points = level @ self.weights.T + self.offset
-        return np.asarray(points.reshape(n, -1, 2) * scale + center, np.float32)
+        return np.asarray(points.reshape(n, len(self.offset) // 2, 2) * scale + center, np.float32)
 
 
 def frame_of_mesh(features: F32) -> tuple[F32, F32]:

@@ -1,0 +1,98 @@
+"""Where a head looks, and how open its eyes and mouth are. numpy and cv2.
+
+Angles are in degrees and zero for a face that looks into the camera:
+
+    yaw > 0    turned to the right of the picture
+    pitch > 0  looking up
+    roll > 0   leaning clockwise on the screen
+
+Turning the picture in its plane changes roll alone. The angles are seen from the camera: a face at the edge of the
+picture that looks into the lens has yaw 0.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from landmarks.adapter import mean_shape
+from landmarks.schema import WFLW98, Schema
+from landmarks.types import F64, Floats, LineamentError
+
+NEAREST = 3.0
+"""no camera is nearer to a face than this many times the face's own extent; a cropped photo would imply one that is"""
+
+_NO_DISTORTION = np.zeros(4)
+
+
+class HeadPose(NamedTuple):
+    """Degrees; the module says which way they count."""
+
+    yaw_deg: float
+    pitch_deg: float
+    roll_deg: float
+
+
+class AspectRatios(NamedTuple):
+    """Height over width, 0 when shut."""
+
+    left_eye: float
+    right_eye: float
+    mouth: float
+    """of the inner lips"""
+
+
+def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
+    """points: (98, 2) of WFLW98, frame px. Raises LineamentError when no pose fits them.
+
+    frame_hw gives the focal length: a camera's is about the longer side of its picture.
+    """
+    if points.shape != (len(WFLW98), 2):
+        raise ValueError(f"head pose takes {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
+    rigid, shape = _rigid()
+    seen = points[rigid].astype(np.float64)
+    # centred on the face, the optical axis is the line of sight
+    seen -= seen.mean(0)
+    extent = float((points.max(0) - points.min(0)).max())
+    if not 0 < extent < math.inf:
+        raise ValueError(f"head pose takes finite points that differ, got points that span {extent} px")
+    focal = max(*frame_hw, NEAREST * extent)
+    camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
+    found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
+    if not found or not np.isfinite(turn).all():
+        raise LineamentError(f"no head pose fits these points, which span {extent:.1f} px; skip faces that small")
+    return _angles(np.asarray(cv2.Rodrigues(turn)[0], np.float64))
+
+
+def aspect_ratios(points: Floats, schema: Schema = WFLW98) -> AspectRatios:
+    """points: (K, 2) of schema, any unit."""
+    return AspectRatios(*(_openness(schema.part(name, points)) for name in ("left_eye", "right_eye", "inner_lips")))
+
+
+def _openness(ring: Floats) -> float:
+    """ring: (n, 2) from one corner along the top to the other and back along the bottom."""
+    half = len(ring) // 2
+    top, bottom = ring[1:half], ring[:half:-1]
+    heights = [math.dist(a, b) for a, b in zip(top.tolist(), bottom.tolist(), strict=True)]
+    return sum(heights) / len(heights) / math.dist(ring[0], ring[half])
+
+
+def _angles(turn: F64) -> HeadPose:
+    """turn: (3, 3) rotation of the mean face into the camera, read as roll after yaw after pitch."""
+    (xx, _, _), (yx, _, _), (zx, zy, zz) = turn.tolist()
+    yaw, pitch, roll = math.asin(max(-1.0, min(1.0, zx))), -math.atan2(zy, zz), math.atan2(yx, xx)
+    return HeadPose(math.degrees(yaw), math.degrees(pitch), math.degrees(roll))
+
+
+@cache
+def _rigid() -> tuple[list[int], F64]:
+    """The points that keep their place on the skull, and where: (n, 3). The contour slides, lids and lips move."""
+    corners = [WFLW98.parts[eye][i] for eye in ("left_eye", "right_eye") for i in (0, 4)]
+    brow_ends = [WFLW98.parts[brow][i] for brow in ("left_brow", "right_brow") for i in (0, 4)]
+    mouth = [WFLW98.parts["outer_lips"][i] for i in (0, 6)]
+    rigid = [*WFLW98.parts["nose_ridge"], *WFLW98.parts["nose_base"], *corners, *brow_ends, *mouth]
+    return rigid, np.ascontiguousarray(mean_shape()[rigid])

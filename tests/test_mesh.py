@@ -1,0 +1,209 @@
+"""The embedded landmarker: its contract, on a public-domain face, and its accuracy, where the shared data is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import engines
+from engines.mesh import MeshLandmarker
+from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from landmarks.schema import WFLW98
+from landmarks.types import F32, F64, U8, Landmarks, LineamentError
+from stream.detect import BlazeFace
+from train import metrics, wflw
+
+ASTRONAUT_BOX = np.array([178, 70, 272, 165], np.float32)
+
+
+@pytest.fixture(scope="module")
+def landmarker() -> Iterator[MeshLandmarker]:
+    with MeshLandmarker() as landmarker:
+        yield landmarker
+
+
+def _follow(
+    landmarker: MeshLandmarker, bgr: U8, box_xyxy: F32, roll_rad: float = 0.0, passes: int = 2
+) -> Iterator[tuple[F32, float]]:
+    """Points (98, 2) px and confidence after each pass, each on a crop round the points of the one before."""
+    rgb = np.ascontiguousarray(bgr[..., ::-1])
+    region = box_xyxy
+    for _ in range(passes):
+        crop: F64 = crop_from_frame(region, landmarker.card, roll_rad)
+        found = landmarker(warp(rgb, crop, landmarker.card.input_hw)[None])
+        region = apply(frame_from_unit(crop, landmarker.card.input_hw), found.points_unit[0])
+        roll_rad = WFLW98.roll_rad(region)
+        yield region, float(found.confidence[0])
+
+
+def _points(landmarker: MeshLandmarker, bgr: U8, box_xyxy: F32, roll_rad: float = 0.0, passes: int = 2) -> F32:
+    *_, (points, _) = _follow(landmarker, bgr, box_xyxy, roll_rad, passes)
+    return points
+
+
+def _crops(astronaut: U8, landmarker: MeshLandmarker, n: int) -> U8:
+    """(n, 192, 192, 3) RGB crops of one face, each a little larger."""
+    rgb = np.ascontiguousarray(astronaut[..., ::-1])
+    grow = np.array([-1, -1, 1, 1], np.float32)
+    boxes = [ASTRONAUT_BOX + 3 * i * grow for i in range(n)]
+    hw = landmarker.card.input_hw
+    return np.stack([warp(rgb, crop_from_frame(box, landmarker.card), hw) for box in boxes])
+
+
+def _mean_distance(a: F32, b: F32) -> float:
+    """In percent of the inter-ocular distance of b."""
+    return float(metrics.nme(a[None], b[None])[0])
+
+
+def test_points_fall_on_the_face(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    *_, (points, confidence) = _follow(landmarker, astronaut, ASTRONAUT_BOX)
+    left_pupil, right_pupil = points[96], points[97]
+    assert confidence > 0.9
+    np.testing.assert_allclose(left_pupil, (202.5, 100), atol=1.5)
+    np.testing.assert_allclose(right_pupil, (246.5, 102), atol=1.5)
+
+
+def test_each_pupil_lies_inside_its_lids(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    points = _points(landmarker, astronaut, ASTRONAUT_BOX)
+    for eye, pupil in (("left_eye", "left_pupil"), ("right_eye", "right_pupil")):
+        lids = np.ascontiguousarray(WFLW98.part(eye, points), np.float32)
+        x, y = WFLW98.part(pupil, points)[0].tolist()
+        assert cv2.pointPolygonTest(lids, (x, y), False) > 0
+
+
+def test_a_still_face_stays_put_while_its_crop_follows_its_points(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    history = [points for points, _ in _follow(landmarker, astronaut, ASTRONAUT_BOX, passes=30)]
+    assert _mean_distance(history[-1], history[1]) < 2
+    assert _mean_distance(history[-1], history[-2]) < 0.2
+
+
+def test_the_mirrored_picture_gives_mirrored_points(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    width = astronaut.shape[1]
+    box = ASTRONAUT_BOX[[2, 1, 0, 3]] * (-1, 1, -1, 1) + np.array([width - 1, 0, width - 1, 0])
+    mirrored = _points(landmarker, np.ascontiguousarray(astronaut[:, ::-1]), box.astype(np.float32))
+    points = _points(landmarker, astronaut, ASTRONAUT_BOX)
+    assert _mean_distance(np.asarray(WFLW98.flipped(mirrored, width), np.float32), points) < 3
+
+
+def test_a_face_turned_in_its_plane_is_levelled(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    turn = cv2.getRotationMatrix2D((225.0, 117.0), -40, 1.0)
+    turned = np.asarray(cv2.warpAffine(astronaut, turn, (512, 512)), np.uint8)
+    straight = _points(landmarker, astronaut, ASTRONAUT_BOX, passes=4)
+    points = _points(landmarker, turned, ASTRONAUT_BOX, roll_rad=np.radians(40), passes=4)
+    assert _mean_distance(points, apply(np.asarray(turn, np.float64), straight)) < 3
+
+
+def test_a_face_has_the_same_points_alone_and_in_a_batch(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    crops = _crops(astronaut, landmarker, 3)
+    together = landmarker(crops)
+    for i in range(3):
+        alone = landmarker(crops[i : i + 1])
+        np.testing.assert_allclose(together.points_unit[i], alone.points_unit[0], atol=1e-4)
+        np.testing.assert_allclose(together.confidence[i], alone.confidence[0], atol=1e-5)
+
+
+def test_what_it_returned_does_not_change_with_the_next_call(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    crops = _crops(astronaut, landmarker, 2)
+    first = landmarker(crops[:1])
+    kept = Landmarks(first.points_unit.copy(), first.confidence.copy())
+    landmarker(crops[1:])
+    np.testing.assert_array_equal(first.points_unit, kept.points_unit)
+    np.testing.assert_array_equal(first.confidence, kept.confidence)
+
+
+def test_a_batch_may_be_a_view(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    crops = _crops(astronaut, landmarker, 1)
+    view = np.ascontiguousarray(crops[..., ::-1])[..., ::-1]
+    np.testing.assert_array_equal(landmarker(view).points_unit, landmarker(crops).points_unit)
+
+
+def test_threads_take_turns(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    crops = _crops(astronaut, landmarker, 4)
+    alone = [landmarker(crops[i : i + 1]).points_unit for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda i: landmarker(crops[i : i + 1]).points_unit, range(4)))
+            for a, b in zip(found, alone, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_no_crops_give_no_points(landmarker: MeshLandmarker) -> None:
+    found = landmarker(np.empty((0, 192, 192, 3), np.uint8))
+    assert found.points_unit.shape == (0, 98, 2) and found.confidence.shape == (0,)
+    assert found.points_unit.dtype == found.confidence.dtype == np.float32
+
+
+@pytest.mark.parametrize("filled", [0, 128, 255])
+def test_an_even_picture_is_no_face(landmarker: MeshLandmarker, filled: int) -> None:
+    found = landmarker(np.full((1, 192, 192, 3), filled, np.uint8))
+    assert np.isfinite(found.points_unit).all()
+    assert found.confidence[0] < 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 192, 192, 3), np.float32),
+        np.zeros((192, 192, 3), np.uint8),
+        np.zeros((1, 256, 256, 3), np.uint8),
+        np.zeros((1, 3, 192, 192), np.uint8),
+        np.zeros((), np.uint8),
+    ],
+    ids=["float", "no batch", "another size", "channels first", "a number"],
+)
+def test_a_wrong_input_is_refused_with_what_was_got_and_wanted(landmarker: MeshLandmarker, wrong: U8) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 192, 192, 3\) uint8 RGB, got \(") as caught:
+        landmarker(wrong)
+    assert str(wrong.dtype) in str(caught.value)
+
+
+def test_a_closed_landmarker_closes_again_and_says_so_when_called() -> None:
+    landmarker = MeshLandmarker(iris=False)
+    landmarker.close()
+    landmarker.close()
+    with pytest.raises(LineamentError, match=r"closed.*engines\.load"):
+        landmarker(np.zeros((1, 192, 192, 3), np.uint8))
+
+
+def test_without_the_iris_model_points_are_nearly_the_same(landmarker: MeshLandmarker, astronaut: U8) -> None:
+    with MeshLandmarker(iris=False) as plain:
+        points = _points(plain, astronaut, ASTRONAUT_BOX)
+    assert 0 < _mean_distance(points, _points(landmarker, astronaut, ASTRONAUT_BOX)) < 5
+
+
+def test_load_names_the_models_there_are() -> None:
+    with pytest.raises(LineamentError, match=r"'b99'.*mesh"):
+        engines.load("b99")
+    with pytest.raises(LineamentError, match="'cuda'"):
+        engines.load("mesh", device="cuda")
+
+
+def test_importing_the_engine_imports_neither_openvino_nor_mediapipe() -> None:
+    code = "import sys, engines, engines.mesh; assert not {'openvino', 'mediapipe', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_wflw_mini_is_within_5_2_percent_and_no_face_is_missed(landmarker: MeshLandmarker, shared: Path) -> None:
+    samples = wflw.read(shared / "data" / "wflw-mini", "test")
+    # the crops are so tight that the detector needs a border
+    border = 56
+    found, confidence = [], []
+    with BlazeFace() as detect:
+        for sample in samples:
+            bgr = sample.bgr()
+            faces = detect(np.asarray(cv2.copyMakeBorder(bgr, *4 * [border], cv2.BORDER_CONSTANT), np.uint8))
+            assert faces, f"no face in {sample.name}"
+            box = faces[0].box_xyxy - np.float32(border)
+            *_, (points, belief) = _follow(landmarker, bgr, box, faces[0].roll_rad)
+            found.append(points)
+            confidence.append(belief)
+    nme = metrics.nme(np.stack(found), np.stack([sample.points for sample in samples]))
+    assert min(confidence) > 0.5
+    assert nme.mean() <= 5.2
