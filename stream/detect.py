@@ -36,6 +36,8 @@ SURE = 0.7
 """score of the second look that tells faces from the rest: it keeps nearly every face and one in a hundred others"""
 SURE_TURNED = 0.85
 """the same for a face turned by more than 60 degrees: they are rare, so most of what looks like one is none"""
+EVIDENT = 0.85
+"""score of a near face that needs no second look in a video, where the landmark model judges it next"""
 TILE_PER_FACE = 10.0
 """the full range sees a face from about a tenth of its window's side"""
 
@@ -88,29 +90,32 @@ class BlazeFace(_Detector):
 
 
 class StreamFaces(_Detector):
-    """The default for video: each call looks at the whole frame by both ranges, and at the next few tiles.
+    """The default for video: each call looks at the whole frame by the short range, and at a few windows by the full one.
 
-    So a call stays cheap, a face of a tenth of the frame's longer side is seen at once, and one of smallest_px after a
-    few calls. It remembers which tiles come next: use one for each source.
+    The windows take turns: the whole frame, then tiles where it is large. So a call stays cheap, a near face is seen
+    at once and one of smallest_px after a few calls. It remembers whose turn it is: use one for each source.
     """
 
-    def __init__(self, min_score: float = SURE, smallest_px: float = 48, tiles_per_call: int = 2) -> None:
+    def __init__(self, min_score: float = SURE, smallest_px: float = 48) -> None:
         self._short, self._full = _Graph("short"), _Graph("full")
         self._min_score, self._smallest_px = _checked(min_score), _positive(smallest_px)
-        self._tiles_per_call, self._next_tile = tiles_per_call, 0
+        self._next = 0
 
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        frame = [whole(bgr)]
-        short, full = self._short.look(bgr, frame, PROPOSE), self._full.look(bgr, frame + self._share(bgr), PROPOSE)
-        return _confirmed(bgr, _merged(short, full), self._short, self._min_score)
+        near = self._short.look(bgr, [whole(bgr)], PROPOSE)
+        evident = [face for face in _merged(near) if face.score >= max(EVIDENT, self._min_score)]
+        windows = self._whose_turn(bgr)
+        proposed = _merged(near, self._full.look(bgr, windows, PROPOSE)) if windows else _merged(near)
+        return _confirmed(bgr, proposed, self._short, self._min_score, evident)
 
-    def _share(self, bgr: U8) -> list[Window]:
-        """This call's share of the tiles; none when they would hardly be nearer than the whole frame."""
+    def _whose_turn(self, bgr: U8) -> list[Window]:
+        """This call's windows: two of many where tiles are much nearer than the whole frame, else one in three calls."""
         side = self._smallest_px * TILE_PER_FACE
-        every = tiles(bgr, side) if max(bgr.shape) > 1.5 * side else []
-        share = [every[(self._next_tile + i) % len(every)] for i in range(min(self._tiles_per_call, len(every)))]
-        self._next_tile += self._tiles_per_call
-        return share
+        near = tiles(bgr, side) if max(bgr.shape) > 1.5 * side else []
+        turns = [whole(bgr), *near] if near else [whole(bgr), None, None]
+        share = [turns[(self._next + i) % len(turns)] for i in range(2 if near else 1)]
+        self._next += len(share)
+        return [window for window in share if window]
 
 
 class StillFaces(_Detector):
@@ -328,12 +333,15 @@ def _merged(*seen: Candidates) -> list[Face]:
     return faces
 
 
-def _confirmed(bgr: U8, proposed: Iterable[Face], short: _Graph, min_score: float) -> tuple[Face, ...]:
+def _confirmed(
+    bgr: U8, proposed: Iterable[Face], short: _Graph, min_score: float, evident: Sequence[Face] = ()
+) -> tuple[Face, ...]:
     """A second look, short range, at each proposal: centred, levelled, half the window wide, as that graph likes it.
 
     This look alone gives box, roll and score: nearly all that is no face fails it, so the first may be generous.
+    evident: faces that are taken as they are.
     """
-    faces: list[Face] = []
+    faces: list[Face] = list(evident)
     for face in _best_first(proposed):
         if _overlaps(face, faces):
             continue
