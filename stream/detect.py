@@ -90,7 +90,7 @@ class BlazeFace(_Detector):
 
 
 class StreamFaces(_Detector):
-    """The default for video: each call looks at the whole frame by the short range, and at a few windows by the full one.
+    """The default for video: each call looks at the whole frame by the short range, at a few windows by the full one.
 
     The windows take turns: the whole frame, then tiles where it is large. So a call stays cheap, a near face is seen
     at once and one of smallest_px after a few calls. It remembers whose turn it is: use one for each source.
@@ -109,7 +109,7 @@ class StreamFaces(_Detector):
         return _confirmed(bgr, proposed, self._short, self._min_score, evident)
 
     def _whose_turn(self, bgr: U8) -> list[Window]:
-        """This call's windows: two of many where tiles are much nearer than the whole frame, else one in three calls."""
+        """This call's windows: two where tiles are much nearer than the whole frame, else one in three calls."""
         side = self._smallest_px * TILE_PER_FACE
         near = tiles(bgr, side) if max(bgr.shape) > 1.5 * side else []
         turns = [whole(bgr), *near] if near else [whole(bgr), None, None]
