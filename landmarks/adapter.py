@@ -47,8 +47,9 @@ class Adapter:
 def frame_of_mesh(features: F32) -> tuple[F32, F32]:
     """features: (N, V, 2) -> centre (N, 1, 2) and RMS radius (N, 1, 1) of the face mesh among them."""
     mesh = features[:, :N_MESH]
-    center = mesh.mean(1, keepdims=True)
-    scale = np.sqrt(np.square(mesh - center).sum(2, keepdims=True).mean(1, keepdims=True))
+    center = np.add.reduce(mesh, 1, keepdims=True) / np.float32(N_MESH)
+    away = mesh - center
+    scale = np.sqrt(np.einsum("nvc,nvc->n", away, away) / np.float32(N_MESH))[:, None, None]
     return center, scale
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from landmarks.adapter import mean_shape
 from landmarks.schema import WFLW98, Schema
-from landmarks.types import F64, Floats, LineamentError
+from landmarks.types import F64, Floats
 
 NEAREST = 3.0
 """no camera is nearer to a face than this many times the face's own extent; a cropped photo would imply one that is"""
@@ -47,7 +47,7 @@ class AspectRatios(NamedTuple):
 
 
 def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
-    """points: (98, 2) of WFLW98, frame px. Raises LineamentError when no pose fits them.
+    """points: (98, 2) of WFLW98, frame px. All nan when no pose fits them.
 
     frame_hw gives the focal length: a camera's is about the longer side of its picture.
     """
@@ -64,12 +64,12 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
     camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
     found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
     if not found or not np.isfinite(turn).all():
-        raise LineamentError(f"no head pose fits these points, which span {extent:.1f} px; skip faces that small")
+        return HeadPose(math.nan, math.nan, math.nan)
     return _angles(np.asarray(cv2.Rodrigues(turn)[0], np.float64))
 
 
 def aspect_ratios(points: Floats, schema: Schema = WFLW98) -> AspectRatios:
-    """points: (K, 2) of schema, any unit."""
+    """points: (K, 2) of schema, any unit. nan for a part whose corners coincide."""
     return AspectRatios(*(_openness(schema.part(name, points)) for name in ("left_eye", "right_eye", "inner_lips")))
 
 
@@ -78,7 +78,8 @@ def _openness(ring: Floats) -> float:
     half = len(ring) // 2
     top, bottom = ring[1:half], ring[:half:-1]
     heights = [math.dist(a, b) for a, b in zip(top.tolist(), bottom.tolist(), strict=True)]
-    return sum(heights) / len(heights) / math.dist(ring[0], ring[half])
+    width = math.dist(ring[0], ring[half])
+    return sum(heights) / len(heights) / width if width > 0 else math.nan
 
 
 def _angles(turn: F64) -> HeadPose:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, radians, sin
+from math import cos, isnan, radians, sin
 from typing import Literal
 
 import cv2
@@ -92,6 +92,8 @@ def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: flo
     """A line from the tip of the nose to where it points, and the numbers under the chin."""
     height, width = canvas.shape[:2]
     pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points, schema)
+    if isnan(pose.yaw_deg):
+        return
     yaw, pitch, roll = (radians(angle) for angle in pose)
     right, down = sin(yaw) * cos(pitch), -sin(pitch)
     x, y = schema.part("nose_ridge", track.points)[-1]

@@ -215,7 +215,8 @@ class Tracker:
         """Moves a followed face to its new points and sets how it looks from outside."""
         elapsed_s = time_s - followed.time_s
         if followed.id and elapsed_s > 0:
-            velocity = (points.mean(0) - followed.points.mean(0)) / np.float32(elapsed_s)
+            moved = np.add.reduce(points - followed.points, 0) / np.float32(len(points))
+            velocity = moved / np.float32(elapsed_s)
             followed.velocity = (followed.velocity + velocity) / 2 if followed.frames > 1 else velocity
         followed.points, followed.time_s, followed.frames = points, time_s, followed.frames + 1
         followed.id = followed.id or next(self._ids)
