@@ -69,6 +69,7 @@ $(VENV)/bin/python:
 define apt
 if command -v apt-get >/dev/null && ! { $(1); } >/dev/null 2>&1; then \
 	if [ "$$(id -u)" = 0 ]; then \
-		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(2) >/dev/null; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(2); } \
+			>/dev/null || echo "could not install $(2); going on without" >&2; \
 	else echo "some system packages are missing; run: sudo apt-get install $(2)" >&2; fi; fi
 endef
