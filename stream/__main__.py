@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
 
+import cv2
 import tyro
 from tqdm import tqdm
 
@@ -75,6 +76,8 @@ class StreamConfig:
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done or stopped by the user, 1 failed, 2 wrong arguments."""
+    # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
+    cv2.setNumThreads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         cfg = tyro.cli(StreamConfig, args=args, prog="python -m stream")
