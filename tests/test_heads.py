@@ -1,0 +1,122 @@
+"""Heads: what is encoded decodes to itself, and the loss is least there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from train import losses
+from train.heads import Coordinates, Head, Heatmap, SimCC, Star
+
+HW = (96, 96)
+K = 98
+CHANNELS, STRIDES = [8, 12, 16, 24], [4, 8, 16, 32]
+
+
+def head(name: str) -> Head:
+    torch.manual_seed(0)
+    match name:
+        case "coords":
+            return Coordinates(24, (3, 3), K)
+        case "simcc":
+            return SimCC(24, (3, 3), K, HW)
+        case "heatmap":
+            return Heatmap(CHANNELS, STRIDES, K, HW, stacks=1)
+        case _:
+            return Star(CHANNELS, STRIDES, K, HW)
+
+
+def features(of: Head) -> Tensor | list[Tensor]:
+    pyramid = [torch.randn(2, c, HW[0] // s, HW[1] // s) for c, s in zip(CHANNELS, STRIDES)]
+    return pyramid if of.needs_pyramid else pyramid[-1]
+
+
+def inside(seed: int = 0) -> Tensor:
+    return torch.rand(2, K, 2, generator=torch.Generator().manual_seed(seed)) * 0.6 + 0.2
+
+
+@pytest.mark.parametrize(("name", "within_px"), [("coords", 0.0), ("simcc", 0.01), ("heatmap", 0.01), ("star", 0.05)])
+def test_decoding_what_was_encoded_gives_the_points_back(name: str, within_px: float) -> None:
+    codec, points = head(name), inside()
+    back = codec.decode(codec.encode(points)).points_unit
+    assert (back - points).abs().max() * HW[1] <= within_px
+
+
+@pytest.mark.parametrize("name", ["coords", "heatmap"])
+def test_a_point_outside_the_crop_comes_back_too(name: str) -> None:
+    codec, points = head(name), inside()
+    points[0, 0], points[1, 5] = torch.tensor([-0.2, 0.5]), torch.tensor([0.9, 1.15])
+    back = codec.decode(codec.encode(points)).points_unit
+    torch.testing.assert_close(back, points, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["coords", "simcc", "heatmap", "star"])
+def test_the_loss_is_least_at_the_truth_and_one_number_a_face(name: str) -> None:
+    codec, points = head(name), inside()
+    at_truth = codec.loss(codec.encode(points), points)
+    assert at_truth.shape == (2,)
+    for off in (0.02, 0.1):
+        elsewhere = codec.loss(codec.encode(points + off), points)
+        assert (elsewhere > at_truth).all()
+        at_truth = elsewhere
+
+
+@pytest.mark.parametrize("name", ["coords", "simcc", "heatmap", "star"])
+def test_outputs_have_a_point_each_and_every_parameter_learns(name: str) -> None:
+    net = head(name)
+    raw = net(features(net))
+    prediction = net.decode(raw)
+    assert prediction.points_unit.shape == (2, K, 2) and prediction.points_unit.dtype == torch.float32
+    assert (prediction.sigma_unit is None) == (name == "coords")
+    net.loss(raw, inside()).sum().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+
+
+def test_a_blurred_peak_is_doubted_more_than_a_sharp_one() -> None:
+    for name in ("simcc", "heatmap", "star"):
+        codec, points = head(name), inside()
+        raw = codec.encode(points)
+        flatter = tuple(r * 0.3 for r in raw) if isinstance(raw, tuple) else [raw[0] * 0.3]
+        sharp, blurred = codec.decode(raw).sigma_unit, codec.decode(flatter).sigma_unit
+        assert sharp is not None and blurred is not None
+        assert (blurred > sharp).all(), name
+
+
+def test_wing_counts_in_pixels_of_a_256_px_crop() -> None:
+    truth = torch.zeros(1, 1, 2)
+    # 3 px in x, 20 px in y: below and above w = 10
+    off = torch.tensor([[[3 / 256, 20 / 256]]])
+    near, far = 10 * math.log(1 + 3 / 2), 20 - (10 - 10 * math.log(1 + 10 / 2))
+    torch.testing.assert_close(losses.wing(off, truth), torch.tensor([(near + far) / 2]))
+
+
+def test_wing_is_continuous_where_its_halves_meet() -> None:
+    truth = torch.zeros(2, 1, 2)
+    off = torch.full((2, 1, 2), 10 / 256)
+    off[0] -= 1e-6
+    off[1] += 1e-6
+    below, above = losses.wing(off, truth)
+    assert float(above - below) == pytest.approx(0, abs=1e-2)
+
+
+def test_adaptive_wing_is_zero_at_the_truth_and_heavier_on_a_point() -> None:
+    truth = torch.zeros(1, 1, 8, 8)
+    truth[0, 0, 4, 4] = 1
+    assert float(losses.adaptive_wing(truth, truth)) == pytest.approx(0, abs=1e-3)
+    on_point, on_ground = truth.clone(), truth.clone()
+    on_point[0, 0, 4, 4] -= 0.3
+    on_ground[0, 0, 0, 0] += 0.3
+    assert losses.adaptive_wing(on_point, truth) > 5 * losses.adaptive_wing(on_ground, truth)
+
+
+def test_star_forgives_an_error_along_the_edge_that_the_point_may_slide_on() -> None:
+    covariance = torch.tensor([[[[16.0, 0.0], [0.0, 1.0]]]])
+    truth = torch.zeros(1, 1, 2)
+    along = losses.star(torch.tensor([[[2.0, 0.0]]]), covariance, truth)
+    across = losses.star(torch.tensor([[[0.0, 2.0]]]), covariance, truth)
+    # smooth L1 of 2 at beta 0.5 is 1.75; over the spread along (4) and across (1); plus the spreads' own cost
+    assert float(along) == pytest.approx(1.75 / 4 + 5, abs=1e-2)
+    assert float(across) == pytest.approx(1.75 + 5, abs=1e-2)

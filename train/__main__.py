@@ -1,0 +1,66 @@
+"""Trains a landmark model.
+
+python -m train --data /path/to/WFLW
+torchrun --nproc-per-node 4 -m train --data /path/to/WFLW --batch 128
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from landmarks.schema import SCHEMAS
+from landmarks.types import LineamentError
+from train import data, suspects
+from train.data import Sample
+from train.loop import Fitted, TrainConfig, fit
+
+log = logging.getLogger("lineament")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    first = int(os.environ.get("RANK", 0)) == 0
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    try:
+        cfg = tyro.cli(
+            Annotated[TrainConfig, tyro.conf.arg(name="")],  # type: ignore[arg-type]
+            args=args,
+            prog="python -m train",
+            description="Trains a landmark model; the run folder then holds best.safetensors.",
+        )
+        train(cfg)
+    except (LineamentError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(cfg: TrainConfig) -> Fitted:
+    """Reads, holds out, trains, and says what to do next."""
+    training, val = held_out(cfg)
+    log.info("%d faces to train on, %d held out, into %s", len(training), len(val), cfg.run)
+    fitted = fit(cfg, training, val)
+    log.info("held-out NME %.3f after %d epochs: %s", fitted.nme, fitted.epochs, fitted.best)
+    log.info("next: python -m train.evaluate %s --data %s", fitted.best, cfg.data[0])
+    return fitted
+
+
+def held_out(cfg: TrainConfig) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on and those to validate on, which come from the first data set alone."""
+    schema = SCHEMAS[cfg.schema]
+    sets = [data.read(path, "train", schema) for path in cfg.data]
+    if cfg.suspects:
+        sets[0] = suspects.apply(sets[0], cfg.suspects, cfg.suspect_policy)
+    training, val = data.hold_out(sets[0], cfg.hold_out, cfg.seed)
+    return [*training, *(sample for more in sets[1:] for sample in more)], val
+
+
+if __name__ == "__main__":
+    sys.exit(main())

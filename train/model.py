@@ -1,0 +1,307 @@
+"""LandmarkNet: a timm backbone, a head, and the one place where pixels are normalised. Saving and loading it.
+
+    net = LandmarkNet(NetSpec("tf_efficientnet_b5"))
+    save(net, card, path); net, card = load(path)
+
+Suffixes: B faces, H W pixels, K points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from landmarks.card import ModelCard
+from landmarks.schema import SCHEMAS
+from landmarks.types import F32, U8, LineamentError
+from train.heads import Coordinates, Head, Heatmap, HeadName, Prediction, SimCC, Star
+from train.native import timm
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """All that a network is built from; it travels with the weights."""
+
+    backbone: str = "tf_efficientnet_b5"
+    """any convolutional timm model, by name"""
+    head: HeadName = "coords"
+    schema: str = "wflw98"
+    input_hw: tuple[int, int] = (256, 256)
+    stacks: int = 0
+    """hourglasses of the heatmap heads"""
+    presence: bool = False
+    """a second output: how likely a face is there at all; learnt from samples without points"""
+    drop_path: float = 0.0
+    """stochastic depth while training, 0..1"""
+
+    def __post_init__(self) -> None:
+        if self.schema not in SCHEMAS:
+            raise ValueError(f"unknown schema {self.schema!r}, wanted one of {sorted(SCHEMAS)}")
+        if min(self.input_hw) < 32:
+            raise ValueError(f"input_hw is {self.input_hw}, wanted at least 32x32")
+
+
+class LandmarkNet(nn.Module):
+    """uint8 crops in, a head's raw outputs or points out. Every parameter is trained: no layer is frozen."""
+
+    mean_3: Tensor
+    std_3: Tensor
+
+    def __init__(self, spec: NetSpec, pretrained: bool = False) -> None:
+        """pretrained: fetches timm's weights; raises LineamentError when they cannot be had."""
+        super().__init__()
+        self.spec = spec
+        self.schema = SCHEMAS[spec.schema]
+        self.input_hw = spec.input_hw
+        self._pyramid = spec.head in ("heatmap", "star")
+        self.backbone = _backbone(spec, pretrained, self._pyramid)
+        cfg = timm.get_pretrained_cfg(spec.backbone).to_dict()
+        self.register_buffer("mean_3", torch.tensor(cfg["mean"]) * 255, persistent=False)
+        self.register_buffer("std_3", torch.tensor(cfg["std"]) * 255, persistent=False)
+        with torch.no_grad():
+            self.backbone.eval()
+            levels = self._features(torch.zeros(1, 3, *spec.input_hw))
+            self.backbone.train()
+        self.head = _head(spec, levels)
+        self.presence = nn.Linear(levels[-1].shape[1], 1) if spec.presence else None
+
+    def forward(self, rgb_BHW3: Tensor) -> tuple[Any, Tensor | None]:
+        """rgb_BHW3: uint8 -> raw output of the head, and presence logits (B,) or None."""
+        x = (rgb_BHW3.permute(0, 3, 1, 2).float() - self.mean_3[:, None, None]) / self.std_3[:, None, None]
+        levels = self._features(x.contiguous(memory_format=torch.channels_last))
+        raw = self.head(levels if self.head.needs_pyramid else levels[-1])
+        logits = None if self.presence is None else self.presence(levels[-1].mean((2, 3)))[:, 0]
+        return raw, logits
+
+    def points(self, rgb_BHW3: Tensor) -> tuple[Prediction, Tensor | None]:
+        """The same decoded: points in unit coordinates, and presence (B,) 0..1 or None."""
+        raw, logits = self(rgb_BHW3)
+        return self.head.decode(raw), None if logits is None else logits.float().sigmoid()
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        r, g, b = (self.mean_3 / 255).tolist()
+        return round(r, 6), round(g, 6), round(b, 6)
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        r, g, b = (self.std_3 / 255).tolist()
+        return round(r, 6), round(g, 6), round(b, 6)
+
+    def _features(self, x_B3HW: Tensor) -> list[Tensor]:
+        """The levels that the head takes, finest first."""
+        return list(self.backbone(x_B3HW)) if self._pyramid else [self.backbone.forward_features(x_B3HW)]
+
+
+def _backbone(spec: NetSpec, pretrained: bool, pyramid: bool) -> Any:
+    if not timm.is_model(spec.backbone):
+        near = ", ".join(timm.list_models(f"*{spec.backbone.rpartition('_')[2]}*")[:5]) or "tf_efficientnet_b5"
+        raise LineamentError(f"timm has no model {spec.backbone!r}; did you mean one of {near}?")
+    options: dict[str, Any] = {"features_only": True} if pyramid else {"num_classes": 0, "global_pool": ""}
+    if spec.drop_path:
+        options["drop_path_rate"] = spec.drop_path
+    try:
+        net = timm.create_model(spec.backbone, pretrained=pretrained, **options)
+    except (RuntimeError, OSError, ValueError) as error:
+        if not pretrained:
+            raise LineamentError(f"timm cannot build {spec.backbone!r} as a backbone: {error}") from error
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise LineamentError(
+            f"cannot fetch the pretrained weights of {spec.backbone} ({reason}); "
+            "train from scratch with --no-pretrained, or give a local file with --init weights.safetensors"
+        ) from error
+    if isinstance(net, timm.models.mobilenetv3.MobileNetV3):
+        # this family's last layers come after the pooling that we do not do
+        net.conv_head = net.norm_head = net.act2 = nn.Identity()
+    return net
+
+
+def _head(spec: NetSpec, levels: list[Tensor]) -> Head:
+    k = len(SCHEMAS[spec.schema])
+    last = levels[-1]
+    if last.ndim != 4 or not last.shape[2] == last.shape[3] * spec.input_hw[0] // spec.input_hw[1]:
+        raise LineamentError(
+            f"{spec.backbone} gives features of shape {tuple(last.shape)}, wanted (B, C, H, W); take a convolutional model"
+        )
+    cells_hw = (last.shape[2], last.shape[3])
+    match spec.head:
+        case "coords":
+            return Coordinates(last.shape[1], cells_hw, k)
+        case "simcc":
+            return SimCC(last.shape[1], cells_hw, k, spec.input_hw)
+        case "heatmap" | "star":
+            kind = Heatmap if spec.head == "heatmap" else Star
+            strides = [spec.input_hw[1] // level.shape[3] for level in levels]
+            return kind([level.shape[1] for level in levels], strides, k, spec.input_hw, spec.stacks)
+
+
+# ---- files
+
+
+def save(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) -> ModelCard:
+    """Writes weights, spec and card as one safetensors file, whole or not at all; returns the card as written.
+
+    half: floating weights as float16, for shipping.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    if half:
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    card = replace(card, weights_sha256=_digest(tensors), precision="fp16" if half else "fp32")
+    write_atomically(path, lambda temp: safetensors.torch.save_file(tensors, temp, metadata=_metadata(net.spec, card)))
+    return card
+
+
+def load(path: Path, device: str = "cpu") -> tuple[LandmarkNet, ModelCard]:
+    """A trained net in eval mode, and its card. Raises LineamentError on a file that is not one of ours, or damaged."""
+    spec, card = read_header(path)
+    net = LandmarkNet(spec)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise LineamentError(f"cannot read {path}: {error}; copy it again, or train anew") from error
+    if (found := _digest(tensors)) != card.weights_sha256:
+        raise LineamentError(
+            f"the weights in {path} have hash {found[:12]}, its card says {card.weights_sha256[:12]}; "
+            "the file was changed after training: copy it again"
+        )
+    try:
+        net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except RuntimeError as error:
+        raise LineamentError(
+            f"the weights in {path} do not fit {spec.backbone}; train with this timm, "
+            f"{version('timm')}, or install {dict(card.built_with).get('timm', 'the one of the card')}"
+        ) from error
+    return net.to(device).eval(), card
+
+
+def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
+    """Spec and card alone, without the weights."""
+    if not path.is_file():
+        raise LineamentError(
+            f"no model at {path}; `make train DATA=...` makes one, its run folder holds best.safetensors"
+        )
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        spec = json.loads(metadata["net"])
+        spec["input_hw"] = tuple(spec["input_hw"])
+        return NetSpec(**spec), ModelCard.from_json(metadata["card"])
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise LineamentError(
+            f"{path} is no Lineament model ({type(error).__name__}: {error}); "
+            "wanted a best.safetensors that `make train` wrote"
+        ) from error
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Replaces the card of a saved model, as evaluation does with its figures."""
+    spec, _ = read_header(path)
+    tensors = safetensors.torch.load_file(path)
+    write_atomically(path, lambda temp: safetensors.torch.save_file(tensors, temp, metadata=_metadata(spec, card)))
+
+
+def load_initial(net: LandmarkNet, path: Path) -> None:
+    """Starts net from a file: one of our own models, or a plain state dict of the timm backbone.
+
+    Tensors of another shape (a classifier, a head for other points) are left as they are; if nothing fits, it raises.
+    """
+    if not path.is_file():
+        raise LineamentError(f"no weights at {path}; check --init")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise LineamentError(
+            f"cannot read the weights in {path}: {error}; wanted .safetensors or a state dict"
+        ) from error
+    own = net.state_dict()
+    prefix = "" if any(name in own for name in state) else "backbone."
+    fitting = {
+        prefix + name: value.float() if value.is_floating_point() else value
+        for name, value in state.items()
+        if prefix + name in own and own[prefix + name].shape == value.shape
+    }
+    if len(fitting) < len(own) / 4:
+        raise LineamentError(
+            f"{path} has {len(fitting)} of the {len(own)} tensors of {net.spec.backbone}; is it of another model?"
+        )
+    net.load_state_dict(fitting, strict=False)
+
+
+def new_card(net: LandmarkNet, name: str, crop_scale: float) -> ModelCard:
+    """The card of a net in training: what serving must know, scores still to come."""
+    packages = ("torch", "timm", "albumentations")
+    return ModelCard(
+        name=name,
+        schema=net.spec.schema,
+        input_hw=net.spec.input_hw,
+        crop_scale=crop_scale,
+        mean=net.mean,
+        std=net.std,
+        head=net.spec.head,
+        built_with={package: version(package) for package in packages},
+    )
+
+
+def predictor(net: LandmarkNet, device: str = "cpu", flip: bool = False, batch: int = 64) -> Callable[[U8], F32]:
+    """net as a function of crops (N, H, W, 3) uint8 RGB -> (N, K, 2) unit coordinates.
+
+    flip: the mean with what it says of the mirrored crops.
+    """
+
+    @torch.inference_mode()
+    def predict(rgb_NHW3: U8) -> F32:
+        net.eval()
+        found = [np.zeros((0, len(net.schema), 2), np.float32)]
+        for start in range(0, len(rgb_NHW3), batch):
+            rgb = torch.from_numpy(np.ascontiguousarray(rgb_NHW3[start : start + batch])).to(device)
+            points = net.points(rgb)[0].points_unit.cpu().numpy()
+            if flip:
+                mirrored = net.points(rgb.flip(2))[0].points_unit.cpu().numpy()
+                points = (points + net.schema.flipped(mirrored, 2.0)) / 2
+            found.append(points)
+        return np.concatenate(found).astype(np.float32)
+
+    return predict
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """path is as it was, or wholly new: never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temp)
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _metadata(spec: NetSpec, card: ModelCard) -> dict[str, str]:
+    return {"net": json.dumps(asdict(spec)), "card": card.to_json()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(
+            tensors[name].contiguous().view(torch.uint8).numpy()
+            if tensors[name].ndim
+            else tensors[name].numpy().tobytes()
+        )
+    return digest.hexdigest()
