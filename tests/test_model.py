@@ -93,7 +93,7 @@ def test_damaged_foreign_and_absent_files_are_refused(net: LandmarkNet, tmp_path
     whole = path.read_bytes()
     for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 64):
         path.write_bytes(damaged)
-        with pytest.raises(LineamentError, match="tiny.safetensors"):
+        with pytest.raises(LineamentError, match=r"tiny\.safetensors"):
             model.load(path)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(LineamentError, match="its card says"):
@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_unknown_and_unfit_backbones_are_named() -> None:
-    with pytest.raises(LineamentError, match="did you mean one of .*efficientnet_b5"):
+    with pytest.raises(LineamentError, match=r"did you mean one of .*efficientnet_b5"):
         LandmarkNet(replace(TINY, backbone="my_efficientnet_b5"))
     with pytest.raises(LineamentError, match="take a convolutional model"):
         LandmarkNet(replace(TINY, backbone="test_vit", input_hw=(160, 160)))
@@ -132,7 +132,7 @@ def test_pretrained_weights_that_cannot_be_fetched_name_the_ways_out(monkeypatch
         return create(*args, pretrained=False, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(LineamentError, match="--no-pretrained.*--init"):
+    with pytest.raises(LineamentError, match=r"--no-pretrained.*--init"):
         LandmarkNet(TINY, pretrained=True)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -30,7 +28,7 @@ def main(args: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
     try:
         cfg = tyro.cli(
-            Annotated[TrainConfig, tyro.conf.arg(name="")],  # type: ignore[arg-type]
+            Annotated[TrainConfig, tyro.conf.arg(name="")],
             args=args,
             prog="python -m train",
             description="Trains a landmark model; the run folder then holds best.safetensors.",

@@ -136,8 +136,8 @@ class SimCC(Head):
 class Heatmap(Head):
     """A heatmap a point at stride 4 and the offset of the point from its cell, by Adaptive Wing and L1.
 
-    Features of all levels are added up to stride 4; `stacks` hourglasses (Newell et al., ECCV 2016) then look again, each
-    with its own output and loss; the last one counts. A point outside the crop peaks at the edge, its offset goes on.
+    Features of all levels are added up to stride 4; `stacks` hourglasses (Newell et al., ECCV 2016) then look again,
+    each with its own output and loss; the last one counts. A point outside the crop peaks at the edge, its offset goes on.
     """
 
     needs_pyramid = True

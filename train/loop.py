@@ -203,7 +203,7 @@ class Run:
         if cfg.init:
             load_initial(self.net, cfg.init)
         if cfg.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)
         if here.world > 1 and here.device.type == "cuda":
             # statistics of the whole batch, not of this process's part; there is no such thing on the CPU
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
@@ -308,8 +308,8 @@ class Run:
         state = {"batch": tuple(batch), "epoch": self.epoch, "batch_in_epoch": self.batch_in_epoch}
         write_atomically(path, lambda temp: torch.save(state, temp))
         return LineamentError(
-            f"{what} became {value} in epoch {self.epoch + 1}, batch {self.batch_in_epoch + 1}; the batch is in {path}; "
-            "look at its labels, or lower --lr; the last checkpoint is untouched"
+            f"{what} became {value} in epoch {self.epoch + 1}, batch {self.batch_in_epoch + 1}; "
+            f"the batch is in {path}; look at its labels, or lower --lr; the last checkpoint is untouched"
         )
 
     # ---- the end of an epoch
@@ -333,7 +333,7 @@ class Run:
     @property
     def judged(self) -> LandmarkNet:
         """The weights that count: averaged, if averaging is on."""
-        return self.ema.module if self.ema else self.net  # type: ignore[return-value]
+        return self.ema.module if self.ema else self.net
 
     def validate(self) -> float:
         """NME on the held-out faces, percent; also draws a few of them."""

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WING_PX = 256.0
-"""Wing counts in pixels of a crop this wide, whatever the input's real size: on unit coordinates it would be plain L1"""
+"""Wing counts in pixels of a crop this wide, whatever the input's size: on unit coordinates it would be plain L1"""
 
 
 def wing(pred_BK2: Tensor, truth_BK2: Tensor, w: float = 10.0, epsilon: float = 2.0) -> Tensor:
-    """Wing loss (Feng et al., "Wing Loss for Robust Facial Landmark Localisation", CVPR 2018). Unit coordinates -> (B,).
+    """Wing loss (Feng et al., "Wing Loss for Robust Facial Landmark Localisation", CVPR 2018), (B,). Unit coordinates.
 
     w ln(1 + |x| / epsilon) for |x| below w, then |x| - C; x in pixels of a WING_PX wide crop.
     """
@@ -45,7 +45,7 @@ def adaptive_wing(
 
 
 def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restriction: float = 1.0) -> Tensor:
-    """STAR loss (Zhou et al., "STAR Loss: Reducing Semantic Ambiguity in Facial Landmark Detection", CVPR 2023) -> (B,).
+    """STAR loss (Zhou et al., "STAR Loss: Reducing Semantic Ambiguity in Facial Landmark Detection", CVPR 2023).
 
     The error is taken along the principal axes of the predicted distribution and divided by its spread there, so that
     a point may slide along an edge at less cost; the spread itself is held down. All in pixels of one grid.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from landmarks.card import ModelCard
 from landmarks.schema import SCHEMAS
 from landmarks.types import F32, U8, LineamentError
-from train.heads import Coordinates, Head, Heatmap, HeadName, Prediction, SimCC, Star
+from train.heads import Coordinates, Head, HeadName, Heatmap, Prediction, SimCC, Star
 from train.native import timm
 
 
@@ -133,7 +133,8 @@ def _head(spec: NetSpec, levels: list[Tensor]) -> Head:
     last = levels[-1]
     if last.ndim != 4 or not last.shape[2] == last.shape[3] * spec.input_hw[0] // spec.input_hw[1]:
         raise LineamentError(
-            f"{spec.backbone} gives features of shape {tuple(last.shape)}, wanted (B, C, H, W); take a convolutional model"
+            f"{spec.backbone} gives features of shape {tuple(last.shape)}, wanted (B, C, H, W); "
+            "take a convolutional model"
         )
     cells_hw = (last.shape[2], last.shape[3])
     match spec.head:
@@ -299,9 +300,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(
-            tensors[name].contiguous().view(torch.uint8).numpy()
-            if tensors[name].ndim
-            else tensors[name].numpy().tobytes()
-        )
+        digest.update(tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
