@@ -1,0 +1,344 @@
+"""Labels photos by what several landmark models agree on, for training: one line of JSON a face.
+
+    python -m stream.label photos/ --out labels.jsonl --teacher mesh:0.25 --teacher pfld.onnx --sheet sheet.jpg
+
+Each teacher sees a face on its own crop, first round the detector's box, then levelled round its points, each time also
+mirrored. The label is the mean of what all say; how far they lie apart says how much it can be trusted:
+
+    {"image": "a.jpg", "points": [[x, y], ...], "box_xyxy": [...], "weight": 0.7, "disagreement": 3.1, "score": 0.93}
+
+image is relative to the file's folder, or absolute where it lies outside; points and box are px of that picture.
+Suffixes: N faces, T teachers, K points.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import cv2
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import engines
+from landmarks.card import ModelCard
+from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from landmarks.schema import SCHEMAS, Schema
+from landmarks.types import F32, U8, Detector, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
+from stream.detect import StillFaces
+from stream.draw import DrawConfig, draw
+from stream.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
+
+log = logging.getLogger("lineament")
+
+PASSES = 2
+"""looks at a face: round the detector's box, then round the points of the look before"""
+HALF_TRUST = 4.0
+"""disagreement, in percent, at which a label weighs half: about the error of a good teacher on WFLW"""
+SMALLEST_OCULAR = 0.25
+"""the eye corners of a profile coincide, which would make any disagreement huge: their distance counts as no less than
+this share of the points' extent; it is about 0.55 on a face seen from the front"""
+_READ_AHEAD = 8
+"""pictures decoded before their turn"""
+_SHEET_FACES, _SHEET_COLUMNS, _CELL_PX = 24, 6, 240
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Which photos, by whom, and what is kept."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Photos; folders within it are searched too."""
+    out: Path
+    """The .jsonl file to write; it appears when all is done."""
+    teacher: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A model, as for `python -m stream --model`; name:0.3 gives it that weight in the mean, else 1. May be given
+    several times; without it the mesh teaches alone."""
+    max_disagreement: float = 6.0
+    """A face on which two guesses are on average further apart than this is dropped. Percent of the distance of the
+    eyes' outer corners."""
+    min_face_px: float = 40.0
+    """A face whose box is smaller is left out."""
+    min_score: float = 0.7
+    """Of the detector, 0 to 1."""
+    sheet: Path | None = None
+    """Also write a picture of some labelled faces, to look at."""
+    seed: int = 0
+    """Chooses the faces of the sheet."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("max_disagreement", 0, np.inf), ("min_face_px", 0, np.inf), ("min_score", 0, 1)):
+            if not low < getattr(self, name) < high:
+                raise LineamentError(f"{name} is {getattr(self, name)}, expected a number over {low}, under {high}")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A landmark model, and how much it counts among the others."""
+
+    landmarker: Landmarker
+    weight: float
+
+
+@dataclass(frozen=True)
+class Label:
+    """What the teachers say of one face."""
+
+    face: Face
+    points: F32
+    """(K, 2) frame px"""
+    disagreement: float
+    """mean distance of two guesses, percent of the inter-ocular distance"""
+    confidence: float
+    """the lowest of the teachers', 0..1"""
+
+    @property
+    def weight(self) -> float:
+        """0..1: what the label should count in training."""
+        return self.confidence / (1 + (self.disagreement / HALF_TRUST) ** 2)
+
+
+class Summary(NamedTuple):
+    """How many of each."""
+
+    images: int
+    unreadable: int
+    without_face: int
+    faces: int
+    """found by the detector, large enough or not"""
+    small: int
+    disputed: int
+    """dropped above max_disagreement"""
+    kept: int
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    cv2.setNumThreads(1)  # as stream's command line does
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        label_folder(tyro.cli(LabelConfig, args=args, prog="python -m stream.label"))
+    except LineamentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def label_folder(cfg: LabelConfig) -> Summary:
+    """Writes cfg.out, whole or not at all."""
+    paths = _images(cfg.folder)
+    cfg.out.parent.mkdir(parents=True, exist_ok=True)
+    part = cfg.out.with_name(cfg.out.name + ".part")
+    counts: Counter[str] = Counter(images=len(paths))
+    disagreements: list[float] = []
+    with ExitStack() as stack:
+        teachers = _teachers(cfg.teacher or ("mesh",), stack)
+        schema = SCHEMAS[teachers[0].landmarker.card.schema]
+        detector = stack.enter_context(StillFaces(cfg.min_score, cfg.min_face_px))
+        sheet = _Sheet(schema, cfg.seed) if cfg.sheet else None
+        try:
+            stack.callback(part.unlink, missing_ok=True)
+            file = stack.enter_context(part.open("w"))
+            for path, bgr in tqdm(
+                _pictures(paths), total=len(paths), unit=" images", disable=None, dynamic_ncols=True, desc="label"
+            ):
+                if bgr is None:
+                    counts["unreadable"] += 1
+                    continue
+                for label in _labels(bgr, detector, teachers, schema, cfg, counts):
+                    disagreements.append(label.disagreement)
+                    if label.disagreement > cfg.max_disagreement:
+                        counts["disputed"] += 1
+                        continue
+                    file.write(json.dumps(_row(path, cfg.out, label)) + "\n")
+                    counts["kept"] += 1
+                    if sheet:
+                        sheet.add(bgr, label)
+            file.close()
+            os.replace(part, cfg.out)
+        except OSError as error:
+            raise cannot_write(cfg.out, error) from None
+    summary = Summary(**{name: counts[name] for name in Summary._fields})
+    log.info(
+        "wrote %s: %s", cfg.out, ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in summary._asdict().items())
+    )
+    if disagreements:
+        shown = "  ".join(f"p{p} {np.percentile(disagreements, p):.1f}" for p in (10, 50, 90, 99))
+        log.info("disagreement in percent: %s", shown)
+    if sheet and cfg.sheet and summary.kept:
+        write_image(cfg.sheet, sheet.picture())
+        log.info("wrote %s", cfg.sheet)
+    return summary
+
+
+def label_faces(bgr: U8, faces: Sequence[Face], teachers: Sequence[Teacher], schema: Schema) -> list[Label]:
+    """A label for each face of a picture. Raises ValueError without teachers."""
+    if not teachers:
+        raise ValueError("a label takes at least one teacher")
+    if not faces:
+        return []
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    guesses, weights, confidences = [], [], []
+    for teacher in teachers:
+        straight_NK2, mirrored_NK2, confidence_N = _guess(np.asarray(rgb, np.uint8), faces, teacher.landmarker, schema)
+        guesses += [straight_NK2, mirrored_NK2]
+        weights += [teacher.weight, teacher.weight]
+        confidences.append(confidence_N)
+    points_NK2 = np.average(guesses, axis=0, weights=weights)
+    apart_N = np.mean([np.linalg.norm(a - b, axis=-1).mean(-1) for a, b in combinations(guesses, 2)], axis=0)
+    disagreement_N = 100 * apart_N / _ocular(points_NK2, schema)
+    return [
+        Label(face, points.astype(np.float32), float(disagreement), float(confidence))
+        for face, points, disagreement, confidence in zip(
+            faces, points_NK2, disagreement_N, np.min(confidences, axis=0), strict=True
+        )
+    ]
+
+
+def _guess(rgb: U8, faces: Sequence[Face], landmarker: Landmarker, schema: Schema) -> tuple[F32, F32, F32]:
+    """One teacher's points (N, K, 2) in frame px, on the crops and on their mirror images; and its confidence (N,)."""
+    hw = landmarker.card.input_hw
+    regions: list[Floats] = [face.box_xyxy for face in faces]
+    rolls_rad = [face.roll_rad for face in faces]
+    n = len(faces)
+    for _ in range(PASSES):
+        matrices = [crop_from_frame(r, landmarker.card, roll_rad) for r, roll_rad in zip(regions, rolls_rad)]
+        crops = np.stack([warp(rgb, matrix, hw) for matrix in matrices])
+        points_unit, confidence = landmarker(np.concatenate([crops, crops[:, :, ::-1]]))
+        # unit coordinates mirror as 1 - x
+        both = np.stack([points_unit[:n], schema.flipped(points_unit[n:], 2)])
+        straight_NK2, mirrored_NK2 = (
+            np.stack([apply(frame_from_unit(matrix, hw), unit) for matrix, unit in zip(matrices, guess)])
+            for guess in both
+        )
+        regions = list((straight_NK2 + mirrored_NK2) / 2)
+        rolls_rad = [schema.roll_rad(points) for points in regions]
+    return straight_NK2, mirrored_NK2, (confidence[:n] + confidence[n:]) / 2
+
+
+def _ocular(points_NK2: Floats, schema: Schema) -> Floats:
+    """(N,) px by which disagreement is measured; see SMALLEST_OCULAR."""
+    left, right = schema.eye_corners
+    ocular_N = np.linalg.norm(points_NK2[:, left] - points_NK2[:, right], axis=-1)
+    return np.asarray(np.maximum(ocular_N, SMALLEST_OCULAR * np.ptp(points_NK2, axis=1).max(-1)))
+
+
+def _labels(
+    bgr: U8, detector: Detector, teachers: Sequence[Teacher], schema: Schema, cfg: LabelConfig, counts: Counter[str]
+) -> list[Label]:
+    faces = detector(bgr)
+    large = [face for face in faces if (face.box_xyxy[2:] - face.box_xyxy[:2]).min() >= cfg.min_face_px]
+    counts["without_face"] += not faces
+    counts["faces"] += len(faces)
+    counts["small"] += len(faces) - len(large)
+    return label_faces(bgr, large, teachers, schema)
+
+
+def _teachers(specs: Sequence[str], stack: ExitStack) -> list[Teacher]:
+    """Opened on the stack. Raises LineamentError when they do not speak of the same points."""
+    teachers = []
+    for spec in specs:
+        model, weight = _parsed(spec)
+        teachers.append(Teacher(stack.enter_context(engines.load(model)), weight))
+    schemas = {teacher.landmarker.card.schema for teacher in teachers}
+    if len(schemas) > 1:
+        raise LineamentError(f"the teachers have schemas {', '.join(sorted(schemas))}, expected one schema for all")
+    return teachers
+
+
+def _parsed(spec: str) -> tuple[str, float]:
+    """'pfld.onnx:0.3' -> ('pfld.onnx', 0.3); a colon that no number follows belongs to the path."""
+    model, _, last = spec.rpartition(":")
+    try:
+        weight = float(last) if model else 1.0
+    except ValueError:
+        return spec, 1.0
+    if not 0 < weight < np.inf:
+        raise LineamentError(f"teacher {spec!r} has weight {weight}, expected a number over 0")
+    return model or spec, weight
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise LineamentError(f"no folder at {folder}; give one that holds photos")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        raise LineamentError(f"{folder} holds no pictures; expected some of {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return paths
+
+
+def _pictures(paths: Sequence[Path]) -> Iterator[tuple[Path, U8 | None]]:
+    """Each path with its picture, decoded ahead by a thread; None where it cannot be read, which is logged."""
+    with ThreadPoolExecutor(1, "reader") as pool:
+        ahead: list[Future[U8]] = []
+        for i, path in enumerate(paths):
+            while len(ahead) < _READ_AHEAD and i + len(ahead) < len(paths):
+                ahead.append(pool.submit(read_image, paths[i + len(ahead)]))
+            try:
+                yield path, ahead.pop(0).result()
+            except LineamentError as error:
+                log.warning("skipped: %s", error)
+                yield path, None
+
+
+def _row(path: Path, out: Path, label: Label) -> dict[str, object]:
+    image, home = path.resolve(), out.parent.resolve()
+    return {
+        "image": image.relative_to(home).as_posix() if image.is_relative_to(home) else str(image),
+        "points": [[round(float(x), 2), round(float(y), 2)] for x, y in label.points],
+        "box_xyxy": [round(float(v), 2) for v in label.face.box_xyxy],
+        "weight": round(label.weight, 4),
+        "disagreement": round(label.disagreement, 3),
+        "score": round(label.face.score, 4),
+    }
+
+
+class _Sheet:
+    """Some of the labelled faces, every face as likely as any other, drawn as they come so that no picture is kept."""
+
+    def __init__(self, schema: Schema, seed: int) -> None:
+        self._schema = schema
+        self._random = random.Random(seed)
+        self._cells: list[U8] = []
+        self._seen = 0
+
+    def add(self, bgr: U8, label: Label) -> None:
+        self._seen += 1
+        if len(self._cells) < _SHEET_FACES:
+            self._cells.append(self._drawn(bgr, label))
+        elif (place := self._random.randrange(self._seen)) < _SHEET_FACES:
+            self._cells[place] = self._drawn(bgr, label)
+
+    def picture(self) -> U8:
+        black = np.zeros((_CELL_PX, _CELL_PX, 3), np.uint8)
+        cells = self._cells + [black] * (-len(self._cells) % _SHEET_COLUMNS)
+        rows = [np.hstack(cells[i : i + _SHEET_COLUMNS]) for i in range(0, len(cells), _SHEET_COLUMNS)]
+        return np.asarray(np.vstack(rows), np.uint8)
+
+    def _drawn(self, bgr: U8, label: Label) -> U8:
+        card = ModelCard("sheet", self._schema.name, (_CELL_PX, _CELL_PX), 1.3)
+        cell_from_frame = crop_from_frame(label.points, card)
+        points = apply(cell_from_frame, label.points)
+        face = Face(np.concatenate([points.min(0), points.max(0)]), label.face.score)
+        frame = Frame(warp(bgr, cell_from_frame, card.input_hw), "sheet", 0, 0.0, 0.0)
+        result = Result(frame, (Track(self._seen, face, points, label.weight),))
+        return draw(result, self._schema, DrawConfig(draw="both"), f"{label.disagreement:.1f} %")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
