@@ -1,0 +1,404 @@
+"""Every backend runs the same file to the same points, and says plainly what is wrong with a bad one.
+
+The model here turns the mean colour of a crop into points by a known matrix, so that its answer can be worked out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import engines
+from engines.engine_file import FileLandmarker, read_card
+from landmarks.card import ModelCard
+from landmarks.types import F32, U8, Landmarker, LineamentError
+
+onnx = pytest.importorskip("onnx")
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
+
+BACKENDS = ("openvino", "onnxruntime")
+CARD = ModelCard(name="tint", schema="wflw98", input_hw=(12, 16), crop_scale=1.3)
+RNG = np.random.default_rng(0)
+MATRIX, OFFSET = RNG.normal(0, 0.5, (3, 196)).astype(np.float32), RNG.normal(0, 0.5, 196).astype(np.float32)
+
+
+def tint(
+    path: Path,
+    card: str | None = CARD.to_json(),
+    batch: int | str = "N",
+    hw: tuple[int, int] = (12, 16),
+    n_points: int = 98,
+    judges: bool = False,
+    names: tuple[str, str] = ("rgb", "points"),
+    dtype: int = onnx.TensorProto.UINT8,
+) -> Path:
+    """Writes a model whose points are (mean RGB / 255) @ MATRIX + OFFSET, and whose confidence is the mean green."""
+    constants = {
+        "scale": np.float32(1 / 255),
+        "matrix": MATRIX[:, : 2 * n_points],
+        "offset": OFFSET[: 2 * n_points],
+        "shape": np.array([-1, n_points, 2]),
+        "green": np.int64(1),
+    }
+    nodes = [
+        helper.make_node("Cast", [names[0]], ["rgb_float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["rgb_float", "scale"], ["light"]),
+        helper.make_node("ReduceMean", ["light"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["mean", "matrix"], ["turned"]),
+        helper.make_node("Add", ["turned", "offset"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "shape"], [names[1]]),
+    ]
+    outputs = [helper.make_tensor_value_info(names[1], onnx.TensorProto.FLOAT, [batch, n_points, 2])]
+    if judges:
+        nodes.append(helper.make_node("Gather", ["mean", "green"], ["confidence"], axis=1))
+        outputs.append(helper.make_tensor_value_info("confidence", onnx.TensorProto.FLOAT, [batch]))
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "tint",
+            [helper.make_tensor_value_info(names[0], dtype, [batch, *hw, 3])],
+            outputs,
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    if card is not None:
+        helper.set_model_props(model, {"card": card})
+    onnx.save(model, path)
+    return path
+
+
+def crops(n: int) -> U8:
+    return np.random.default_rng(n).integers(0, 256, (n, 12, 16, 3)).astype(np.uint8)
+
+
+def answer(rgb_NHWC: U8) -> F32:
+    mean = rgb_NHWC.astype(np.float64).mean((1, 2)) / 255
+    return np.asarray(mean @ MATRIX + OFFSET, np.float32).reshape(-1, 98, 2)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=["N", 1], ids=["any batch", "batch 1"])
+def landmarker(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Landmarker]:
+    with engines.load(str(tint(tmp_path / "tint.onnx", batch=request.param)), backend) as landmarker:
+        yield landmarker
+
+
+# ---- what every backend does
+
+
+def test_its_points_are_those_that_can_be_worked_out(landmarker: Landmarker) -> None:
+    for n in (1, 2, 5):
+        found = landmarker(crops(n))
+        np.testing.assert_allclose(found.points_unit, answer(crops(n)), atol=1e-5)
+        np.testing.assert_array_equal(found.confidence, np.ones(n))
+        assert found.points_unit.dtype == found.confidence.dtype == np.float32
+
+
+def test_no_crops_give_no_points(landmarker: Landmarker) -> None:
+    found = landmarker(np.empty((0, 12, 16, 3), np.uint8))
+    assert found.points_unit.shape == (0, 98, 2) and found.confidence.shape == (0,)
+    assert found.points_unit.dtype == found.confidence.dtype == np.float32
+
+
+def test_its_card_is_the_one_in_the_file(landmarker: Landmarker) -> None:
+    assert landmarker.card == CARD
+
+
+def test_what_it_returned_does_not_change_with_the_next_call(landmarker: Landmarker) -> None:
+    first = landmarker(crops(2))
+    kept = first.points_unit.copy()
+    landmarker(crops(3))
+    np.testing.assert_array_equal(first.points_unit, kept)
+
+
+def test_a_batch_may_be_a_view(landmarker: Landmarker) -> None:
+    view = np.ascontiguousarray(crops(3)[..., ::-1])[..., ::-1]
+    np.testing.assert_allclose(landmarker(view).points_unit, answer(crops(3)), atol=1e-5)
+
+
+def test_its_input_may_be_read_only_and_is_left_alone(landmarker: Landmarker) -> None:
+    rgb_NHWC = crops(2)
+    rgb_NHWC.flags.writeable = False
+    landmarker(rgb_NHWC)
+    np.testing.assert_array_equal(rgb_NHWC, crops(2))
+
+
+def test_threads_take_turns(landmarker: Landmarker) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for n, found in zip(
+            [1, 2, 3, 4] * 10, pool.map(lambda n: landmarker(crops(n)), [1, 2, 3, 4] * 10), strict=True
+        ):
+            np.testing.assert_allclose(found.points_unit, answer(crops(n)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 12, 16, 3), np.float32),
+        np.zeros((12, 16, 3), np.uint8),
+        np.zeros((1, 16, 12, 3), np.uint8),
+        np.zeros((1, 3, 12, 16), np.uint8),
+        np.zeros((), np.uint8),
+    ],
+    ids=["float", "no batch", "another size", "channels first", "a number"],
+)
+def test_a_wrong_input_is_refused_with_what_was_got_and_wanted(landmarker: Landmarker, wrong: U8) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 12, 16, 3\) uint8 RGB, got \(") as caught:
+        landmarker(wrong)
+    assert str(wrong.dtype) in str(caught.value)
+
+
+def test_a_closed_landmarker_closes_again_and_says_so_when_called(landmarker: Landmarker) -> None:
+    landmarker.close()
+    landmarker.close()
+    with pytest.raises(LineamentError, match=r"closed.*engines\.load"):
+        landmarker(crops(1))
+
+
+def test_a_model_that_judges_is_believed(backend: str, tmp_path: Path) -> None:
+    with engines.load(str(tint(tmp_path / "judge.onnx", judges=True)), backend) as landmarker:
+        found = landmarker(crops(3))
+    np.testing.assert_allclose(found.confidence, crops(3)[..., 1].mean((1, 2)) / 255, atol=1e-5)
+    np.testing.assert_allclose(found.points_unit, answer(crops(3)), atol=1e-5)
+
+
+def test_bfloat16_is_near_and_another_precision_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from engines.openvino_backend import OpenVinoLandmarker
+
+    path = tint(tmp_path / "tint.onnx")
+    with OpenVinoLandmarker(path, "bf16") as landmarker:
+        np.testing.assert_allclose(landmarker(crops(2)).points_unit, answer(crops(2)), atol=0.05)
+    with pytest.raises(ValueError, match="int3"):
+        OpenVinoLandmarker(path, "int3")  # type: ignore[arg-type]
+
+
+# ---- files that are refused
+
+
+def bad_cards() -> dict[str, tuple[str | None, str]]:
+    """name: the card, and what the message says"""
+    values = json.loads(CARD.to_json())
+    return {
+        "absent": (None, "no model card"),
+        "no JSON": ("{", "malformed"),
+        "a list": ("[1]", "malformed: .*JSON object, got list"),
+        "deep": ("[" * 100_000, "malformed"),
+        "a field lacks": (json.dumps({**values} | {"extra": 1}), r"malformed: .*unknown fields \['extra'\]"),
+        "input_hw a number": (json.dumps({**values, "input_hw": 112}), "malformed"),
+        "input_hw of three": (json.dumps({**values, "input_hw": [1, 2, 3]}), r"input_hw \(1, 2, 3\)"),
+        "input_hw negative": (json.dumps({**values, "input_hw": [-12, 16]}), r"input_hw \(-12, 16\)"),
+        "crop_scale nan": (json.dumps({**values, "crop_scale": float("nan")}), "crop_scale nan"),
+        "crop_scale text": (json.dumps({**values, "crop_scale": "1.2"}), "crop_scale '1.2'"),
+        "name a list": (json.dumps({**values, "name": ["a"]}), r"name \['a'\]"),
+        "unknown schema": (json.dumps({**values, "schema": "aflw21"}), r"schema 'aflw21', expected one of wflw98"),
+        "schema a list": (json.dumps({**values, "schema": ["wflw98"]}), r"schema \['wflw98'\]"),
+        "another size": (replace(CARD, input_hw=(16, 12)).to_json(), r"takes 'rgb' .*12, 16, 3.*expected.*16, 12, 3"),
+        "another schema": (replace(CARD, schema="ibug68").to_json(), r"gives 'points' .*98, 2.*expected.*68, 2"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_cards())
+def test_a_bad_card_is_refused_with_what_was_got_wanted_and_what_to_do(backend: str, name: str, tmp_path: Path) -> None:
+    card, said = bad_cards()[name]
+    path = tint(tmp_path / "bad.onnx", card)
+    with pytest.raises(LineamentError, match=said) as caught:
+        engines.load(str(path), backend)
+    assert "bad.onnx" in str(caught.value) and "engines.adopt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"names": ("image", "points")}, "takes 'image'.*expected one input 'rgb'"),
+        ({"names": ("rgb", "output")}, "gives 'output'.*expected 'points'"),
+        ({"dtype": onnx.TensorProto.FLOAT}, "float32.*expected.*uint8"),
+        ({"n_points": 68}, r"68, 2.*expected 'points' \(any, 98, 2\)"),
+        ({"batch": 4}, r"\(4, 12, 16, 3\).*expected.*\(any or 1, 12, 16, 3\)"),
+    ],
+    ids=["input's name", "output's name", "input's type", "points", "batch of 4"],
+)
+def test_a_graph_that_is_not_ours_is_refused(backend: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match=said):
+        engines.load(str(tint(tmp_path / "bad.onnx", **changes)), backend)
+
+
+def test_the_backends_refuse_in_the_same_words(tmp_path: Path) -> None:
+    for backend in BACKENDS:
+        pytest.importorskip(backend)
+    path = tint(tmp_path / "bad.onnx", replace(CARD, schema="ibug68").to_json())
+    said = set()
+    for backend in BACKENDS:
+        with pytest.raises(LineamentError) as caught:
+            engines.load(str(path), backend)
+        said.add(str(caught.value))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no model file at"),
+        (b"", r"empty \(0 bytes\)"),
+        (b"\x00" * 200, "no ONNX file"),
+        (b"not a model at all, but a text of some length", "no ONNX file"),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 64, "no ONNX file"),
+    ],
+    ids=["absent", "empty", "zeros", "text", "picture"],
+)
+def test_what_is_no_model_is_one_clear_error(backend: str, content: bytes | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LineamentError, match=said):
+        engines.load(str(path), backend)
+
+
+def test_a_folder_is_no_model(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(LineamentError, match="no model file at"):
+        engines.load(str(tmp_path / "folder.onnx"), backend)
+
+
+def test_a_file_cut_anywhere_is_refused(backend: str, tmp_path: Path) -> None:
+    whole = tint(tmp_path / "tint.onnx").read_bytes()
+    cut = tmp_path / "cut.onnx"
+    for length in range(1, len(whole), len(whole) // 20):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(LineamentError, match=r"cut\.onnx"):
+            engines.load(str(cut), backend)
+
+
+def test_a_graph_that_no_runtime_understands_is_refused(backend: str, tmp_path: Path) -> None:
+    model = onnx.load(tint(tmp_path / "tint.onnx"))
+    model.graph.node[3].op_type = "Bewitch"
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(LineamentError, match=r"cannot run .*odd\.onnx"):
+        engines.load(str(tmp_path / "odd.onnx"), backend)
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tint(tmp_path_factory.mktemp("fuzz") / "fuzz.onnx")
+    return path, path.read_bytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8), st.booleans())
+def test_a_damaged_file_gives_a_card_or_one_kind_of_error(
+    whole_file: tuple[Path, bytes], changes: Sequence[tuple[int, int]], at_the_end: bool
+) -> None:
+    path, whole = whole_file
+    data = bytearray(whole)
+    for place, byte in changes:
+        # the card lies at the end, the other fields of the file at its beginning
+        data[-1 - place % 400 if at_the_end else place % 60] = byte
+    _read(path, bytes(data))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(min_size=1, max_size=80))
+@example(b"\xff" * 40)
+@example(b"\x3a\x00\x72\x02\x0a\xff")
+@example(b"\x3a\x00\x72\x03\x0a\x01\xff")
+def test_random_bytes_give_a_card_or_one_kind_of_error(whole_file: tuple[Path, bytes], data: bytes) -> None:
+    _read(whole_file[0], data)
+
+
+def _read(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    try:
+        card = read_card(path)
+    except LineamentError as error:
+        assert str(path) in str(error)
+    else:
+        assert card.schema in ("wflw98", "ibug68") and len(card.input_hw) == 2
+
+
+def test_the_card_is_found_wherever_it_stands_and_whatever_else_is_there(tmp_path: Path) -> None:
+    path = tint(tmp_path / "tint.onnx", card=None)
+    graph_first = path.read_bytes()
+    model = onnx.ModelProto()
+    helper.set_model_props(model, {"author": "", "card": CARD.to_json(), "ä": "ö"})
+    metadata = model.SerializeToString()
+    for data in (metadata + graph_first, graph_first + metadata):
+        path.write_bytes(data)
+        assert read_card(path) == CARD
+
+
+# ---- which backend
+
+
+def test_auto_and_cpu_take_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tint(tmp_path / "tint.onnx")
+    for device in ("auto", "cpu"):
+        with engines.load(str(path), device) as landmarker:
+            assert type(landmarker).__name__ == "OpenVinoLandmarker"
+
+
+def test_without_openvino_auto_takes_onnx_runtime_and_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tint(tmp_path / "tint.onnx")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with caplog.at_level(logging.WARNING), engines.load(str(path)) as landmarker:
+        np.testing.assert_allclose(landmarker(crops(2)).points_unit, answer(crops(2)), atol=1e-5)
+    (record,) = caplog.records
+    assert "tint.onnx runs by ONNX Runtime" in record.message and "OpenVINO" in record.message
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_named_backend_never_falls_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(LineamentError, match=r"cannot be imported.*pip install"):
+        engines.load(str(tint(tmp_path / "tint.onnx")), name)
+
+
+def test_an_unknown_device_or_kind_of_file_is_refused_with_the_choice_there_is(tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match="'quantum'; choose one of auto, cpu, openvino, onnxruntime"):
+        engines.load(str(tint(tmp_path / "tint.onnx")), "quantum")
+    with pytest.raises(LineamentError, match=r"ends in \.pth.*\.onnx"):
+        engines.load(str(tmp_path / "b5.pth"))
+
+
+def test_importing_the_backends_imports_no_runtime() -> None:
+    code = (
+        "import sys, engines.engine_file, engines.openvino_backend, engines.onnxruntime_backend, engines.adopt; "
+        "assert not {'openvino', 'onnxruntime', 'onnx', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_a_graph_that_breaks_its_word_is_found_out(tmp_path: Path) -> None:
+    """Sizes that a runtime cannot foresee are checked when they come."""
+    from landmarks.types import Landmarks
+
+    class Odd(FileLandmarker):
+        def _run(self, rgb_NHWC: U8) -> Landmarks:
+            return Landmarks(np.zeros((1, 97, 2), np.float32), np.ones(1, np.float32))
+
+        def _release(self) -> None: ...
+
+    with pytest.raises(LineamentError, match=r"\(1, 97, 2\).*expected \(1, 98, 2\)"):
+        Odd(tmp_path / "odd.onnx", CARD)(crops(1))
