@@ -23,17 +23,17 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import tyro
 
 import engines
-from landmarks.card import ModelCard
+from engines.adopt import AdoptConfig, adopt
 from landmarks.geometry import apply, invert
 from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Frame, Landmarker, Landmarks, LineamentError, Result
+from landmarks.types import F32, F64, U8, Frame, Landmarker, Result
 from stream.detect import StreamFaces
 from stream.draw import DrawConfig, draw
 from stream.pipeline import Pipeline
@@ -59,7 +59,7 @@ class BenchConfig:
     clips: Path | None = None
     """A folder of clips to add to the sample, scaled to each size."""
     peer: Path | None = None
-    """PFLD_GhostOne as ONNX (112x112 BGR in, 98 points out), run behind our detector."""
+    """PFLD_GhostOne as ONNX (112x112 BGR in, 98 points out), run behind our detector. Needs onnx and onnxruntime."""
     seconds: float = 10.0
     """Length of the sample."""
     runs: int = 5
@@ -92,9 +92,9 @@ def machine() -> str:
 
 def speed(cfg: BenchConfig) -> None:
     print("## speed: frames/s, MP4 on disk to tracks, no drawing")
-    contenders = _contenders(cfg)
-    print(f"{'clip':>34} {'size':>10} " + " ".join(f"{name:>17}" for name in contenders) + "   ratio to mediapipe")
     with tempfile.TemporaryDirectory() as folder:
+        contenders = _contenders(cfg, Path(folder))
+        print(f"{'clip':>34} {'size':>10} " + " ".join(f"{name:>17}" for name in contenders) + "   ratio to mediapipe")
         for name, faces, size, path in _clips(cfg, Path(folder)):
             rates: dict[str, list[float]] = {contender: [] for contender in contenders}
             for _ in range(cfg.runs):
@@ -107,7 +107,7 @@ def speed(cfg: BenchConfig) -> None:
             _stages(path, faces)
 
 
-def _contenders(cfg: BenchConfig) -> dict[str, Callable[[Path, int], float]]:
+def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int], float]]:
     contenders: dict[str, Callable[[Path, int], float]] = {
         "lineament": lambda path, faces: _run_ours(path, faces, engines.load("mesh")),
         "lineament fast": lambda path, faces: _run_ours(path, faces, engines.load("mesh-fast")),
@@ -115,8 +115,8 @@ def _contenders(cfg: BenchConfig) -> dict[str, Callable[[Path, int], float]]:
         "mediapipe refined": lambda path, faces: _run_mediapipe(path, faces, refine=True),
     }
     if cfg.peer:
-        peer = cfg.peer
-        contenders["pfld"] = lambda path, faces: _run_ours(path, faces, Pfld(peer))
+        pfld = _adopted(cfg.peer, folder)
+        contenders["pfld"] = lambda path, faces: _run_ours(path, faces, engines.load(pfld))
     return contenders
 
 
@@ -190,31 +190,11 @@ def _written(path: Path, pictures: Iterator[Any], fps: float) -> Path:
     return path
 
 
-class Pfld:
-    """The peer as a Landmarker: PFLD_GhostOne_112_1_opt_sim, 98 points in unit coordinates; it does not judge."""
-
-    card = ModelCard(name="pfld", schema="wflw98", input_hw=(112, 112), crop_scale=1.2)
-
-    def __init__(self, path: Path) -> None:
-        import openvino as ov
-
-        if not path.is_file():
-            raise LineamentError(f"no peer model at {path}; leave --peer out to go without")
-        core = ov.Core()
-        self._compiled = core.compile_model(core.read_model(path), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-
-    def __call__(self, rgb_NHWC: U8) -> Landmarks:
-        bgr_NCHW = np.ascontiguousarray(rgb_NHWC[..., ::-1].transpose(0, 3, 1, 2), np.float32) / 255
-        # one at a time: its graph does not run in larger batches on every processor
-        points = [self._compiled(bgr[None])[0].reshape(98, 2) for bgr in bgr_NCHW]
-        return Landmarks(np.array(points, np.float32).reshape(-1, 98, 2), np.ones(len(points), np.float32))
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
+def _adopted(peer: Path, folder: Path) -> str:
+    """The peer as a model file of ours: PFLD_GhostOne_112_1_opt_sim takes BGR on a scale of 0 to 1; it does not judge."""
+    out = folder / "pfld.onnx"
+    adopt(AdoptConfig(peer, out, crop_scale=1.2, bgr=True, name="pfld"))
+    return str(out)
 
 
 # ---- live
