@@ -137,7 +137,8 @@ class Heatmap(Head):
     """A heatmap a point at stride 4 and the offset of the point from its cell, by Adaptive Wing and L1.
 
     Features of all levels are added up to stride 4; `stacks` hourglasses (Newell et al., ECCV 2016) then look again,
-    each with its own output and loss; the last one counts. A point outside the crop peaks at the edge, its offset goes on.
+    each with its own output and loss; the last one counts. A point outside the crop peaks at its edge and the offset
+    goes on from there.
     """
 
     needs_pyramid = True
@@ -254,9 +255,12 @@ class Star(Heatmap):
         """Mean (B, K, 2) and covariance (B, K, 2, 2) in cells."""
         share = output[:, : self.n_points].float().flatten(2).softmax(-1)
         grid_N2 = self._grid().flatten(0, 1)
-        mean = share @ grid_N2
-        square = torch.einsum("bkn,ni,nj->bkij", share, grid_N2, grid_N2)
-        return mean, square - mean[..., :, None] * mean[..., None, :]
+        # all second moments by one product: an exporter keeps the batch dynamic, which an einsum of three does not
+        squares_N3 = torch.stack([grid_N2[:, 0] ** 2, grid_N2[:, 0] * grid_N2[:, 1], grid_N2[:, 1] ** 2], -1)
+        mean, square = share @ grid_N2, share @ squares_N3
+        x, y = mean[..., 0], mean[..., 1]
+        xx, xy, yy = square[..., 0] - x * x, square[..., 1] - x * y, square[..., 2] - y * y
+        return mean, torch.stack([torch.stack([xx, xy], -1), torch.stack([xy, yy], -1)], -2)
 
 
 class _Hourglass(nn.Module):

@@ -1,0 +1,171 @@
+"""From a trained checkpoint to an ONNX graph that any runtime can take, proven to say the same.
+
+    python -m engines.export runs/train/best.safetensors --out b5.onnx
+
+The graph is engine_file's contract: uint8 RGB crops (N, H, W, 3) in, points in unit crop coordinates out, whatever the
+head; normalisation and decoding lie inside. It is written only if it agrees with PyTorch on real crops.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from landmarks.card import ModelCard
+from landmarks.geometry import crop_from_frame, warp
+from landmarks.types import F32, U8, LineamentError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from train.model import LandmarkNet
+
+log = logging.getLogger(__name__)
+
+MAX_ERROR_PX = 0.05
+"""the most that a graph may differ from PyTorch in any point, in pixels of a 256-px crop"""
+OPSET = 20
+"""TensorRT 10.12 and OpenVINO read it whole"""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Turns a trained model into an ONNX file."""
+
+    model: Path
+    """best.safetensors of a run."""
+    out: Path
+    """The .onnx to write."""
+
+
+def main() -> int:
+    import tyro
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    cfg = tyro.cli(ExportConfig, prog="python -m engines.export")
+    try:
+        from train.model import load
+
+        net, card = load(cfg.model)
+        error_px = export(net, card, cfg.out)
+    except LineamentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log.info("wrote %s: within %.4f px of PyTorch", cfg.out, error_px)
+    return 0
+
+
+def export(net: LandmarkNet, card: ModelCard, path: Path) -> float:
+    """Writes net as ONNX with its card; returns the largest difference from PyTorch, px of a 256-px crop.
+
+    Raises LineamentError, and writes nothing, when that is more than MAX_ERROR_PX.
+    """
+    from train.model import write_atomically
+
+    model = graph_of(net)
+    put_card(model, replace(card, built_with={**card.built_with, "onnx": version("onnx")}))
+    data = model.SerializeToString()
+    crops = real_crops(card, 9)
+    error_px = largest_difference_px(run_onnx(data, crops), run_torch(net, crops))
+    if not error_px <= MAX_ERROR_PX:
+        raise LineamentError(
+            f"the exported graph is {error_px:.3f} px of a 256-px crop away from PyTorch, at most {MAX_ERROR_PX} is "
+            f"allowed, so {path} was not written; try the torch and onnxscript of requirements-train.txt"
+        )
+    write_atomically(path, lambda temp: temp.write_bytes(data))
+    return error_px
+
+
+def graph_of(net: LandmarkNet) -> onnx.ModelProto:
+    """The whole of net, decoding included, with any number of crops."""
+    import torch
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, rgb: torch.Tensor) -> Any:
+            prediction, presence = self.net.points(rgb)
+            return prediction.points_unit if presence is None else (prediction.points_unit, presence)
+
+    names = ["points"] if net.presence is None else ["points", "confidence"]
+    example = torch.zeros((2, *net.input_hw, 3), dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        # of the exporter's own inner workings
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Whole().eval().cpu(),
+            (example,),
+            input_names=["rgb"],
+            output_names=names,
+            dynamic_shapes={"rgb": {0: torch.export.Dim("n", min=1, max=1024)}},
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
+    """The card into the metadata, in place of one that is there."""
+    from engines.engine_file import CARD_KEY
+
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != CARD_KEY]
+    del model.metadata_props[:]
+    for key, value in [*kept, (CARD_KEY, card.to_json())]:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+
+
+def real_crops(card: ModelCard, n: int) -> U8:
+    """(n, H, W, 3) RGB: the face of scikit-image's astronaut, each time cut a little differently; the last is black."""
+    spec = importlib.util.find_spec("skimage")
+    path = Path(spec.origin).parent / "data" / "astronaut.png" if spec and spec.origin else None
+    bgr = None if path is None else cv2.imread(str(path))
+    if bgr is None:
+        raise LineamentError(f"the proof needs scikit-image's astronaut.png, not at {path}; pip install scikit-image")
+    rng = np.random.default_rng(0)
+    crops = []
+    for _ in range(n - 1):
+        center, half = np.array([225.0, 122.0]) + rng.normal(0, 8, 2), rng.uniform(45, 90)
+        box = np.concatenate([center - half, center + half])
+        matrix = crop_from_frame(box, card, float(rng.normal(0, 0.3)))
+        crops.append(warp(np.ascontiguousarray(bgr[..., ::-1], np.uint8), matrix, card.input_hw))
+    return np.stack([*crops, np.zeros_like(crops[0])])
+
+
+def run_torch(net: LandmarkNet, rgb_NHWC: U8) -> F32:
+    from train.model import predictor
+
+    return predictor(net)(rgb_NHWC)
+
+
+def run_onnx(data: bytes, rgb_NHWC: U8) -> F32:
+    """The points (N, K, 2) that the reference runtime gives."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["points"], {"rgb": rgb_NHWC})[0], np.float32)
+
+
+def largest_difference_px(a_NK2: F32, b_NK2: F32) -> float:
+    """Of any point, in pixels of a 256-px crop; nan when either has one."""
+    return float(np.linalg.norm(a_NK2 - b_NK2, axis=-1).max() * 256)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
