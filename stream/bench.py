@@ -191,7 +191,7 @@ def _written(path: Path, pictures: Iterator[Any], fps: float) -> Path:
 
 
 def _adopted(peer: Path, folder: Path) -> str:
-    """The peer as a model file of ours: PFLD_GhostOne_112_1_opt_sim takes BGR on a scale of 0 to 1; it does not judge."""
+    """The peer as a model file of ours. PFLD_GhostOne_112_1_opt_sim takes BGR on a scale of 0 to 1."""
     out = folder / "pfld.onnx"
     adopt(AdoptConfig(peer, out, crop_scale=1.2, bgr=True, name="pfld"))
     return str(out)
