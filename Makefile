@@ -13,13 +13,14 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
 
 .DEFAULT_GOAL := help
-.PHONY: help stream bench fit-mesh test lint types clean
+.PHONY: help stream bench fit-mesh train test lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
 	@echo 'make stream SOURCE=clip.mp4    the same on a file, folder, camera number, rtsp:// or http:// URL'
 	@echo 'make stream ARGS="--help"      everything it can do: outputs, drawing, tracking'
 	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
+	@echo 'make train DATA=/path/to/WFLW  trains EfficientNet-B5; ARGS="--help" shows the rest'
 	@echo 'make test                      lint, types and tests'
 	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
 	@echo 'make clean                     removes the environment and the caches'
@@ -32,6 +33,10 @@ bench: $(VENV)/.serve
 
 fit-mesh: $(VENV)/.serve
 	@$(PY) -m engines.mesh_fit --data "$(or $(DATA),../shared/data/wflw-mini)"
+
+train: $(VENV)/.train
+	@$(if $(DATA),,$(if $(findstring --help,$(ARGS)),,echo 'which data? make train DATA=/path/to/WFLW' >&2; exit 2;)) \
+		$(PY) -m train $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: lint types
 	$(PY) -m pytest -q $(ARGS)
@@ -46,9 +51,16 @@ types: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.serve
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.train
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,$(APT_TEST))
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.train: requirements-train.txt $(VENV)/.serve
+	@echo 'installing the training packages, some minutes, once'
+	@$(PIP) -r requirements-train.txt
+	@# albumentations brings a headless OpenCV, which writes over the one with a GUI
+	@$(PIP) --force-reinstall --no-deps $$(grep ^opencv-python== requirements.txt)
 	@touch $@
 
 $(VENV)/.serve: requirements.txt | $(VENV)/bin/python
