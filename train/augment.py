@@ -1,0 +1,516 @@
+"""What a training step sees of a crop: turned, shifted, bent, partly hidden, behind glasses, badly lit, badly sent.
+
+    python -m train.augment preview --data DIR --out sheet.png
+    python -m train.augment bench
+
+The transforms are albumentations' where it has them. All of geometry, flip and elastic bending too, is one map from the
+wide crop to the input, because each interpolation blurs; then come things that hide the face, then what light, lens and
+codec do to a picture. Points follow the pixels exactly, may leave the picture, and keep their number and order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from math import cos, radians, sin
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+import tyro
+
+# it would ask the internet for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+from landmarks.adapter import mean_shape
+from landmarks.geometry import apply, invert, warp
+from landmarks.schema import SCHEMAS, WFLW98, Schema
+from landmarks.types import F32, F64, U8, LineamentError
+from train import glasses
+from train.crops import CropConfig, Crops
+from train.data import Sample, read
+from train.sheet import Tile, sheet
+
+log = logging.getLogger(__name__)
+
+ONE_OF = (
+    "gauss_noise",
+    "gauss_blur",
+    "blur",
+    "motion_blur",
+    "low_resolution",
+    "compression",
+    "clahe",
+    "gamma",
+    "posterize",
+)
+"""at most one of these happens to a crop"""
+SWITCHES = (
+    *("flip", "rotate", "shift_scale_rotate", "upside_down", "elastic", "occlusion", "glasses"),
+    *("brightness_contrast", "colour", "grey"),
+    *ONE_OF,
+)
+"""the fields of AugmentConfig that are probabilities"""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How often and how strongly. A field named after a transform is its probability; 0 switches it off."""
+
+    flip: float = 0.5
+    """Mirror, with left and right points exchanged: doubles the faces."""
+    rotate: float = 0.5
+    """Turn in the plane. Crops are levelled by the last points, which may be wrong or, for a new face, absent."""
+    rotate_deg: float = 30.0
+    """Farthest turn to either side."""
+    shift_scale_rotate: float = 0.8
+    """Move, zoom and turn a little, as a detector's box and a tracker's last points differ from the true ones."""
+    shift: float = 0.06
+    """Farthest move, as a share of the input's side."""
+    scale: tuple[float, float] = (0.85, 1.15)
+    """Least and greatest zoom."""
+    tilt_deg: float = 10.0
+    """Farthest turn that comes with a move."""
+    upside_down: float = 0.0
+    """Turn by any angle at all, for people lying down and cameras on the ceiling; costs accuracy on upright faces."""
+    elastic: float = 0.1
+    """Bend smoothly: faces and grimaces that nobody has."""
+    elastic_strength: float = 0.015
+    """Spread of the bend's knots, as a share of the input's side."""
+    elastic_knots: int = 5
+    """Knots along a side; more is crinklier."""
+    occlusion: float = 0.25
+    """Cover parts with noise, a plain colour or another part of the picture: hands, microphones, people in front."""
+    occlusion_patches: int = 3
+    """Most patches at once."""
+    occlusion_size: tuple[float, float] = (0.08, 0.4)
+    """Sides of a patch, as shares of the input's."""
+    glasses: float = 0.15
+    """Put on glasses, which hide lids and brows behind rims, tints and glare. Only where the schema is wflw98."""
+    brightness_contrast: float = 0.4
+    """Rooms at night, windows behind."""
+    brightness_limit: float = 0.25
+    """Greatest change, as a share of white."""
+    contrast_limit: float = 0.25
+    """Greatest change of the factor 1."""
+    colour: float = 0.2
+    """Other hue and saturation: lamps, screens, cheap white balance."""
+    grey: float = 0.05
+    """Drop colour: infrared cameras."""
+    gauss_noise: float = 0.08
+    """Sensor noise in the dark."""
+    noise_std: tuple[float, float] = (0.01, 0.08)
+    """Least and greatest spread, as shares of white."""
+    gauss_blur: float = 0.06
+    """Out of focus."""
+    blur_sigma_px: tuple[float, float] = (0.5, 2.5)
+    """Least and greatest."""
+    blur: float = 0.03
+    """Box blur: cheap scalers."""
+    motion_blur: float = 0.08
+    """A head that turns while the shutter is open."""
+    motion_px: int = 11
+    """Longest streak."""
+    low_resolution: float = 0.1
+    """Shrunk and blown up again: small faces of a wide frame."""
+    resolution: tuple[float, float] = (0.25, 0.7)
+    """Least and greatest share of the resolution that is left."""
+    compression: float = 0.1
+    """JPEG's blocks, as in a starved video stream."""
+    quality: tuple[int, int] = (15, 70)
+    """Least and greatest JPEG quality."""
+    clahe: float = 0.04
+    """Local contrast, as cameras with 'HDR' make it."""
+    gamma: float = 0.08
+    """Other curves from light to number."""
+    gamma_percent: tuple[float, float] = (60.0, 160.0)
+    """Least and greatest exponent times 100."""
+    posterize: float = 0.03
+    """Few grey levels: old codecs in the dark."""
+
+    def __post_init__(self) -> None:
+        for name in SWITCHES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} is a probability, got {getattr(self, name)}; wanted 0 to 1")
+        if (total := sum(getattr(self, name) for name in ONE_OF)) > 1 + 1e-6:
+            raise ValueError(
+                f"at most one of {', '.join(ONE_OF)} happens to a crop, but their probabilities add up to {total:.3f}; "
+                "wanted at most 1"
+            )
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            low, high = value if isinstance(value, tuple) else (value, value)
+            if not least <= low <= high <= most:
+                raise ValueError(f"augment.{name} is {value}, wanted {least:g} to {most:g}, the lower first")
+
+        if (steepness := self.elastic_strength * self.elastic_knots) > _STEEPEST:
+            raise ValueError(
+                f"augment.elastic_strength times elastic_knots is {steepness:.3f}: the picture would fold over itself; "
+                f"wanted at most {_STEEPEST}"
+            )
+
+    @classmethod
+    def off(cls) -> AugmentConfig:
+        """Nothing happens: the wide crop's centre."""
+        return cls().only()
+
+    def only(self, *names: str) -> AugmentConfig:
+        """Those always, nothing else; strengths as they are."""
+        probabilities: dict[str, Any] = {name: float(name in names) for name in SWITCHES}
+        return replace(self, **probabilities)
+
+    def scaled(self, factor: float) -> AugmentConfig:
+        """Every probability times factor, as far as it may go."""
+        scaled: dict[str, Any] = {name: min(1.0, factor * getattr(self, name)) for name in SWITCHES}
+        total = max(1.0, sum(scaled[name] for name in ONE_OF))
+        return replace(self, **scaled | {name: scaled[name] / total for name in ONE_OF})
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("rotate_deg", 0, 180),
+    ("shift", 0, 0.5),
+    ("scale", 0.25, 4),
+    ("tilt_deg", 0, 180),
+    ("elastic_strength", 0, 0.15),
+    ("elastic_knots", 1, 100),
+    ("occlusion_patches", 1, 100),
+    ("occlusion_size", 0.01, 1),
+    ("brightness_limit", 0, 1),
+    ("contrast_limit", 0, 1),
+    ("noise_std", 0, 1),
+    ("blur_sigma_px", 0.1, 20),
+    ("motion_px", 3, 99),
+    ("resolution", 0.05, 1),
+    ("quality", 1, 100),
+    ("gamma_percent", 10, 1000),
+)
+_STEEPEST = 0.15
+"""neighbouring knots may differ by four times their spread, and the bend must stay below a pixel a pixel"""
+
+
+class Augment:
+    """Wide crops and their points in, inputs and their points out. Can be sent to worker processes."""
+
+    def __init__(
+        self, cfg: AugmentConfig, schema: Schema, input_hw: tuple[int, int], window_hw: tuple[int, int] | None = None
+    ) -> None:
+        """window_hw: how much of a wide crop becomes the input, where its pixels are not the input's: it is resized."""
+        self._schema, self._input_hw = schema, input_hw
+        window_hw = window_hw or input_hw
+        steps: list[Any] = [Geometry(cfg, schema, window_hw)]
+        if window_hw != input_hw:
+            steps.append(Resize(*input_hw, area_for_downscale="image"))
+        if cfg.glasses and schema is not WFLW98:
+            log.info("no glasses are drawn: they take the points of %s, these are of %s", WFLW98.name, schema.name)
+        elif cfg.glasses:
+            steps.append(Glasses(p=cfg.glasses))
+        if cfg.occlusion:
+            steps.append(Occlusion(cfg, p=cfg.occlusion))
+        steps += _photometric(cfg)
+        # points may lie outside
+        keypoints = A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
+        self._compose = A.Compose(steps, keypoint_params=keypoints)
+
+    def __call__(self, rgb: U8, points: F32, seed: int) -> tuple[U8, F32]:
+        """rgb: (S, S, 3) uint8, points: (K, 2) px of it -> (height, width, 3), (K, 2) px of that. The same seed gives
+        the same."""
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or points.shape != (len(self._schema), 2):
+            raise ValueError(
+                f"wanted (S, S, 3) uint8 and ({len(self._schema)}, 2) points of {self._schema.name}, "
+                f"got {rgb.shape} {rgb.dtype} and {points.shape}"
+            )
+        # one stream of numbers for all: Compose.set_random_seed would start each transform's own from the same seed, so
+        # that all of equal probability happened together
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        done = self._compose(image=rgb, keypoints=np.asarray(points, np.float32))
+        return np.asarray(done["image"], np.uint8), np.asarray(done["keypoints"], np.float32)
+
+
+def _photometric(cfg: AugmentConfig) -> list[Any]:
+    """What changes pixels where they are."""
+    one_of: Mapping[str, Any] = {
+        "gauss_noise": lambda p: A.GaussNoise(std_range=cfg.noise_std, p=p),
+        "gauss_blur": lambda p: A.GaussianBlur(blur_limit=0, sigma_limit=cfg.blur_sigma_px, p=p),
+        "blur": lambda p: A.Blur(blur_limit=(3, 5), p=p),
+        # a kernel off its centre, or heavier at one end, would move the face away from its points
+        "motion_blur": lambda p: A.MotionBlur(
+            (3, cfg.motion_px | 1), allow_shifted=False, direction_range=(0.0, 0.0), p=p
+        ),
+        "low_resolution": lambda p: LowResolution(cfg.resolution, p),
+        "compression": lambda p: A.ImageCompression(quality_range=cfg.quality, p=p),
+        "clahe": lambda p: A.CLAHE(clip_limit=(1.0, 4.0), p=p),
+        "gamma": lambda p: A.RandomGamma(gamma_limit=cfg.gamma_percent, p=p),
+        "posterize": lambda p: A.Posterize(num_bits=(3, 5), p=p),
+    }
+    steps: list[Any] = []
+    if cfg.brightness_contrast:
+        limits = {"brightness_limit": cfg.brightness_limit, "contrast_limit": cfg.contrast_limit}
+        steps.append(A.RandomBrightnessContrast(**limits, p=cfg.brightness_contrast))
+    if cfg.colour:
+        steps.append(A.HueSaturationValue(12, 40, 0, p=cfg.colour))
+    if cfg.grey:
+        steps.append(A.ToGray(p=cfg.grey))
+    chosen = [one_of[name](p) for name in ONE_OF if (p := getattr(cfg, name))]
+    if chosen:
+        steps.append(A.OneOf(chosen, p=min(1.0, sum(step.p for step in chosen))))
+    return steps
+
+
+class Geometry(A.DualTransform):  # type: ignore[misc]
+    """HorizontalFlip, Rotate, ShiftScaleRotate, ElasticTransform and CenterCrop in one interpolation.
+
+    With nothing to do, or only to flip, the centre's pixels are taken as they are.
+    """
+
+    def __init__(self, cfg: AugmentConfig, schema: Schema, out_hw: tuple[int, int]) -> None:
+        super().__init__(p=1.0)
+        self._cfg, self._out_hw = cfg, out_hw
+        self._mirrored = np.array(schema.flip)
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Throws the dice: flipped, the matrix out_from_wide, and the bend of the output or None."""
+        cfg, draw = self._cfg, self.py_random
+        flipped = draw.random() < cfg.flip
+        angle_deg, scale, shift_x, shift_y = 0.0, 1.0, 0.0, 0.0
+        if draw.random() < cfg.rotate:
+            angle_deg += draw.uniform(-cfg.rotate_deg, cfg.rotate_deg)
+        if draw.random() < cfg.shift_scale_rotate:
+            angle_deg += draw.uniform(-cfg.tilt_deg, cfg.tilt_deg)
+            scale = draw.uniform(*cfg.scale)
+            shift_x, shift_y = draw.uniform(-cfg.shift, cfg.shift), draw.uniform(-cfg.shift, cfg.shift)
+        if draw.random() < cfg.upside_down:
+            angle_deg += draw.uniform(-180.0, 180.0)
+        wide_h, wide_w = params["shape"][:2]
+        height, width = self._out_hw
+        a, b = scale * cos(radians(angle_deg)), scale * sin(radians(angle_deg))
+        linear = np.array([[-a if flipped else a, -b], [-b if flipped else b, a]])
+        center = np.array([(width - 1) / 2 + shift_x * width, (height - 1) / 2 + shift_y * height])
+        offset = center - linear @ ((wide_w - 1) / 2, (wide_h - 1) / 2)
+        bend = self._bend() if draw.random() < cfg.elastic else None
+        return {"flipped": flipped, "out_from_wide": np.column_stack([linear, offset]), "bend": bend}
+
+    def apply(self, img: U8, flipped: bool, out_from_wide: F64, bend: F32 | None, **params: Any) -> U8:
+        height, width = self._out_hw
+        if bend is not None:
+            # bent output px -> output px -> wide px
+            (a, b, x), (c, d, y) = invert(out_from_wide).tolist()
+            at = bend + _grid(self._out_hw)
+            at_wide = np.stack([a * at[..., 0] + b * at[..., 1] + x, c * at[..., 0] + d * at[..., 1] + y], -1)
+            bent = cv2.remap(img, at_wide.astype(np.float32), None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
+            return np.asarray(bent, np.uint8)
+        (a, b, x), (c, d, y) = out_from_wide.tolist()
+        left, top = round(x) - (width - 1) if flipped else round(-x), round(-y)
+        plain = (abs(a), b, c, d) == (1, 0, 0, 1) and x == round(x) and y == round(y)
+        if plain and 0 <= top <= img.shape[0] - height and 0 <= left <= img.shape[1] - width:
+            window = img[top : top + height, left : left + width]
+            return np.array(window[:, ::-1] if flipped else window, np.uint8)
+        return warp(img, out_from_wide, self._out_hw)
+
+    def apply_to_keypoints(
+        self, keypoints: F32, flipped: bool, out_from_wide: F64, bend: F32 | None, **params: Any
+    ) -> F32:
+        """keypoints: (K, 5), of which the first two columns are x, y."""
+        moved = keypoints[self._mirrored] if flipped else keypoints.copy()
+        points = apply(out_from_wide, moved[:, :2])
+        moved[:, :2] = points if bend is None else _bent(points, bend)
+        return moved
+
+    def _bend(self) -> F32:
+        """(H, W, 2) px: the output's pixel p shows what lay at p + bend[p]."""
+        height, width = self._out_hw
+        knots = self._cfg.elastic_knots
+        rough = self.random_generator.standard_normal((knots, knots, 2), np.float32)
+        rough = np.clip(rough, -2, 2) * np.float32(self._cfg.elastic_strength) * np.array([width, height], np.float32)
+        return np.asarray(cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
+
+
+def _bent(points: F32, bend: F32) -> F32:
+    """Where points (K, 2) come to lie: the q with q + bend[q] = p. Beyond the picture the bend is as at its edge."""
+    bent = points
+    for _ in range(12):
+        # at the steepest each round leaves less than 0.6 of the error
+        there = cv2.remap(bend, bent[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+        bent = points - np.asarray(there[0], np.float32)
+    return bent
+
+
+@cache
+def _grid(hw: tuple[int, int]) -> F32:
+    """(H, W, 2): each pixel's x, y."""
+    ys, xs = np.mgrid[: hw[0], : hw[1]]
+    return np.stack([xs, ys], -1).astype(np.float32)
+
+
+class Resize(A.Resize):  # type: ignore[misc]
+    """albumentations' Resize, whose points forget that a pixel's centre is not its corner."""
+
+    def apply_to_keypoints(self, keypoints: F32, **params: Any) -> F32:
+        height, width = params["shape"][:2]
+        moved = keypoints.copy()
+        moved[:, :2] = (keypoints[:, :2] + 0.5) * (self.width / width, self.height / height) - 0.5
+        return moved
+
+
+class Glasses(A.ImageOnlyTransform):  # type: ignore[misc]
+    """A random pair of train.glasses."""
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        return {"points": data["keypoints"][:, :2].copy(), "style": glasses.random_style(self.py_random)}
+
+    def apply(self, img: U8, points: F32, style: glasses.Style, **params: Any) -> U8:
+        return glasses.draw(img, points, style)
+
+
+class Occlusion(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Coarse dropout: turned rectangles and ellipses of noise, of one colour, or of another part of the picture."""
+
+    def __init__(self, cfg: AugmentConfig, p: float) -> None:
+        super().__init__(p=p)
+        self._patches, self._size = cfg.occlusion_patches, cfg.occlusion_size
+
+    def apply(self, img: U8, **params: Any) -> U8:
+        covered = img.copy()
+        for _ in range(self.py_random.randint(1, self._patches)):
+            self._cover(covered, img)
+        return covered
+
+    def _cover(self, rgb: U8, before: U8) -> None:
+        draw, (height, width) = self.py_random, rgb.shape[:2]
+        center = (draw.uniform(0, width), draw.uniform(0, height))
+        size = (draw.uniform(*self._size) * width, draw.uniform(*self._size) * height)
+        turned = (center, size, draw.uniform(0, 180))
+        x, y, w, h = cv2.boundingRect(cv2.boxPoints(turned))
+        left, top, right, bottom = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
+        if right <= left or bottom <= top:
+            return
+        mask = np.zeros((bottom - top, right - left), np.uint8)
+        local = ((center[0] - left, center[1] - top), *turned[1:])
+        if draw.random() < 0.5:
+            cv2.ellipse(mask, local, (255,), cv2.FILLED)
+        else:
+            cv2.fillConvexPoly(mask, np.round(cv2.boxPoints(local)).astype(np.int32), (255,))
+        part = rgb[top:bottom, left:right]
+        part[:] = cv2.copyTo(self._filling(part.shape, before), mask, part.copy())
+
+    def _filling(self, shape: tuple[int, ...], before: U8) -> U8:
+        draw, (height, width) = self.py_random, shape[:2]
+        match draw.choice(("noise", "plain", "elsewhere", "elsewhere")):
+            case "noise":
+                return self.random_generator.integers(0, 256, shape, np.uint8)
+            case "plain":
+                return np.full(shape, [draw.randrange(256) for _ in range(3)], np.uint8)
+            case _:
+                x, y = draw.randint(0, before.shape[1] - width), draw.randint(0, before.shape[0] - height)
+                return before[y : y + height, x : x + width].copy()
+
+
+class LowResolution(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Shrinks and blows up again. albumentations' Downscale rounds the small size, but maps by the unrounded factor: at
+    the far edge the picture slips by more than a pixel from under its points."""
+
+    def __init__(self, resolution: tuple[float, float], p: float) -> None:
+        super().__init__(p=p)
+        self._resolution = resolution
+
+    def apply(self, img: U8, **params: Any) -> U8:
+        height, width = img.shape[:2]
+        share = self.py_random.uniform(*self._resolution)
+        small_wh = (max(1, round(width * share)), max(1, round(height * share)))
+        small = cv2.resize(img, small_wh, interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+# ---- to look at it, and to time it
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"preview": preview, "bench": bench}, args=args, prog="python -m train.augment", description=__doc__
+        )
+    except (LineamentError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def preview(
+    data: Path, out: Path = Path("augment.png"), schema: str = "wflw98", input_px: int = 256, seed: int = 0
+) -> None:
+    """Writes a sheet: a row of six faces a transform, that one alone and always, then all of them as they are set.
+
+    data: a data set as for `python -m train`. out: a .png or .jpg.
+    """
+    columns = 6
+    of = SCHEMAS[schema]
+    samples = _spread(_read(data, of), columns, seed)
+    tiles: list[Tile] = []
+    with TemporaryDirectory() as cache:
+        crops = Crops(samples, (input_px, input_px), CropConfig(), of, Path(cache))
+        wide = [crops[i] for i in range(len(samples))]
+    cfg = AugmentConfig()
+    rows = {"off": AugmentConfig.off(), **{name: cfg.only(name) for name in SWITCHES}}
+    for name, row in [*rows.items(), *(("all, as set", cfg) for _ in range(3))]:
+        augment = Augment(row, of, (input_px, input_px))
+        for column in range(columns):
+            crop = wide[column % len(wide)]
+            tiles.append(Tile(*augment(crop.rgb, crop.points, seed * 1000 + len(tiles)), name, None))
+    sheet(tiles, out, columns)
+    log.info("%d transforms, %d examples each: %s", len(SWITCHES), columns, out)
+
+
+def _read(root: Path, schema: Schema) -> list[Sample]:
+    samples = read(root, "train", schema)
+    if not samples:
+        raise LineamentError(f"{root} holds no training face; wanted at least one")
+    return samples
+
+
+def _spread(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    return random.Random(seed).sample(samples, min(count, len(samples)))
+
+
+def bench(input_px: int = 256, margin: float = 1.5, seconds: float = 5.0) -> None:
+    """Prints crops a second on one core with the default config, and what each transform costs when it happens.
+
+    margin: side of the wide crop over the input's. seconds: how long the total is timed.
+    """
+    cv2.setNumThreads(1)
+    hw, wide_px = (input_px, input_px), round(margin * input_px)
+    rough = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    rgb = np.asarray(cv2.resize(rough, (wide_px, wide_px), interpolation=cv2.INTER_CUBIC), np.uint8)
+    face = mean_shape()[:, :2]
+    points = ((face - face.mean(0)) / np.ptp(face, axis=0).max() * input_px / 1.3 + wide_px / 2).astype(np.float32)
+    cfg = AugmentConfig()
+    rate = 1e3 / _cost_ms(Augment(cfg, WFLW98, hw), rgb, points, seconds)
+    print(f"{rate:.0f} crops/s of {input_px} px on one core, default config")
+    base_ms = _cost_ms(Augment(AugmentConfig.off(), WFLW98, hw), rgb, points, 0.3)
+    print(f"{'nothing':20} {base_ms:6.2f} ms\n{'':20} {'each':>9} {'probability':>12} {'on average':>11}")
+    for name in SWITCHES:
+        cost_ms = _cost_ms(Augment(cfg.only(name), WFLW98, hw), rgb, points, 0.3) - base_ms
+        share = getattr(cfg, name)
+        print(f"{name:20} {cost_ms:6.2f} ms {share:12.2f} {share * cost_ms:8.2f} ms")
+
+
+def _cost_ms(augment: Augment, rgb: U8, points: F32, seconds: float) -> float:
+    augment(rgb, points, 0)
+    start, count = time.perf_counter(), 0
+    while (taken_s := time.perf_counter() - start) < seconds:
+        count += 1
+        augment(rgb, points, count)
+    return 1e3 * taken_s / max(1, count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
