@@ -1,0 +1,371 @@
+"""How good a model is on a labelled set: NME, FR@10 and AUC@10 by crop, subset and part, and its worst faces.
+
+    python -m train.evaluate runs/b5/best.safetensors --data WFLW --flip
+
+Published figures mix two crops: one round the true points and one round the list's rect. Both are reported, and all of
+it is written into the model's card. `evaluate` itself takes any function from crops to points and needs no torch.
+
+Suffixes: N faces, K points.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from landmarks.card import ModelCard
+from landmarks.geometry import apply, crop_from_frame, crop_from_unit, frame_from_unit, warp
+from landmarks.schema import SCHEMAS, WFLW98, Schema
+from landmarks.types import F32, F64, U8, Floats, LineamentError
+from train import metrics
+from train.crops import CropConfig
+from train.data import ATTRIBUTES, Sample, read
+from train.sheet import Tile, sheet
+
+log = logging.getLogger("lineament")
+
+LIMIT = 10.0
+"""percent of the inter-ocular distance at which a face counts as failed: FR@10, AUC@10"""
+CHUNK = 256
+"""faces that are cut before the model sees them: 50 MB of 256-px crops"""
+WORST, TILE_HW, TILE_SCALE = 20, (256, 256), 1.5
+"""faces on the sheet of the worst, and how they are cut for it, whatever the model's own crop"""
+
+Predict = Callable[[U8], F32]
+"""crops (N, H, W, 3) uint8 RGB -> points (N, K, 2) in unit coordinates of the crop"""
+
+
+class Score(NamedTuple):
+    """Of a set of faces."""
+
+    faces: int
+    nme: float
+    """percent of the inter-ocular distance"""
+    failures: float
+    """FR@10, percent of faces"""
+    auc: float
+    """AUC@10, 0..1"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one set through one crop."""
+
+    crop: str
+    """how the faces were cut: "points crop", "rect crop, flip", ..."""
+    schema: Schema
+    predicted: F32
+    """(N, K, 2) px of the picture, pixel centres"""
+    truth: F32
+    """(N, K, 2) px of the picture, pixel centres: the labels less their shift"""
+    attributes: tuple[frozenset[str], ...]
+    """N, what makes each face hard"""
+    errors: F64 = field(init=False)
+    """(N, K) percent of each face's inter-ocular distance"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "errors", metrics.point_errors(self.predicted, self.truth, self.schema))
+
+    @property
+    def nme(self) -> F64:
+        """(N,) percent, one a face."""
+        return np.asarray(self.errors.mean(1))
+
+    @property
+    def total(self) -> Score:
+        return _score(self.nme)
+
+    def by_subset(self) -> dict[str, Score]:
+        """A row for each attribute that some face has, in WFLW's order."""
+        holds = {name: np.array([name in held for held in self.attributes]) for name in ATTRIBUTES}
+        return {name: _score(self.nme[rows]) for name, rows in holds.items() if rows.any()}
+
+    def by_part(self) -> dict[str, float]:
+        """NME of each part's points."""
+        return {part: float(self.errors[:, list(indices)].mean()) for part, indices in self.schema.parts.items()}
+
+    def lines(self) -> list[str]:
+        """A table to print."""
+        rows = {"all": self.total, **self.by_subset()}
+        parts = ", ".join(f"{part} {nme:.2f}" for part, nme in self.by_part().items())
+        return [
+            self.crop,
+            f"  {'':14} faces    NME  FR@10   AUC@10",
+            *(f"  {name:14}{s.faces:6}{s.nme:7.2f}{s.failures:7.2f}{s.auc:9.3f}" for name, s in rows.items()),
+            f"  by part: {parts}",
+        ]
+
+    def to_card(self, set_name: str) -> dict[str, float]:
+        """Every figure by what set, crop and faces or points it is of; all in percent, but AUC@10, which is 0..1."""
+        key, total = f"{set_name}, {self.crop}", self.total
+        figures = {key: total.nme, f"{key}, FR@10": total.failures, f"{key}, AUC@10": total.auc}
+        for name, score in self.by_subset().items():
+            figures[f"{key}, {name}"] = score.nme
+            figures[f"{key}, {name}, FR@10"] = score.failures
+            figures[f"{key}, {name}, AUC@10"] = score.auc
+        figures |= {f"{key}, {part}": nme for part, nme in self.by_part().items()}
+        return {name: round(value, 4) for name, value in figures.items()}
+
+
+def evaluate(
+    samples: Sequence[Sample],
+    predict: Predict,
+    input_hw: tuple[int, int],
+    crop: CropConfig,
+    schema: Schema = WFLW98,
+    flip: bool = False,
+    whole: bool = False,
+    label_shift_px: float = 0.0,
+) -> Scores:
+    """Cuts every face as crop says, asks predict, and compares in the picture's pixels.
+
+    flip: the mean with what predict says of the mirrored crop.
+    whole: the picture itself, resized, is the crop, for sets whose pictures are crops already.
+    label_shift_px: taken off the labels; 0.5 where they count from a pixel's corner.
+    """
+    if not samples:
+        raise LineamentError("there are no faces to evaluate; check --data and --split")
+    truth = np.stack([sample.points - np.float32(label_shift_px) for sample in samples])
+    _check(samples, truth, schema)
+    cut = _whole(input_hw) if whole else _by_region(samples, truth, input_hw, crop, schema)
+    predicted = np.empty_like(truth)
+    with tqdm(total=len(samples), desc="evaluate", unit="face", leave=False, disable=None) as bar:
+        for start in range(0, len(samples), CHUNK):
+            rows = range(start, min(start + CHUNK, len(samples)))
+            crops, frames = zip(*(cut(i, cv2.cvtColor(samples[i].bgr(), cv2.COLOR_BGR2RGB)) for i in rows))
+            points_unit = _predicted(predict, np.stack(crops), schema, flip)
+            for i, frame, points in zip(rows, frames, points_unit):
+                predicted[i] = apply(frame, points)
+            bar.update(len(rows))
+    name = "whole picture" if whole else f"{crop.source} crop"
+    name += ", flip" * flip + (f", labels less {label_shift_px:g} px" if label_shift_px else "")
+    return Scores(name, schema, predicted, truth, tuple(sample.attributes for sample in samples))
+
+
+def ced(nme_N: Floats, at: Floats) -> F64:
+    """The cumulative error distribution: the share of faces, 0..1, whose NME is at most each of `at`."""
+    return np.asarray(np.searchsorted(np.sort(nme_N), at, side="right") / len(nme_N), np.float64)
+
+
+def plot_ced(scores: Sequence[Scores], path: Path, limit: float = LIMIT) -> None:
+    """The curves of several scores in one picture, up to limit percent; the area below one is its AUC."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for one in scores:
+        # a step at every face: exact, however few there are
+        at = np.concatenate([[0.0], np.sort(one.nme[one.nme < limit]), [limit]])
+        total = one.total
+        label = f"{one.crop}: NME {total.nme:.2f}, FR {total.failures:.1f} %, AUC {total.auc:.3f}"
+        axes.step(at, ced(one.nme, at), where="post", label=label)
+    axes.set(xlim=(0, limit), ylim=(0, 1), xlabel="NME, % of the inter-ocular distance", ylabel="share of faces")
+    axes.set_title(f"{len(scores[0].nme)} faces")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def tile(sample: Sample, points: F32, caption: str, schema: Schema) -> Tile:
+    """A face as a sheet shows it: cut alike for every model, with the label beside points (K, 2) px of the picture."""
+    region = sample.points if np.isfinite(sample.points).all() else points
+    crop = crop_from_frame(region, _card(schema, TILE_HW, TILE_SCALE))
+    rgb = warp(cv2.cvtColor(sample.bgr(), cv2.COLOR_BGR2RGB), crop, TILE_HW)
+    return Tile(rgb, apply(crop, points), caption, apply(crop, sample.points))
+
+
+# ---- from pictures to crops and back
+
+Cut = Callable[[int, U8], tuple[U8, F64]]
+"""(number of the sample, its picture RGB) -> crop, and the matrix from its unit coordinates to the picture"""
+
+
+def _by_region(
+    samples: Sequence[Sample], truth: F32, input_hw: tuple[int, int], crop: CropConfig, schema: Schema
+) -> Cut:
+    card = _card(schema, input_hw, crop.scale)
+
+    def cut(i: int, rgb: U8) -> tuple[U8, F64]:
+        if crop.source == "points":
+            matrix = crop_from_frame(truth[i], card, schema.roll_rad(truth[i]) if crop.level else 0.0)
+        else:
+            matrix = crop_from_frame(samples[i].rect_xyxy, card)
+        return warp(rgb, matrix, input_hw), frame_from_unit(matrix, input_hw)
+
+    return cut
+
+
+def _whole(input_hw: tuple[int, int]) -> Cut:
+    def cut(i: int, rgb: U8) -> tuple[U8, F64]:
+        height, width = rgb.shape[:2]
+        shrinks = input_hw[0] * input_hw[1] < height * width
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(rgb, input_hw[::-1], interpolation=how), np.uint8), crop_from_unit((height, width))
+
+    return cut
+
+
+def _predicted(predict: Predict, rgb_NHWC: U8, schema: Schema, flip: bool) -> F32:
+    points_unit = _asked(predict, rgb_NHWC, schema)
+    if flip:
+        mirrored = _asked(predict, np.ascontiguousarray(rgb_NHWC[:, :, ::-1]), schema)
+        # a width of 2 makes it 1 - x
+        points_unit = (points_unit + schema.flipped(mirrored, 2.0)) / 2
+    return points_unit
+
+
+def _asked(predict: Predict, rgb_NHWC: U8, schema: Schema) -> F32:
+    points_unit = predict(rgb_NHWC)
+    wanted = (len(rgb_NHWC), len(schema), 2)
+    if points_unit.shape != wanted:
+        raise LineamentError(
+            f"the model gave points of shape {points_unit.shape}, expected {wanted} for {schema.name}; "
+            "is it of another schema?"
+        )
+    if not np.isfinite(points_unit).all():
+        raise LineamentError(
+            "the model gave points that are not finite; it is not trained, or its training went astray"
+        )
+    return points_unit
+
+
+def _check(samples: Sequence[Sample], truth: F32, schema: Schema) -> None:
+    """A face without both eye corners has no NME: better said by its name than by its number."""
+    left, right = schema.eye_corners
+    good = np.isfinite(truth).all((1, 2)) & (np.linalg.norm(truth[:, left] - truth[:, right], axis=-1) > 0)
+    if not good.all():
+        first = int(np.argmin(good))
+        raise LineamentError(
+            f"face {first + 1} of the list, in {samples[first].name}, has no points or both eye corners in one place: "
+            f"{int((~good).sum())} such faces have no NME; `python -m train.data check` lists them"
+        )
+
+
+def _card(schema: Schema, input_hw: tuple[int, int], scale: float) -> ModelCard:
+    return ModelCard("evaluation", schema.name, input_hw, scale)
+
+
+# ---- the command line
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores a trained model on a labelled set, and writes every figure into the model's card."""
+
+    model: tyro.conf.Positional[Path]
+    """The .safetensors of a run."""
+    data: Path
+    """WFLW's own folder, or any other that training takes."""
+    split: Literal["test", "train"] = "test"
+    out: Path | None = None
+    """Folder for scores.json, ced.png and worst.jpg; 'evaluation' beside the model if not given."""
+    flip: bool = False
+    """Also with the mean of crop and mirrored crop, at twice the time."""
+    boxes: Path | None = None
+    """A .jsonl of `python -m stream.label`: also with crops round a detector's boxes."""
+    level: bool = True
+    """Level the points crop by the eyes, as serving levels a face that it follows."""
+    label_shift_px: float = 0.0
+    """Taken off every label: 0.5 for sets that count from a pixel's corner, such as wflw-mini."""
+    device: str = "auto"
+    batch: int = 64
+    write_card: bool = True
+    """Put the figures into the model file; the weights in it stay as they are."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        cfg = tyro.cli(EvaluateConfig, args=args, prog="python -m train.evaluate", description=EvaluateConfig.__doc__)
+        report(cfg)
+    except (LineamentError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(cfg: EvaluateConfig) -> list[Scores]:
+    """Runs every policy, prints the tables, writes the files. The first of the scores is that of the points crop."""
+    predict, card = load_predictor(cfg.model, cfg.device, cfg.batch)
+    schema = SCHEMAS[card.schema]
+    samples = [s for s in read(cfg.data, cfg.split, schema) if np.isfinite(s.points).all()]
+    scores = []
+    for crop in _policies(cfg, card):
+        for flip in (False, True)[: 1 + cfg.flip]:
+            one = evaluate(samples, predict, card.input_hw, crop, schema, flip, label_shift_px=cfg.label_shift_px)
+            print("\n".join(one.lines()))
+            scores.append(one)
+    set_name = f"{cfg.data.resolve().stem} {cfg.split}"
+    out = cfg.out or cfg.model.parent / "evaluation"
+    write(scores, samples, set_name, cfg.model, out)
+    if cfg.write_card:
+        from train.model import write_card
+
+        write_card(cfg.model, with_figures(card, scores, set_name))
+        print(f"the figures are in the card of {cfg.model}")
+    print(f"{out}: scores.json, ced.png, worst.jpg")
+    return scores
+
+
+def _policies(cfg: EvaluateConfig, card: ModelCard) -> Iterator[CropConfig]:
+    points = CropConfig(scale=card.crop_scale, level=cfg.level)
+    yield points
+    yield replace(points, source="rect")
+    if cfg.boxes:
+        yield replace(points, source="detector", boxes=cfg.boxes)
+
+
+def write(scores: Sequence[Scores], samples: Sequence[Sample], set_name: str, model: Path, out: Path) -> None:
+    """scores.json with all figures and each face's NME, ced.png, and worst.jpg: the faces that the first of scores has
+    farthest off, points found beside labels."""
+    out.mkdir(parents=True, exist_ok=True)
+    faces = [
+        {"image": sample.name, **{one.crop: round(float(one.nme[i]), 3) for one in scores}}
+        for i, sample in enumerate(samples)
+    ]
+    figures = {name: value for one in scores for name, value in one.to_card(set_name).items()}
+    told = {"model": str(model), "set": set_name, "date": str(date.today()), "figures": figures, "faces": faces}
+    (out / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
+    plot_ced(scores, out / "ced.png")
+    first = scores[0]
+    worst = np.argsort(-first.nme, kind="stable")[:WORST].tolist()
+    tiles = [tile(samples[i], first.predicted[i], f"{first.nme[i]:.1f} {samples[i].name}", first.schema) for i in worst]
+    sheet(tiles, out / "worst.jpg", columns=5)
+
+
+def with_figures(card: ModelCard, scores: Sequence[Scores], set_name: str) -> ModelCard:
+    """card with these figures in place of older ones of the same name; others stay."""
+    new = {name: value for one in scores for name, value in one.to_card(set_name).items()}
+    return replace(card, nme={**card.nme, **new})
+
+
+def load_predictor(path: Path, device: str = "auto", batch: int = 64) -> tuple[Predict, ModelCard]:
+    """A trained model as a function of crops. device: auto takes a GPU if there is one."""
+    # here, so that evaluating something else needs no torch
+    import torch
+
+    from train import model
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    net, card = model.load(path, device)
+    return model.predictor(net, device, batch=batch), card
+
+
+def _score(nme_N: F64) -> Score:
+    return Score(len(nme_N), float(nme_N.mean()), metrics.failure_rate(nme_N, LIMIT), metrics.auc(nme_N, LIMIT))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
