@@ -32,7 +32,7 @@ from landmarks.card import ModelCard
 from landmarks.geometry import apply, crop_from_frame, invert, warp
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Floats
-from train import metrics, wflw
+from train import data, metrics
 
 NEAR = 8
 """how many mesh points make a point's first guess"""
@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
 
     models = MeshModels(iris=True)
-    views = views_of(wflw.read(args.data, "train"))
+    views = views_of(data.read(args.data, "train"))
     problem = fit_crops(models, views)
     arrays: dict[str, NDArray[Any]] = {"shape": mean_shape(problem).astype(np.float32)}
     report = [f"# mesh-wflw98, {date.today()}", "", __doc__.partition("\n\n    ")[0], ""]
@@ -117,7 +117,7 @@ def main() -> None:
     np.savez(args.out / adapter.MAP_PATH.name, **arrays)
     print("\n".join(report))
 
-    test = wflw.read(args.data, "test")
+    test = data.read(args.data, "test")
     scores: dict[str, float] = {}
     for name in fitted:
         for passes in (2, 5):
@@ -135,7 +135,7 @@ def main() -> None:
     (args.out / adapter.CARD_PATH.with_suffix(".md").name).write_text("\n".join(report))
 
 
-def views_of(samples: list[wflw.Sample]) -> list[View]:
+def views_of(samples: list[data.Sample]) -> list[View]:
     """Every sample and its mirror image."""
     views = []
     for sample in samples:
@@ -307,7 +307,7 @@ def rotation_onto(target: F64, points: F64) -> F64:
 
 
 def evaluate(
-    models: MeshModels, points_of: Adapter, samples: list[wflw.Sample], passes: int
+    models: MeshModels, points_of: Adapter, samples: list[data.Sample], passes: int
 ) -> tuple[list[str], float]:
     """A report and the NME, on labels as they stand, beginning from the list's rects, which are not levelled."""
     truth = np.stack([sample.points for sample in samples])

@@ -15,7 +15,7 @@ from stream.detect import StillFaces, StreamFaces
 from stream.sample import Sample
 from stream.source import ImageSource, VideoSource
 from stream.track import TrackConfig, Tracker
-from train import metrics, wflw
+from train import data, metrics
 
 SAMPLE = Sample()
 
@@ -110,7 +110,7 @@ def test_each_person_of_a_clip_is_one_track_from_first_to_last_frame(shared: Pat
 
 def test_no_labelled_face_is_missed_and_the_points_are_near_the_labels(shared: Path) -> None:
     """End to end as `--source folder` does it. The limit is the bar set for the embedded default."""
-    samples = wflw.read(shared / "data" / "wflw-mini", "test")
+    samples = data.read(shared / "data" / "wflw-mini", "test")
     predicted = []
     with StillFaces() as detector, engines.load("mesh") as landmarker:
         tracker = Tracker(detector, landmarker, still=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from landmarks.schema import IBUG68
-from train import metrics, wflw
+from train import data, metrics
 
 
 def _faces(n: int = 2) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_wrong_shapes_and_faces_without_eyes_are_refused() -> None:
 
 def test_a_peer_has_its_known_score(shared: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    samples = wflw.read(shared / "data" / "wflw-mini", "test")
+    samples = data.read(shared / "data" / "wflw-mini", "test")
     session = onnxruntime.InferenceSession(
         shared / "peers" / "pfld_ghostone_112_98pt.onnx", providers=["CPUExecutionProvider"]
     )

@@ -280,7 +280,7 @@ def predictor(net: LandmarkNet, device: str = "cpu", flip: bool = False, batch: 
     return predict
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """path is as it was, or wholly new: never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,0 +1,195 @@
+"""Crops: every face cut out once, as wide as augmentation needs it, and kept decoded on disk. No torch.
+
+    crops = Crops(samples, (256, 256), CropConfig(), WFLW98, Path("runs/cache"))
+    wide = crops[0]              # for augmentation: the input's resolution, margin times its side
+    seen = crops.input_crop(0)   # its middle: exactly what serving would cut
+
+An epoch then reads pixels from a memory-mapped file instead of decoding large pictures for small faces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from landmarks.card import ModelCard
+from landmarks.geometry import apply, crop_from_frame, invert, warp
+from landmarks.schema import Schema
+from landmarks.types import F32, F64, U8, Floats, LineamentError
+from train.data import Sample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Which part of a picture the model sees. No jitter here: augmentation shifts, scales and turns every crop anew."""
+
+    source: Literal["points", "rect", "detector"] = "points"
+    """Round what: the labelled points (as a tracked face is cropped), the list's rect, or a detector's box."""
+    boxes: Path | None = None
+    """For 'detector': the .jsonl that `python -m stream.label` wrote for the same pictures."""
+    scale: float = 1.3
+    """Side of the crop over the longer side of what it is round: the forehead is above the points."""
+    level: bool = True
+    """Turn the crop so that the eyes lie level, as serving does with a face it follows; only round points."""
+    margin: float = 1.5
+    """Side of the cached crop over that of the input: 1.42 shows a square turned by 45 degrees whole."""
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0 or not self.margin >= 1:
+            raise ValueError(f"scale {self.scale} and margin {self.margin}: wanted above 0, and at least 1")
+        if (self.source == "detector") != (self.boxes is not None):
+            raise ValueError("source 'detector' and boxes go together: give both or neither")
+
+
+class Crop(NamedTuple):
+    """A piece of a picture and where the points are in it."""
+
+    rgb: U8
+    """(H, W, 3)"""
+    points: F32
+    """(K, 2) px of the crop"""
+
+
+class Crops:
+    """The crops of a list of samples, in its order. Cheap to send to a worker: the pixels stay in the file."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        input_hw: tuple[int, int],
+        cfg: CropConfig,
+        schema: Schema,
+        cache: Path,
+        label_shift_px: float = 0.0,
+    ) -> None:
+        """Cuts all crops into cache, unless they are there. label_shift_px is subtracted from every label."""
+        self.samples = list(samples)
+        self.input_hw = input_hw
+        height, width = input_hw
+        # even margins on both sides, so that the middle is exactly the input
+        self._pad_hw = (round(height * (cfg.margin - 1) / 2), round(width * (cfg.margin - 1) / 2))
+        wide_hw = (height + 2 * self._pad_hw[0], width + 2 * self._pad_hw[1])
+        self._points = [np.asarray(s.points - np.float32(label_shift_px), np.float32) for s in self.samples]
+        for points in self._points:
+            if points.shape != (len(schema), 2):
+                raise LineamentError(
+                    f"a sample has points {points.shape}, expected ({len(schema)}, 2) of {schema.name}"
+                )
+        boxes = _boxes(cfg.boxes, self.samples) if cfg.boxes else None
+        card = ModelCard("crop", schema.name, input_hw, cfg.scale)
+        pad = np.array([[0.0, 0.0, self._pad_hw[1]], [0.0, 0.0, self._pad_hw[0]]])
+        self._matrices = [
+            _matrix(sample, points, None if boxes is None else boxes[i], cfg, schema, card) + pad
+            for i, (sample, points) in enumerate(zip(self.samples, self._points))
+        ]
+        self.path = cache / f"crops-{self._digest(cfg, wide_hw)}.npy"
+        self._wide_hw = wide_hw
+        self._pixels: U8 | None = None
+        if self.samples and not self.path.is_file():
+            self._cut()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Crop:
+        """The wide crop."""
+        return Crop(np.array(self._open()[i]), apply(self._matrices[i], self._points[i]))
+
+    def input_crop(self, i: int) -> Crop:
+        """What the model sees of sample i without augmentation: the middle of the wide crop."""
+        (pad_y, pad_x), (height, width) = self._pad_hw, self.input_hw
+        wide = self[i]
+        rgb = np.ascontiguousarray(wide.rgb[pad_y : pad_y + height, pad_x : pad_x + width])
+        return Crop(rgb, wide.points - np.array([pad_x, pad_y], np.float32))
+
+    def frame_from_input(self, i: int) -> F64:
+        """(2, 3) from px of the input crop back to px of the picture."""
+        pad_y, pad_x = self._pad_hw
+        return invert(self._matrices[i] - np.array([[0.0, 0.0, pad_x], [0.0, 0.0, pad_y]]))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_pixels": None}
+
+    def _open(self) -> U8:
+        if self._pixels is None:
+            self._pixels = np.load(self.path, mmap_mode="r")
+        return self._pixels
+
+    def _cut(self) -> None:
+        """Fills the cache, whole or not at all. Faces of one picture follow each other, so it is decoded once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temp = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            pixels = np.lib.format.open_memmap(temp, "w+", np.uint8, (len(self.samples), *self._wide_hw, 3))
+            order = sorted(range(len(self.samples)), key=lambda i: str(self.samples[i].image_path))
+            picture, opened = np.zeros((1, 1, 3), np.uint8), Path()
+            for i in tqdm(order, desc="cutting crops", disable=None, leave=False):
+                if self.samples[i].image_path != opened:
+                    opened = self.samples[i].image_path
+                    picture = np.ascontiguousarray(self.samples[i].bgr()[..., ::-1])
+                pixels[i] = warp(picture, self._matrices[i], self._wide_hw)
+            pixels.flush()
+            del pixels
+            os.replace(temp, self.path)
+        finally:
+            temp.unlink(missing_ok=True)
+
+    def _digest(self, cfg: CropConfig, wide_hw: tuple[int, int]) -> str:
+        """Of everything that the pixels depend on."""
+        digest = hashlib.sha256(json.dumps([asdict(cfg), wide_hw], default=str).encode())
+        stamps = {path: path.stat().st_mtime_ns for path in {s.image_path for s in self.samples} if path.is_file()}
+        for sample, matrix in zip(self.samples, self._matrices):
+            digest.update(f"{sample.image_path}|{stamps.get(sample.image_path)}|".encode() + matrix.tobytes())
+        return digest.hexdigest()[:20]
+
+
+def _matrix(sample: Sample, points: F32, box_xyxy: F32 | None, cfg: CropConfig, schema: Schema, card: ModelCard) -> F64:
+    """Where the input crop of a sample lies."""
+    labelled = bool(np.isfinite(points).all())
+    region: Floats
+    roll_rad = 0.0
+    if cfg.source == "points" and labelled:
+        region, roll_rad = points, schema.roll_rad(points) if cfg.level else 0.0
+    elif box_xyxy is not None:
+        region = box_xyxy
+    else:
+        region = sample.rect_xyxy
+    try:
+        return crop_from_frame(region, card, roll_rad)
+    except ValueError as error:
+        raise LineamentError(f"{sample.name}: {error}; `python -m train.data check` finds such rows") from error
+
+
+def _boxes(path: Path, samples: Sequence[Sample]) -> list[F32 | None]:
+    """The detected box of each sample: of its picture, round the middle of its points, the nearest; None if missed."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        found = defaultdict(list)
+        for row in rows:
+            found[Path(row["image"]).name].append(np.array(row["box_xyxy"], np.float32).reshape(4))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LineamentError(
+            f"cannot read boxes from {path}: {error}; make them with `python -m stream.label PICTURES --out {path}`"
+        ) from error
+    chosen = [_round(sample, found[sample.image_path.name]) for sample in samples]
+    if missed := sum(box is None for box in chosen):
+        log.info("%d of %d faces have no detected box in %s; their rect is taken", missed, len(samples), path)
+    return chosen
+
+
+def _round(sample: Sample, boxes: Sequence[F32]) -> F32 | None:
+    middle = (sample.rect_xyxy[:2] + sample.rect_xyxy[2:]) / 2
+    inside = [box for box in boxes if (box[:2] < middle).all() and (middle < box[2:]).all()]
+    return min(inside, key=lambda box: float(np.hypot(*((box[:2] + box[2:]) / 2 - middle))), default=None)
