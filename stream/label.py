@@ -82,6 +82,8 @@ class LabelConfig:
         for name, low, high in (("max_disagreement", 0, np.inf), ("min_face_px", 0, np.inf), ("min_score", 0, 1)):
             if not low < getattr(self, name) < high:
                 raise LineamentError(f"{name} is {getattr(self, name)}, expected a number over {low}, under {high}")
+        if self.sheet and self.sheet.suffix.lower() not in IMAGE_SUFFIXES:
+            raise LineamentError(f"sheet is {self.sheet}, expected a picture; end it in .png or .jpg")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,6 @@ def main(args: list[str] | None = None) -> int:
 def label_folder(cfg: LabelConfig) -> Summary:
     """Writes cfg.out, whole or not at all."""
     paths = _images(cfg.folder)
-    cfg.out.parent.mkdir(parents=True, exist_ok=True)
     part = cfg.out.with_name(cfg.out.name + ".part")
     counts: Counter[str] = Counter(images=len(paths))
     disagreements: list[float] = []
@@ -152,6 +153,7 @@ def label_folder(cfg: LabelConfig) -> Summary:
         detector = stack.enter_context(StillFaces(cfg.min_score, cfg.min_face_px))
         sheet = _Sheet(schema, cfg.seed) if cfg.sheet else None
         try:
+            cfg.out.parent.mkdir(parents=True, exist_ok=True)
             stack.callback(part.unlink, missing_ok=True)
             file = stack.enter_context(part.open("w"))
             for path, bgr in tqdm(

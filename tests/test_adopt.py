@@ -14,7 +14,7 @@ import pytest
 import engines
 from engines.adopt import AdoptConfig, adopt
 from landmarks.types import F32, U8, LineamentError
-from train import metrics
+from train import data, metrics
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -196,9 +196,7 @@ def test_the_command_line_adopts_and_says_what_it_wrote(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_adopted_peer_has_its_known_score(backend: str, shared: Path, tmp_path: Path) -> None:
-    from train import wflw
-
-    samples = wflw.read(shared / "data" / "wflw-mini", "test")
+    samples = data.read(shared / "data" / "wflw-mini", "test")
     out = tmp_path / "pfld.onnx"
     adopt(AdoptConfig(shared / "peers" / "pfld_ghostone_112_98pt.onnx", out, bgr=True, name="pfld"))
     rgb_NHWC = np.stack([cv2.resize(sample.bgr(), (112, 112))[..., ::-1] for sample in samples]).astype(np.uint8)

@@ -22,6 +22,7 @@ from landmarks.types import F32, U8, Face, Landmarks, LineamentError
 from stream.image import write_image
 from stream.label import LabelConfig, Teacher, label_faces, label_folder, main
 from tests.blobs import boxes_of, scene, template
+from train import data
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 80
@@ -194,6 +195,23 @@ def test_pictures_outside_the_files_folder_are_named_in_full(photos: Path, tmp_p
     assert list(rows_of(out)) == [str(photos / "a.png"), str(photos / "inner" / "b.JPG")]
 
 
+def test_training_reads_what_was_labelled(photos: Path, tmp_path: Path) -> None:
+    for out in (photos / "labels.jsonl", tmp_path / "elsewhere" / "labels.jsonl"):
+        label_folder(LabelConfig(photos, out))
+        samples = data.read(out, "train")
+        for sample, row in zip(samples, rows_of(out).values(), strict=True):
+            np.testing.assert_allclose(sample.points, row["points"], atol=1e-3)
+            np.testing.assert_allclose(sample.rect_xyxy, row["box_xyxy"], atol=1e-3)
+            assert sample.weight == row["weight"]
+            assert sample.bgr().shape == (512, 512, 3)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(photos), "--out", str(photos / "a.png" / "labels.jsonl")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write")
+
+
 def test_labelling_twice_writes_the_same_file(photos: Path, tmp_path: Path) -> None:
     outs = [tmp_path / "1.jsonl", tmp_path / "2.jsonl"]
     for out in outs:
@@ -231,6 +249,7 @@ def test_a_run_that_fails_leaves_the_old_file_and_no_part(
         (["{photos}", "--teacher", "mesh:0"], "has weight 0.0, expected a number over 0"),
         (["{photos}", "--max-disagreement", "0"], "max_disagreement is 0.0"),
         (["{photos}", "--min-score", "1"], "min_score is 1.0"),
+        (["{photos}", "--sheet", "sheet.gif"], "sheet is sheet.gif, expected a picture"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
