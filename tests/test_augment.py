@@ -17,7 +17,7 @@ from landmarks.geometry import apply
 from landmarks.schema import IBUG68, WFLW98
 from landmarks.types import F32, U8
 from train import glasses
-from train.augment import ONE_OF, SWITCHES, Augment, AugmentConfig
+from train.augment import ONE_OF, SWITCHES, Augment, AugmentConfig, main
 
 HW = (128, 128)
 WIDE = 192
@@ -158,8 +158,8 @@ def test_shape_type_count_and_the_source_are_kept(name: str) -> None:
     rgb_before, points_before = rgb.copy(), points.copy()
     for seed in range(4):
         seen, moved = Augment(cfg, WFLW98, HW)(rgb, points, seed)
-        assert (seen.shape, seen.dtype) == ((128, 128, 3), np.uint8)
-        assert (moved.shape, moved.dtype) == ((98, 2), np.float32)
+        assert seen.shape == (128, 128, 3) and seen.dtype == np.uint8
+        assert moved.shape == (98, 2) and moved.dtype == np.float32
         assert type(seen) is np.ndarray and seen.flags.c_contiguous and seen.flags.writeable
     np.testing.assert_array_equal(rgb, rgb_before)
     np.testing.assert_array_equal(points, points_before)
@@ -184,7 +184,7 @@ def test_what_is_no_geometry_leaves_dots_where_they_are(name: str) -> None:
     augment, image = Augment(mild, WFLW98, HW), dotted(face(), APART)
     for seed in range(12):
         seen, moved = augment(image, face(), seed)
-        off = np.array([nearest_dot(seen, moved[i]) - moved[i] for i in APART])  # type: ignore[operator]
+        off = np.array([nearest_dot(seen, moved[i]) - moved[i] for i in APART])
         # few and coarse pixels move single dots to either side
         assert np.abs(off).max() < 0.5
         assert np.abs(off.mean(0)).max() < 0.2
@@ -332,7 +332,7 @@ def test_scaling_multiplies_probabilities_as_far_as_they_go() -> None:
 def test_wrong_shapes_are_refused() -> None:
     augment = Augment(OFF, WFLW98, HW)
     with pytest.raises(ValueError, match="uint8"):
-        augment(texture().astype(np.float32), face(), 0)  # type: ignore[arg-type]
+        augment(texture().astype(np.float32), face(), 0)
     with pytest.raises(ValueError, match="points"):
         augment(texture(), face()[:68], 0)
     with pytest.raises(ValueError, match="98"):
@@ -353,10 +353,21 @@ def test_nothing_warns_over_many_draws() -> None:
             augment(texture(), face(yaw_deg=seed % 80 - 40), seed)
 
 
-def test_the_preview_shows_six_of_each(shared: Path, tmp_path: Path) -> None:
-    from train.augment import main
-
+def test_the_preview_shows_each_transform(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet.png"
-    assert main(["preview", "--data", str(shared / "data" / "wflw-mini"), "--out", str(out), "--input-px", "64"]) == 0
-    assert cv2.imread(str(out)) is not None
+    wflw = str(shared / "data" / "wflw-mini")
+    args = ["preview", "--data", wflw, "--out", str(out), "--input-px", "64", "--columns", "2"]
+    assert main([*args, "--augment.rotate-deg", "80"]) == 0
+    picture = cv2.imread(str(out))
+    assert picture is not None
+    # one row with nothing done, one a switch, four of all
+    assert picture.shape[0] / picture.shape[1] == pytest.approx((len(SWITCHES) + 5) / 2)
     assert main(["preview", "--data", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err
+
+
+def test_the_bench_prints_a_rate_and_a_line_a_transform(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--input-px", "48", "--seconds", "0.1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "crops/s" in printed[0]
+    assert [line.split()[0] for line in printed[2:]] == list(SWITCHES)
