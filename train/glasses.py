@@ -1,8 +1,8 @@
 """Glasses that were never there: frames, tinted lenses and glare drawn on a face from its 98 points.
 
-A third of the people in front of webcams wear glasses and few in the training photos do, and rims are strong edges just
-where lids and brows are to be found. A pair is a small model in three dimensions in the space of the mean face; an
-affine camera fitted to the points puts it on this face, so it follows roll, yaw and pitch. numpy and cv2.
+Rims are strong edges just where lids and brows are to be found, and tints and glare hide them; a model that has seen
+few glasses follows the rims. A pair is a small model in three dimensions in the space of the mean face; an affine camera
+fitted to the points puts it on this face, so it follows roll, yaw and pitch. numpy and cv2.
 
 Spaces: `_face` is that of the mean face, x right, y down, z away from the camera, origin between the eyes, unit the
 distance between the eyes' centres (about 62 mm); `_lens` is a lens in its own plane, x away from the nose, y down, its
@@ -346,7 +346,7 @@ class _Canvas:
     def paint(self, mask: U8, rgb: Sequence[int], alpha: float, lit: bool = True) -> None:
         """Lays a colour over the picture. lit: it is as dark as the picture, unlike a lamp's reflection."""
         light = self._light if lit else 1.0
-        # whole numbers in OpenCV: ten times faster than floats in numpy, and half a grey level is nothing here
+        # whole numbers in OpenCV: several times faster than floats in numpy, and half a grey level is nothing here
         share = cv2.convertScaleAbs(mask, alpha=alpha)
         over = cv2.merge([cv2.convertScaleAbs(share, alpha=min(1.0, light * value / 255)) for value in rgb])
         self._part[:] = cv2.add(_times(self._part, cv2.bitwise_not(share)), over)
