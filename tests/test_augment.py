@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import random
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from landmarks.schema import IBUG68, WFLW98
 from landmarks.types import F32, U8
 from train import glasses
 from train.augment import ONE_OF, SWITCHES, Augment, AugmentConfig, main
+from train.sheet import Tile, sheet
 
 HW = (128, 128)
 WIDE = 192
@@ -353,15 +356,24 @@ def test_nothing_warns_over_many_draws() -> None:
             augment(texture(), face(yaw_deg=seed % 80 - 40), seed)
 
 
-def test_the_preview_shows_each_transform(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_preview_shows_each_transform(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[Tile] = []
+
+    def recorded(tiles: Sequence[Tile], path: Path, columns: int) -> U8:
+        shown.extend(tiles)
+        return sheet(tiles, path, columns)
+
+    monkeypatch.setattr("train.augment.sheet", recorded)
     out = tmp_path / "sheet.png"
     wflw = str(shared / "data" / "wflw-mini")
     args = ["preview", "--data", wflw, "--out", str(out), "--input-px", "64", "--columns", "2"]
     assert main([*args, "--augment.rotate-deg", "80"]) == 0
-    picture = cv2.imread(str(out))
-    assert picture is not None
-    # one row with nothing done, one a switch, four of all
-    assert picture.shape[0] / picture.shape[1] == pytest.approx((len(SWITCHES) + 5) / 2)
+    assert cv2.imread(str(out)) is not None
+    captions = Counter(tile.caption for tile in shown)
+    assert {captions[name] for name in SWITCHES} == {2} and len(shown) == 2 * (len(SWITCHES) + 5)
+    assert {tile.rgb.shape for tile in shown} == {(64, 64, 3)}
     assert main(["preview", "--data", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
 

@@ -1,8 +1,8 @@
 """Glasses that were never there: frames, tinted lenses and glare drawn on a face from its 98 points.
 
 Rims are strong edges just where lids and brows are to be found, and tints and glare hide them; a model that has seen
-few glasses follows the rims. A pair is a small model in three dimensions in the space of the mean face; an affine camera
-fitted to the points puts it on this face, so it follows roll, yaw and pitch. numpy and cv2.
+few glasses follows the rims. A pair is a small model in three dimensions in the space of the mean face; an affine
+camera fitted to the points puts it on this face, so it follows roll, yaw and pitch. numpy and cv2.
 
 Spaces: `_face` is that of the mean face, x right, y down, z away from the camera, origin between the eyes, unit the
 distance between the eyes' centres (about 62 mm); `_lens` is a lens in its own plane, x away from the nose, y down, its
