@@ -1,4 +1,4 @@
-"""A small labelled data set in WFLW's own layout: every face is the mean face, of known size, somewhere in its picture."""
+"""A small labelled data set in WFLW's own layout: every face is the mean face, somewhere in its picture."""
 
 from __future__ import annotations
 

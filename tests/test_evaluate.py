@@ -62,7 +62,7 @@ def test_a_known_offset_in_the_crop_is_the_nme_that_it_comes_to_in_the_picture(t
     # the crop is 1.3 times 60 px wide, a twentieth of it is 3.9 px, and that of 40 px is 9.75 percent
     off = unit_of(face(), (50, 50), 78) + np.float32((0.05, 0))
     scores = evaluate([sample_of(face(), tmp_path)], always(off), INPUT_HW, CropConfig())
-    np.testing.assert_allclose(scores.predicted[0], face() + (3.9, 0), atol=1e-3)
+    np.testing.assert_allclose(scores.predicted[0], face() + np.float32((3.9, 0)), atol=1e-3)
     np.testing.assert_allclose(scores.nme, 9.75, rtol=1e-4)
     assert scores.crop == "points crop" and scores.total.failures == 0
     assert scores.total.auc == pytest.approx(0.025, abs=1e-4)
@@ -152,7 +152,9 @@ def test_a_parts_nme_is_that_of_its_points() -> None:
 
 
 def test_the_curve_of_errors_counts_faces_at_or_below() -> None:
-    np.testing.assert_array_equal(ced(np.array([2.0, 4, 12, 6]), np.array([0.0, 2, 5, 10, 12])), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_array_equal(
+        ced(np.array([2.0, 4, 12, 6]), np.array([0.0, 2, 5, 10, 12])), [0, 0.25, 0.5, 0.75, 1]
+    )
 
 
 def test_the_area_below_the_curve_is_the_auc() -> None:
@@ -185,9 +187,7 @@ def test_the_table_shows_all_faces_and_each_subset() -> None:
         (lambda rgb: np.full((len(rgb), 98, 2), np.nan, np.float32), "not finite"),
     ],
 )
-def test_a_model_that_gives_no_such_points_is_refused(
-    predict: Callable[[U8], F32], match: str, tmp_path: Path
-) -> None:
+def test_a_model_that_gives_no_such_points_is_refused(predict: Callable[[U8], F32], match: str, tmp_path: Path) -> None:
     with pytest.raises(LineamentError, match=match):
         evaluate([sample_of(face(), tmp_path)], predict, INPUT_HW, CropConfig())
 

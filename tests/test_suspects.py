@@ -308,14 +308,6 @@ def test_each_face_is_predicted_by_a_model_that_saw_neither_it_nor_its_picture(t
     assert len({run for _, _, run in learn.seen}) == 5
 
 
-def test_predictions_count_as_the_labels_do(tmp_path: Path) -> None:
-    faces = [(f"p{i}x.png", mean_face(40 + i, 50, 20) + np.float32(0.5)) for i in range(4)]
-    samples = read(write_wflw(tmp_path, "train", faces), "train")
-    cfg = TrainConfig(data=(tmp_path,), run=tmp_path / "runs", label_shift_px=0.5)
-    predictions = cross_validate(cfg, samples, 2, MeanFace())
-    np.testing.assert_allclose(predictions, np.stack([s.points for s in samples]), atol=0.01)
-
-
 def test_the_report_puts_the_wrong_label_first_and_can_be_made_again_without_training(tmp_path: Path) -> None:
     faces = [(f"p{i}x.png", mean_face(40 + i, 50, 20)) for i in range(12)]
     faces[7] = ("p7x.png", exchanged(mean_face(47, 50, 20), "left_eye", "right_eye"))

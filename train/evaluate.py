@@ -14,9 +14,11 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 import cv2
@@ -26,11 +28,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from landmarks.card import ModelCard
-from landmarks.geometry import apply, crop_from_frame, crop_from_unit, frame_from_unit, warp
+from landmarks.geometry import apply, compose, crop_from_frame, crop_from_unit, warp
 from landmarks.schema import SCHEMAS, WFLW98, Schema
 from landmarks.types import F32, F64, U8, Floats, LineamentError
 from train import metrics
-from train.crops import CropConfig
+from train.crops import CropConfig, Crops
 from train.data import ATTRIBUTES, Sample, read
 from train.sheet import Tile, sheet
 
@@ -128,27 +130,32 @@ def evaluate(
     flip: bool = False,
     whole: bool = False,
     label_shift_px: float = 0.0,
+    cache: Path | None = None,
 ) -> Scores:
     """Cuts every face as crop says, asks predict, and compares in the picture's pixels.
 
     flip: the mean with what predict says of the mirrored crop.
     whole: the picture itself, resized, is the crop, for sets whose pictures are crops already.
     label_shift_px: taken off the labels; 0.5 where they count from a pixel's corner.
+    cache: a folder for the crops, to be used again; without it they are cut for this once.
     """
     if not samples:
         raise LineamentError("there are no faces to evaluate; check --data and --split")
     truth = np.stack([sample.points - np.float32(label_shift_px) for sample in samples])
     _check(samples, truth, schema)
-    cut = _whole(input_hw) if whole else _by_region(samples, truth, input_hw, crop, schema)
     predicted = np.empty_like(truth)
-    with tqdm(total=len(samples), desc="evaluate", unit="face", leave=False, disable=None) as bar:
-        for start in range(0, len(samples), CHUNK):
+    with nullcontext(str(cache)) if cache else TemporaryDirectory(prefix="crops-") as folder:
+        if whole:
+            cut = _whole(samples, input_hw)
+        else:
+            # nothing moves the crops here, so they need no margin
+            crops = Crops(samples, input_hw, replace(crop, margin=1.0), schema, Path(folder), label_shift_px)
+            cut = _by_region(crops)
+        for start in tqdm(range(0, len(samples), CHUNK), desc="evaluate", leave=False, disable=None):
             rows = range(start, min(start + CHUNK, len(samples)))
-            crops, frames = zip(*(cut(i, cv2.cvtColor(samples[i].bgr(), cv2.COLOR_BGR2RGB)) for i in rows))
-            points_unit = _predicted(predict, np.stack(crops), schema, flip)
-            for i, frame, points in zip(rows, frames, points_unit):
+            rgb, frame_from_unit = zip(*(cut(i) for i in rows))
+            for i, frame, points in zip(rows, frame_from_unit, _predicted(predict, np.stack(rgb), schema, flip)):
                 predicted[i] = apply(frame, points)
-            bar.update(len(rows))
     name = "whole picture" if whole else f"{crop.source} crop"
     name += ", flip" * flip + (f", labels less {label_shift_px:g} px" if label_shift_px else "")
     return Scores(name, schema, predicted, truth, tuple(sample.attributes for sample in samples))
@@ -179,38 +186,33 @@ def plot_ced(scores: Sequence[Scores], path: Path, limit: float = LIMIT) -> None
 def tile(sample: Sample, points: F32, caption: str, schema: Schema) -> Tile:
     """A face as a sheet shows it: cut alike for every model, with the label beside points (K, 2) px of the picture."""
     region = sample.points if np.isfinite(sample.points).all() else points
-    crop = crop_from_frame(region, _card(schema, TILE_HW, TILE_SCALE))
-    rgb = warp(cv2.cvtColor(sample.bgr(), cv2.COLOR_BGR2RGB), crop, TILE_HW)
+    crop = crop_from_frame(region, ModelCard("tile", schema.name, TILE_HW, TILE_SCALE))
+    rgb = warp(np.ascontiguousarray(sample.bgr()[..., ::-1]), crop, TILE_HW)
     return Tile(rgb, apply(crop, points), caption, apply(crop, sample.points))
 
 
 # ---- from pictures to crops and back
 
-Cut = Callable[[int, U8], tuple[U8, F64]]
-"""(number of the sample, its picture RGB) -> crop, and the matrix from its unit coordinates to the picture"""
+Cut = Callable[[int], tuple[U8, F64]]
+"""number of the sample -> its crop, and the matrix from the crop's unit coordinates to the picture"""
 
 
-def _by_region(
-    samples: Sequence[Sample], truth: F32, input_hw: tuple[int, int], crop: CropConfig, schema: Schema
-) -> Cut:
-    card = _card(schema, input_hw, crop.scale)
-
-    def cut(i: int, rgb: U8) -> tuple[U8, F64]:
-        if crop.source == "points":
-            matrix = crop_from_frame(truth[i], card, schema.roll_rad(truth[i]) if crop.level else 0.0)
-        else:
-            matrix = crop_from_frame(samples[i].rect_xyxy, card)
-        return warp(rgb, matrix, input_hw), frame_from_unit(matrix, input_hw)
+def _whole(samples: Sequence[Sample], input_hw: tuple[int, int]) -> Cut:
+    def cut(i: int) -> tuple[U8, F64]:
+        rgb = np.ascontiguousarray(samples[i].bgr()[..., ::-1])
+        shrinks = rgb.shape[0] * rgb.shape[1] > input_hw[0] * input_hw[1]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        small = np.asarray(cv2.resize(rgb, input_hw[::-1], interpolation=how), np.uint8)
+        return small, crop_from_unit((rgb.shape[0], rgb.shape[1]))
 
     return cut
 
 
-def _whole(input_hw: tuple[int, int]) -> Cut:
-    def cut(i: int, rgb: U8) -> tuple[U8, F64]:
-        height, width = rgb.shape[:2]
-        shrinks = input_hw[0] * input_hw[1] < height * width
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(rgb, input_hw[::-1], interpolation=how), np.uint8), crop_from_unit((height, width))
+def _by_region(crops: Crops) -> Cut:
+    input_from_unit = crop_from_unit(crops.input_hw)
+
+    def cut(i: int) -> tuple[U8, F64]:
+        return crops.input_crop(i).rgb, compose(crops.frame_from_input(i), input_from_unit)
 
     return cut
 
@@ -249,10 +251,6 @@ def _check(samples: Sequence[Sample], truth: F32, schema: Schema) -> None:
             f"face {first + 1} of the list, in {samples[first].name}, has no points or both eye corners in one place: "
             f"{int((~good).sum())} such faces have no NME; `python -m train.data check` lists them"
         )
-
-
-def _card(schema: Schema, input_hw: tuple[int, int], scale: float) -> ModelCard:
-    return ModelCard("evaluation", schema.name, input_hw, scale)
 
 
 # ---- the command line
@@ -300,15 +298,19 @@ def report(cfg: EvaluateConfig) -> list[Scores]:
     predict, card = load_predictor(cfg.model, cfg.device, cfg.batch)
     schema = SCHEMAS[card.schema]
     samples = [s for s in read(cfg.data, cfg.split, schema) if np.isfinite(s.points).all()]
-    scores = []
-    for crop in _policies(cfg, card):
-        for flip in (False, True)[: 1 + cfg.flip]:
-            one = evaluate(samples, predict, card.input_hw, crop, schema, flip, label_shift_px=cfg.label_shift_px)
-            print("\n".join(one.lines()))
-            scores.append(one)
-    set_name = f"{cfg.data.resolve().stem} {cfg.split}"
     out = cfg.out or cfg.model.parent / "evaluation"
-    write(scores, samples, set_name, cfg.model, out)
+    out.mkdir(parents=True, exist_ok=True)
+    scores = []
+    # as large as the faces: beside the results, where there must be room, and not in a /tmp that may be memory
+    with TemporaryDirectory(prefix=".crops-", dir=out) as cache:
+        for crop in _policies(cfg, card):
+            for flip in (False, True)[: 1 + cfg.flip]:
+                shift = cfg.label_shift_px
+                one = evaluate(samples, predict, card.input_hw, crop, schema, flip, False, shift, Path(cache))
+                print("\n".join(one.lines()))
+                scores.append(one)
+    set_name = f"{cfg.data.resolve().stem} {cfg.split}"
+    write_files(scores, samples, set_name, cfg.model, out)
     if cfg.write_card:
         from train.model import write_card
 
@@ -326,10 +328,9 @@ def _policies(cfg: EvaluateConfig, card: ModelCard) -> Iterator[CropConfig]:
         yield replace(points, source="detector", boxes=cfg.boxes)
 
 
-def write(scores: Sequence[Scores], samples: Sequence[Sample], set_name: str, model: Path, out: Path) -> None:
+def write_files(scores: Sequence[Scores], samples: Sequence[Sample], set_name: str, model: Path, out: Path) -> None:
     """scores.json with all figures and each face's NME, ced.png, and worst.jpg: the faces that the first of scores has
     farthest off, points found beside labels."""
-    out.mkdir(parents=True, exist_ok=True)
     faces = [
         {"image": sample.name, **{one.crop: round(float(one.nme[i]), 3) for one in scores}}
         for i, sample in enumerate(samples)

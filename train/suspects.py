@@ -30,7 +30,7 @@ import tyro
 from landmarks.schema import SCHEMAS, WFLW98, Schema
 from landmarks.types import F32, F64, Floats, LineamentError
 from train.crops import CropConfig
-from train.data import Sample, group_of, hold_out, read
+from train.data import Sample, group_of, hold_out, read, shifted
 from train.evaluate import Predict, evaluate, load_predictor, tile
 from train.loop import TrainConfig, fit
 from train.model import write_atomically
@@ -87,8 +87,7 @@ class Suspect:
 def find(samples: Sequence[Sample], predictions: Floats, schema: Schema = WFLW98) -> list[Suspect]:
     """The suspects among samples, worst first.
 
-    predictions: (N, K, 2) px of the pictures as the labels count them, by models that had not seen the face. Faces
-    without points are passed over.
+    predictions: (N, K, 2) px of the pictures, by models that had not seen the face. Faces without points are passed over.
     """
     labels = np.array([sample.points for sample in samples], np.float64)
     if predictions.shape != labels.shape:
@@ -237,7 +236,7 @@ Learn = Callable[[TrainConfig, list[Sample], list[Sample]], tuple[Predict, tuple
 
 
 def cross_validate(cfg: TrainConfig, samples: list[Sample], folds: int, learn: Learn | None = None) -> F32:
-    """(N, K, 2) px of the pictures, as the labels count them: each face by a model trained without its picture.
+    """(N, K, 2) px of the pictures: each face by a model trained without its picture.
 
     Trains `folds` times, in folders of cfg.run; interrupted and called again, it goes on where it was.
     """
@@ -251,8 +250,8 @@ def cross_validate(cfg: TrainConfig, samples: list[Sample], folds: int, learn: L
         predict, input_hw = (learn or _learn)(replace(cfg, run=run, suspects=None), training, val)
         for crop, rows in _by_crop(samples, out, cfg.crop, schema):
             unseen = [samples[i] for i in rows]
-            scores = evaluate(unseen, predict, input_hw, crop, schema, label_shift_px=cfg.label_shift_px)
-            predictions[rows] = scores.predicted + np.float32(cfg.label_shift_px)
+            scores = evaluate(unseen, predict, input_hw, crop, schema)
+            predictions[rows] = scores.predicted
             log.info("fold %d: NME %.2f on %d faces it had not seen", number + 1, scores.total.nme, len(rows))
         # each fold cuts most of the data set again: gigabytes, that nobody reads once it is trained
         shutil.rmtree(run.parent / "cache", ignore_errors=True)
@@ -268,7 +267,7 @@ def _by_crop(
     crop would show the model what it cannot know.
     """
     left, right = schema.eye_corners
-    upright, inverted = [], []
+    upright, inverted = list[int](), list[int]()
     for i in sorted(faces):
         if np.isfinite(samples[i].points).all() and (samples[i].points[left] != samples[i].points[right]).any():
             (upright if abs(schema.roll_rad(samples[i].points)) <= np.pi / 2 else inverted).append(i)
@@ -422,7 +421,7 @@ def report(cfg: SuspectsConfig, learn: Learn | None = None) -> list[str]:
     """Writes the files; returns what to print. Of several data sets it is the first that is searched."""
     training = replace(cfg.training, run=cfg.out)
     schema = SCHEMAS[training.schema]
-    samples = read(training.data[0], "train", schema)
+    samples = shifted(read(training.data[0], "train", schema), training.label_shift_px[0])
     if cfg.predictions:
         predictions = load_predictions(cfg.predictions, samples)
     else:
