@@ -25,8 +25,8 @@ FACES = [sample(mean_face())]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def config(folder: Path, trials: int = 4, **training: object) -> TuneConfig:
-    base = replace(TrainConfig(data=(folder / "wflw",), epochs=4), **training)  # type: ignore[arg-type]
+def config(folder: Path, trials: int = 2, **training: object) -> TuneConfig:
+    base = replace(TrainConfig(data=(folder / "wflw",), epochs=2), **training)  # type: ignore[arg-type]
     return TuneConfig(base, f"sqlite:///{folder}/deep/tune.db", trials, folder / "tune")
 
 
@@ -53,11 +53,11 @@ def search(cfg: TuneConfig, fit: tune.Fit) -> tune.Tuned:
 
 def test_the_best_trial_is_found_and_its_config_is_the_one_it_was_trained_with(tmp_path: Path) -> None:
     fit = Valley()
-    tuned = search(config(tmp_path, trials=6), fit)
+    tuned = search(config(tmp_path, trials=4), fit)
     best = min(fit.configs, key=fit.nme)
     assert tuned.nme == fit.nme(best)
     assert replace(tuned.config, run=best.run) == best
-    assert tuned.trials == len(fit.configs) == 6
+    assert tuned.trials == len(fit.configs) == 4
 
 
 def test_only_what_is_searched_differs_between_trials_and_every_trial_has_its_own_folder(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_only_what_is_searched_differs_between_trials_and_every_trial_has_its_ow
             one, run=base.run, lr=base.lr, weight_decay=base.weight_decay, schedule=base.schedule, augment=base.augment
         )
         assert same == base
-        assert one.schedule.warmup_epochs <= 0.2 * 4 and 5e-5 <= one.lr <= 5e-3
+        assert one.schedule.warmup_epochs <= 0.2 * 2 and 5e-5 <= one.lr <= 5e-3
 
 
 def test_the_same_command_adds_to_the_study(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> 
                     return fitted._replace(nme=math.nan)
             return fitted
 
-    cfg, fit = config(tmp_path), Fragile()
+    cfg, fit = config(tmp_path, trials=4), Fragile()
     tuned = search(cfg, fit)
     assert tuned.trials == 4 and tuned.nme == min(fit.nme(one) for one in fit.configs[2:])
     states = [(trial.state.name, trial.user_attrs.get("failure")) for trial in open_study(cfg).trials]
@@ -134,7 +134,7 @@ def test_an_interrupted_trial_is_gone_on_with_first_in_its_own_folder(tmp_path: 
             return super().__call__(cfg, train, val, on_epoch)
 
     fit = Interrupted()
-    tuned = search(config(tmp_path), fit)
+    tuned = search(config(tmp_path, trials=4), fit)
     assert tuned.trials == 3 and tuned.nme == min(fit.nme(one) for one in fit.configs[:2])
     # only the checkpoint that something will go on from is kept
     assert [(one.run / "last.pt").exists() for one in fit.configs] == [False, False, True]
@@ -171,7 +171,7 @@ def test_a_hopeless_trial_is_cut_short(tmp_path: Path) -> None:
         def nme(self, cfg: TrainConfig) -> float:
             return 4.0 + self.configs.index(cfg) / 10 if self.configs.index(cfg) < 5 else 50.0
 
-    cfg = config(tmp_path, trials=6)
+    cfg = config(tmp_path, trials=6, epochs=4)
     search(cfg, Ever())
     states = [trial.state.name for trial in open_study(cfg).trials]
     assert states == ["COMPLETE"] * 5 + ["PRUNED"]
@@ -203,12 +203,12 @@ def test_plots_are_written_and_importances_from_two_scores_on(tmp_path: Path) ->
 
 def test_trials_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     search(config(tmp_path), Valley())
-    with pytest.raises(LineamentError, match=r"epochs was 4, now 20.*--study-name"):
+    with pytest.raises(LineamentError, match=r"epochs was 2, now 20.*--study-name"):
         search(config(tmp_path, epochs=20), Valley())
     # where it runs changes nothing, and a new name is a new study
     search(config(tmp_path, workers=0, device="cpu"), Valley())
-    renamed = replace(config(tmp_path, epochs=20), study_name="longer")
-    assert search(renamed, Valley()).trials == 4
+    renamed = replace(config(tmp_path, epochs=3), study_name="longer")
+    assert search(renamed, Valley()).trials == 2
 
 
 def test_a_study_is_named_after_data_and_model(tmp_path: Path) -> None:
@@ -245,10 +245,10 @@ def test_the_command_line_searches_and_ends_with_the_command(
 ) -> None:
     faces = [(f"p{i}x.png", mean_face(40 + i)) for i in range(6)]
     root = write_wflw(tmp_path / "set", "train", faces)
-    args = f"--data {root} --study sqlite:///{tmp_path}/t.db --trials 2 --epochs 4 --out {tmp_path}/o --hold-out 0.4"
+    args = f"--data {root} --study sqlite:///{tmp_path}/t.db --trials 2 --epochs 2 --out {tmp_path}/o --hold-out 0.4"
     assert tune.main(shlex.split(args), Valley()) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("2 trials, best held-out NME 4.")
-    assert out[1].startswith(f"python -m train --data {root} ") and "--epochs 4" in out[1]
+    assert out[1].startswith(f"python -m train --data {root} ") and "--epochs 2" in out[1]
     assert tune.main(shlex.split(args.replace("--hold-out 0.4", "--hold-out 0")), Valley()) == 1
     assert "--hold-out" in capsys.readouterr().err

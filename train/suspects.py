@@ -87,7 +87,8 @@ class Suspect:
 def find(samples: Sequence[Sample], predictions: Floats, schema: Schema = WFLW98) -> list[Suspect]:
     """The suspects among samples, worst first.
 
-    predictions: (N, K, 2) px of the pictures, by models that had not seen the face. Faces without points are passed over.
+    predictions: (N, K, 2) px of the pictures, by models that had not seen the face. Faces without points are passed
+    over.
     """
     labels = np.array([sample.points for sample in samples], np.float64)
     if predictions.shape != labels.shape:
