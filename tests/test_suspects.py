@@ -65,6 +65,14 @@ def test_one_part_that_is_off_is_named() -> None:
     assert suspect.reasons[0].startswith("left_pupil off by 28.0 % where 2.0 is usual")
 
 
+def test_the_ranking_has_every_face_that_can_be_compared_farthest_first() -> None:
+    labels = [mean_face() + np.float32((shift * ocular(), 0)) for shift in (0.0, 0.3, 0.1)]
+    labels.append(np.full_like(mean_face(), np.nan))
+    ranking = suspects.rank([sample(label) for label in labels], np.stack([mean_face()] * 4))
+    assert [index for index, _ in ranking] == [1, 2, 0]
+    assert [percent for _, percent in ranking] == pytest.approx([30, 10, 0], abs=1e-3)
+
+
 def test_suspects_come_worst_first() -> None:
     shifts = [0.0] * 20 + [0.2, 0.6, 0.4]
     suspects_ = found([mean_face() - np.float32((shift * ocular(), 0)) for shift in shifts])
@@ -314,7 +322,9 @@ def test_the_report_puts_the_wrong_label_first_and_can_be_made_again_without_tra
     root, out = write_wflw(tmp_path / "set", "train", faces), tmp_path / "out"
     cfg = SuspectsConfig(TrainConfig(data=(root,)), out, folds=3)
     lines = suspects.report(cfg, MeanFace())
-    assert lines[0] == "1 of 12 faces are suspect" and "line 8  p7x.png" in lines[1]
+    assert lines[0].startswith("1 of 12 faces are suspect") and "face 8  p7x.png" in lines[1]
+    ranking = (out / "ranking.csv").read_text().splitlines()
+    assert len(ranking) == 13 and ranking[1].startswith("p7x.png,0,")
     text = (out / "suspects.csv").read_text()
     assert text.splitlines()[1].startswith("p7x.png,0,")
     assert cv2.imread(str(out / "suspects.jpg")) is not None

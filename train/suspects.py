@@ -63,6 +63,7 @@ NEAR_STEPS = 4
 COLUMNS = ("image", "face", "score", "weight", "reasons")
 WORST = 24
 """faces on the sheet"""
+PRINTED = 10
 MOST_REASONS = 4
 WHOLE = "left and right"
 
@@ -111,6 +112,15 @@ def find(samples: Sequence[Sample], predictions: Floats, schema: Schema = WFLW98
             score = max(sign.score for sign in found)
             suspects.append(Suspect(index, round(score, 2), tuple(sign.reason for sign in found[:MOST_REASONS])))
     return sorted(suspects, key=lambda suspect: -suspect.score)
+
+
+def rank(samples: Sequence[Sample], predictions: Floats, schema: Schema = WFLW98) -> list[tuple[int, float]]:
+    """(index, percent that label and prediction are apart) of every face that has both, the farthest first."""
+    labels = np.array([sample.points for sample in samples], np.float64)
+    apart_N = _error(predictions.astype(np.float64), labels, _unit(labels, schema), range(len(schema)))
+    rows = np.flatnonzero(np.isfinite(apart_N))
+    order = rows[np.argsort(-apart_N[rows], kind="stable")]
+    return [(int(i), float(apart_N[i])) for i in order]
 
 
 def robust_z(values_N: Floats) -> F64:
@@ -310,6 +320,16 @@ def write(suspects: Sequence[Suspect], samples: Sequence[Sample], path: Path) ->
     write_atomically(path, lambda temp: temp.write_text(text.getvalue(), encoding="utf-8"))
 
 
+def _write_ranking(ranking: Sequence[tuple[int, float]], samples: Sequence[Sample], path: Path) -> None:
+    """ranking.csv: every face, suspect or not."""
+    face_of = _ordinals(samples)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "face", "percent"))
+    writer.writerows((*face_of[index], f"{percent:.2f}") for index, percent in ranking)
+    write_atomically(path, lambda temp: temp.write_text(text.getvalue(), encoding="utf-8"))
+
+
 def apply(samples: list[Sample], path: Path, policy: Literal["drop", "down-weight"]) -> list[Sample]:
     """samples without the suspects of a suspects.csv, or with their weights lowered. The order is kept.
 
@@ -398,7 +418,8 @@ class SuspectsConfig:
 
     training: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path = Path("runs/suspects")
-    """Folder for suspects.csv, suspects.jpg, predictions.npz and the folds' runs (--run is not used)."""
+    """Folder for suspects.csv, ranking.csv of all faces, suspects.jpg, predictions.npz, and the folds' runs in place of
+    --run."""
     folds: int = 5
     """How many times to train, each time without one part of the pictures. More is better and slower."""
     predictions: Path | None = None
@@ -430,17 +451,23 @@ def report(cfg: SuspectsConfig, learn: Learn | None = None) -> list[str]:
         save_predictions(cfg.out / "predictions.npz", samples, predictions)
     suspects = find(samples, predictions, schema)
     write(suspects, samples, cfg.out / "suspects.csv")
-    tiles = [
-        tile(samples[s.index], predictions[s.index], f"{s.score:.1f} {s.reasons[0]}", schema) for s in suspects[:WORST]
-    ]
-    if tiles:
-        sheet(tiles, cfg.out / "suspects.jpg", columns=6)
-    lines = [f"{len(suspects)} of {len(samples)} faces are suspect"]
-    for suspect in suspects[:10]:
+    ranking = rank(samples, predictions, schema)
+    _write_ranking(ranking, samples, cfg.out / "ranking.csv")
+    shown = {s.index: f"{s.score:.1f} {s.reasons[0]}" for s in suspects[:WORST]}
+    for index, percent in ranking[:WORST]:
+        if len(shown) < WORST:
+            shown.setdefault(index, f"no suspect, {percent:.1f} %")
+    tiles = [tile(samples[index], predictions[index], caption, schema) for index, caption in shown.items()]
+    sheet(tiles, cfg.out / "suspects.jpg", columns=6)
+    lines = [f"{len(suspects)} of {len(samples)} faces are suspect; {cfg.out}/suspects.jpg shows the worst"]
+    for suspect in suspects[:PRINTED]:
         sample = samples[suspect.index]
-        lines.append(f"{suspect.score:6.1f}  line {suspect.index + 1}  {sample.name}: {'; '.join(suspect.reasons)}")
-    lines.append(f"look at {cfg.out}/suspects.jpg, delete from suspects.csv what is right as it is, and then:")
-    lines.append(f"python -m train --data {training.data[0]} --suspects {cfg.out}/suspects.csv --suspect-policy drop")
+        lines.append(f"{suspect.score:6.1f}  face {suspect.index + 1}  {sample.name}: {'; '.join(suspect.reasons)}")
+    if suspects:
+        lines.append("delete from suspects.csv what is right as it is, and then:")
+        lines.append(
+            f"python -m train --data {training.data[0]} --suspects {cfg.out}/suspects.csv --suspect-policy drop"
+        )
     return lines
 
 

@@ -32,6 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from landmarks.types import LineamentError
 from train import loop
 from train.__main__ import held_out
+from train.augment import AugmentConfig
 from train.data import Sample
 from train.loop import Fitted, OnEpoch, TrainConfig
 
@@ -164,7 +165,7 @@ def search_space(trial: optuna.Trial, base: TrainConfig) -> TrainConfig:
         lr=_rounded(trial.suggest_float("lr", 5e-5, 5e-3, log=True)),
         weight_decay=_rounded(trial.suggest_float("weight_decay", 1e-4, 0.5, log=True)),
         schedule=schedule,
-        augment=base.augment.scaled(_rounded(trial.suggest_float("augment", 0.0, 1.5))),
+        augment=_scaled(base.augment, trial.suggest_float("augment", 0.0, 1.5)),
     )
 
 
@@ -298,6 +299,13 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def _scaled(augment: AugmentConfig, factor: float) -> AugmentConfig:
+    """Probabilities times factor, cut after four places: rounded up, those that exclude each other may exceed 1."""
+    scaled = augment.scaled(factor)
+    cut = {name: math.floor(value * 1e4) / 1e4 for name, value in _changes(scaled, augment)}
+    return replace(scaled, **cut)
+
+
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -308,7 +316,8 @@ def _short(value: Any) -> str:
 def main(args: list[str] | None = None, fit: Fit | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # it would print a traceback for every trial that fails, and for Ctrl-C
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         cfg = tyro.cli(TuneConfig, args=args, prog="python -m train.tune", description=TuneConfig.__doc__)
         tuned = tune(cfg, *held_out(cfg.training), fit)
