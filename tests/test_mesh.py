@@ -18,7 +18,7 @@ from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Landmarks, LineamentError
 from stream.detect import BlazeFace
-from train import metrics, wflw
+from train import data, metrics
 
 ASTRONAUT_BOX = np.array([178, 70, 272, 165], np.float32)
 
@@ -191,7 +191,7 @@ def test_importing_the_engine_imports_neither_openvino_nor_mediapipe() -> None:
 
 
 def test_wflw_mini_is_within_5_2_percent_and_no_face_is_missed(landmarker: MeshLandmarker, shared: Path) -> None:
-    samples = wflw.read(shared / "data" / "wflw-mini", "test")
+    samples = data.read(shared / "data" / "wflw-mini", "test")
     # the crops are so tight that the detector needs a border
     border = 56
     found, confidence = [], []

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CropConfig:
-    """Which part of a picture the model sees. No jitter here: augmentation shifts, scales and turns every crop anew."""
+    """Which part of a picture the model sees.
+
+    A rect or a detector's box jitters in serving; here it does not, for augmentation shifts, scales and turns every
+    crop anew in each epoch.
+    """
 
     source: Literal["points", "rect", "detector"] = "points"
     """Round what: the labelled points (as a tracked face is cropped), the list's rect, or a detector's box."""
@@ -97,7 +102,7 @@ class Crops:
         self.path = cache / f"crops-{self._digest(cfg, wide_hw)}.npy"
         self._wide_hw = wide_hw
         self._pixels: U8 | None = None
-        if self.samples and not self.path.is_file():
+        if self.samples and not self._is_whole():
             self._cut()
 
     def __len__(self) -> int:
@@ -127,9 +132,30 @@ class Crops:
             self._pixels = np.load(self.path, mmap_mode="r")
         return self._pixels
 
+    def _is_whole(self) -> bool:
+        """Whether the cache is there. One that was copied half is not."""
+        try:
+            return bool(np.load(self.path, mmap_mode="r").shape == (len(self.samples), *self._wide_hw, 3))
+        except (OSError, ValueError, EOFError):
+            return False
+
     def _cut(self) -> None:
         """Fills the cache, whole or not at all. Faces of one picture follow each other, so it is decoded once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = self._wide_hw
+        needed = len(self.samples) * height * width * 3
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError as error:
+            raise LineamentError(
+                f"cannot keep crops in {self.path.parent}: {error.strerror}; choose another --run"
+            ) from error
+        # a memory-mapped file that outgrows the disk would end the process without a word
+        if needed > free:
+            raise LineamentError(
+                f"the crops of {len(self.samples)} faces take {needed / 1e9:.1f} GB in {self.path.parent}, where "
+                f"{free / 1e9:.1f} GB are free; delete crops of earlier runs there, or lower --crop.margin"
+            )
         temp = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             pixels = np.lib.format.open_memmap(temp, "w+", np.uint8, (len(self.samples), *self._wide_hw, 3))
@@ -143,6 +169,7 @@ class Crops:
             pixels.flush()
             del pixels
             os.replace(temp, self.path)
+            log.info("cut %d crops into %s, %.2f GB", len(self.samples), self.path, needed / 1e9)
         finally:
             temp.unlink(missing_ok=True)
 
@@ -176,20 +203,45 @@ def _boxes(path: Path, samples: Sequence[Sample]) -> list[F32 | None]:
     """The detected box of each sample: of its picture, round the middle of its points, the nearest; None if missed."""
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        found = defaultdict(list)
+        found = defaultdict[str, list[_Box]](list)
         for row in rows:
-            found[Path(row["image"]).name].append(np.array(row["box_xyxy"], np.float32).reshape(4))
+            picture = Path(row["image"])
+            found[picture.name].append(_Box(picture, np.array(row["box_xyxy"], np.float32).reshape(4)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LineamentError(
             f"cannot read boxes from {path}: {error}; make them with `python -m stream.label PICTURES --out {path}`"
         ) from error
-    chosen = [_round(sample, found[sample.image_path.name]) for sample in samples]
+    home = path.resolve().parent
+    chosen = [_round(sample, found[sample.image_path.name], home) for sample in samples]
+    if samples and all(box is None for box in chosen):
+        raise LineamentError(
+            f"none of the boxes in {path} is round a face of this data set; make them from its pictures with "
+            f"`python -m stream.label PICTURES --out {path}`"
+        )
     if missed := sum(box is None for box in chosen):
         log.info("%d of %d faces have no detected box in %s; their rect is taken", missed, len(samples), path)
     return chosen
 
 
-def _round(sample: Sample, boxes: Sequence[F32]) -> F32 | None:
-    middle = (sample.rect_xyxy[:2] + sample.rect_xyxy[2:]) / 2
-    inside = [box for box in boxes if (box[:2] < middle).all() and (middle < box[2:]).all()]
+class _Box(NamedTuple):
+    picture: Path
+    """as the list names it: from the list's folder on, or absolute"""
+    xyxy: F32
+
+
+def _round(sample: Sample, boxes: Sequence[_Box], home: Path) -> F32 | None:
+    """The box round a sample's middle, of its own picture: pictures in other folders may bear the same name."""
+    if np.isfinite(sample.points).all():
+        middle = (sample.points.min(0) + sample.points.max(0)) / 2
+    else:
+        middle = (sample.rect_xyxy[:2] + sample.rect_xyxy[2:]) / 2
+    name, path = Path(sample.name).parts, sample.image_path.resolve()
+    inside = [
+        box
+        for picture, box in boxes
+        if (box[:2] < middle).all()
+        and (middle < box[2:]).all()
+        # by name too: the data set may have moved since
+        and (picture.parts[-len(name) :] == name or (home / picture).resolve() == path)
+    ]
     return min(inside, key=lambda box: float(np.hypot(*((box[:2] + box[2:]) / 2 - middle))), default=None)

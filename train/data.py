@@ -1,17 +1,19 @@
 """Labelled faces: what a sample is, and the readers of WFLW, CSV, JSONL and .pts. Checking them. No torch.
 
-    python -m train.data check /path/to/WFLW
+    python -m train.data check /path/to/WFLW --sheet faces.png
 
 What is read:
 
     WFLW     the official folder: WFLW_images/ and WFLW_annotations/list_98pt_rect_attr_train_test/
     JSONL    a line a face: {"image": "a.jpg", "points": [[x, y], ...]}, and if there: "box_xyxy": [4 numbers],
              "attributes": ["pose", ...], "weight": 0..1. Points null: no face is there, in the box.
-    CSV      image,x0,y0,x1,y1,... and if there: left,top,right,bottom,weight
-    .pts     as of 300W: beside each picture a file of the same name; its numbers count from 1
+    CSV      image,x0,y0,x1,y1,... and if there: left,top,right,bottom (the box), attributes ("pose blur"), weight
+    .pts     as of 300W: beside each picture a file of the same name; its numbers count from 1. Folders named test,
+             testset, ibug, 01_Indoor and 02_Outdoor are the test split, all others train
 
 Paths of pictures start at the list's own folder. A folder that holds train.jsonl or train.csv (and test.jsonl, ...) is
-read too. Points are in pixels, an integer is a pixel's centre.
+read too; a .jsonl or .csv given by itself serves as either split. Points are in pixels, an integer is a pixel's centre.
+Keys and columns of other names are passed over.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -29,10 +32,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import cv2
 import numpy as np
 import tyro
+from tqdm import tqdm
 
-from landmarks.schema import SCHEMAS, WFLW98, Schema
-from landmarks.types import F32, U8, LineamentError
-from train.sheet import Tile, sheet
+from landmarks.card import ModelCard
+from landmarks.geometry import apply, crop_from_frame, warp
+from landmarks.schema import SCHEMAS, WFLW98, Schema, convert
+from landmarks.types import F32, F64, U8, LineamentError
+from train.sheet import TILE_PX, Tile, sheet
 
 Split = Literal["train", "test"]
 
@@ -43,8 +49,17 @@ HOW_TO_GET = (
     "into one folder and give that folder"
 )
 
+OUTSIDE = 0.3
+"""points may leave the picture by this share of the face, as a cut-off chin does; beyond, the label is wrong"""
+SAME = 0.01
+"""two labels of one picture that nowhere differ by more than this share of the face are one label, given twice"""
+FARTHEST_PX = 1e6
+"""no picture has a coordinate beyond"""
+
 _N_WFLW = 2 * len(WFLW98) + 4 + len(ATTRIBUTES)
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_TEST_FOLDERS = {"test", "testset", "ibug", "01_indoor", "02_outdoor"}
+_BOX = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +111,8 @@ def read(root: Path, split: Split, schema: Schema = WFLW98, problems: list[Probl
     """
     samples: list[Sample] = []
     for row in _rows(Path(root).expanduser(), split, schema):
-        if isinstance(row, Sample):
-            samples.append(row)
+        if isinstance(row, _Row):
+            samples.append(row.sample)
         elif problems is None:
             raise LineamentError(f"{row}; `python -m train.data check {root}` lists all that is wrong")
         else:
@@ -106,13 +121,17 @@ def read(root: Path, split: Split, schema: Schema = WFLW98, problems: list[Probl
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(kept, held out): about `share` of the samples go, whole groups at a time, so that no face is on both sides."""
+    """(kept, held out): about `share` of the samples go, whole groups at a time, so that no face is on both sides.
+
+    Where share is above 0 at least one group goes, and at least one stays.
+    """
     groups = np.unique([group_of(sample) for sample in samples])
     wanted, held = share * len(samples), set[str]()
     sizes = Counter(group_of(sample) for sample in samples)
     count = 0
     for group in np.random.default_rng(seed).permutation(groups):
-        if count + sizes[group] / 2 > wanted:
+        enough = count + sizes[group] / 2 > wanted
+        if (enough and (held or share <= 0)) or count + sizes[group] == len(samples):
             break
         held.add(str(group))
         count += sizes[group]
@@ -125,79 +144,117 @@ def group_of(sample: Sample) -> str:
     return re.sub(r"_\d$", "", str(Path(sample.name).with_suffix("")))
 
 
-# ---- readers: each yields a Sample or a Problem a row
+# ---- readers: each yields a _Row or a Problem a face
 
 
-def _rows(root: Path, split: Split, schema: Schema) -> Iterator[Sample | Problem]:
+class _Row(NamedTuple):
+    """A sample, and where it was read."""
+
+    file: str
+    line: int
+    sample: Sample
+
+
+def _rows(root: Path, split: Split, schema: Schema) -> Iterator[_Row | Problem]:
     if root.is_file() and root.suffix.lower() in (".jsonl", ".csv"):
         return (_jsonl if root.suffix.lower() == ".jsonl" else _csv)(root, schema)
     if (path := root / LISTS.format(split=split)).is_file():
-        if schema is not WFLW98:
-            raise LineamentError(f"{root} is WFLW, whose schema is {WFLW98.name}, wanted {schema.name}")
-        return _wflw(path, root)
-    for suffix, reader in ((".jsonl", _jsonl), (".csv", _csv)):
-        if (path := root / f"{split}{suffix}").is_file():
-            return reader(path, schema)
-    folder = root / split if (root / split).is_dir() else root
-    if folder.is_dir() and (found := sorted(folder.rglob("*.pts"))) and (folder != root or split == "train"):
-        return _pts(found, root, schema)
+        if not (root / "WFLW_images").is_dir():
+            raise LineamentError(f"{root} holds WFLW's lists but no WFLW_images; {HOW_TO_GET}")
+        return _wflw(path, root, schema)
     if (root / "WFLW_annotations").is_dir():
-        raise LineamentError(f"no list at {root / LISTS.format(split=split)}; {HOW_TO_GET}")
+        raise LineamentError(f"no list at {path}; {HOW_TO_GET}")
+    both = [path for suffix in (".jsonl", ".csv") if (path := root / f"{split}{suffix}").is_file()]
+    if len(both) > 1:
+        raise LineamentError(f"{root} holds both {both[0].name} and {both[1].name}; give the one that is meant")
+    if both:
+        return (_jsonl if both[0].suffix == ".jsonl" else _csv)(both[0], schema)
+    if root.is_dir():
+        found = sorted(path for path in root.rglob("*.pts") if _split_of(path, root) == split)
+        if found:
+            return _pts(found, root, schema)
+        inner = [path for path in sorted(root.iterdir()) if (path / "WFLW_annotations").is_dir()]
+        if inner:
+            raise LineamentError(f"{root} is not the data set itself; give the folder within it: {inner[0]}")
+    there = "" if root.exists() else "; there is nothing of that name"
     raise LineamentError(
-        f"no {split} data at {root}: neither WFLW's lists, nor {split}.jsonl, {split}.csv, nor .pts; {HOW_TO_GET}"
+        f"no {split} data at {root}{there}: neither WFLW's {LISTS.format(split=split)}, nor {split}.jsonl, "
+        f"{split}.csv, nor .pts files; {HOW_TO_GET}"
     )
 
 
-def _wflw(path: Path, root: Path) -> Iterator[Sample | Problem]:
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
+def _split_of(path: Path, root: Path) -> Split:
+    """Of a .pts file, by the folders that it lies in from root on."""
+    folders = {root.resolve().name.lower(), *(part.lower() for part in path.relative_to(root).parts[:-1])}
+    return "test" if folders & _TEST_FOLDERS else "train"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that hold anything."""
+    # str.splitlines would also break at the odd separators that a name may hold
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise LineamentError(f"cannot read the list {path}: {error.strerror}; check its rights") from error
+
+
+def _wflw(path: Path, root: Path, schema: Schema) -> Iterator[_Row | Problem]:
+    restore = "restore the line from WFLW_annotations.tar.gz"
+    for number, line in _lines(path):
         # a name may hold spaces: it is all that follows the numbers
-        *fields, name = line.strip().split(" ", _N_WFLW)
+        *fields, name = line.strip().split(None, _N_WFLW)
         if len(fields) != _N_WFLW:
             what = f"{len(fields)} numbers before the name, expected {_N_WFLW}"
-            yield Problem(path.name, number, "wrong count", what, "restore the line from WFLW_annotations.tar.gz")
+            yield Problem(path.name, number, "wrong count", what, restore)
             continue
         values = _numbers(fields)
         if values is None:
             what = f"holds something other than {_N_WFLW} numbers and a name: {_odd(fields)!r}"
-            yield Problem(path.name, number, "bad number", what, "restore the line from WFLW_annotations.tar.gz")
+            yield Problem(path.name, number, "bad number", what, restore)
             continue
         points, rect, flags = np.split(values, [2 * len(WFLW98), 2 * len(WFLW98) + 4])
+        points = convert(points.reshape(-1, 2), WFLW98, schema)
         held = frozenset(attribute for attribute, flag in zip(ATTRIBUTES, flags) if flag)
-        picture = root / "WFLW_images" / name
-        yield _checked(Sample(name, points.reshape(-1, 2), rect, held, picture), path.name, number)
+        yield _checked(Sample(name, points, rect, held, root / "WFLW_images" / name), path.name, number)
 
 
-def _jsonl(path: Path, schema: Schema) -> Iterator[Sample | Problem]:
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
+def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
+    for number, line in _lines(path):
         try:
             row = json.loads(line)
-            name = row["image"]
-            given = row["points"]
-            box = row.get("box_xyxy")
+            name, given, box = row["image"], row["points"], row.get("box_xyxy")
             attributes = frozenset(row.get("attributes") or ())
-            weight = float(row.get("weight", 1.0))
+            weight = float(1.0 if row.get("weight") is None else row["weight"])
             if not isinstance(name, str):
                 raise TypeError(f"image is {name!r}, wanted a path")
             if given is None and box is None:
                 raise KeyError("box_xyxy")
             points = np.full((len(schema), 2), np.nan) if given is None else np.array(given, np.float64)
-            rect = _bounds(points) if box is None else np.array(box, np.float64)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             what = f"is no row of a face: {type(error).__name__}: {error}"
             yield Problem(path.name, number, "malformed", what, 'write {"image": ..., "points": [[x, y], ...]}')
             continue
-        if points.shape != (len(schema), 2) or rect.shape != (4,):
-            what = f"points of shape {points.shape} and box {rect.shape}, expected ({len(schema)}, 2) and (4,)"
+        if points.shape != (len(schema), 2):
+            what = f"points of shape {points.shape}, expected ({len(schema)}, 2)"
             yield Problem(path.name, number, "wrong count", what, f"give the points of {schema.name}")
             continue
-        if not np.isfinite(rect).all() or not np.isfinite(weight) or (given and not np.isfinite(points).all()):
-            yield Problem(
-                path.name, number, "bad number", "holds a number that is not finite", "correct or delete the row"
-            )
+        try:
+            rect = _bounds(points) if box is None else np.array(box, np.float64)
+        except (ValueError, TypeError):
+            rect = np.zeros(0)
+        if rect.shape != (4,):
+            what = f"box_xyxy is {str(box)[:60]}, expected 4 numbers"
+            yield Problem(path.name, number, "wrong count", what, "give left, top, right, bottom, or leave it out")
+            continue
+        if not _are_finite(rect, [weight]) or (given is not None and not _are_finite(points)):
+            what = "holds a number that is not finite, or too large for a picture"
+            yield Problem(path.name, number, "bad number", what, "correct or delete the row")
             continue
         sample = Sample(
             name, points.astype(np.float32), rect.astype(np.float32), attributes, path.parent / name, weight
@@ -205,71 +262,96 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[Sample | Problem]:
         yield _checked(sample, path.name, number)
 
 
-def _csv(path: Path, schema: Schema) -> Iterator[Sample | Problem]:
+def _csv(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
     k = len(schema)
-    with path.open(newline="", errors="replace") as file:
-        reader = csv.DictReader(file)
-        wanted = ["image", *(f"{axis}{i}" for i in range(k) for axis in "xy")]
-        if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
-            what = f"the header lacks {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
-            yield Problem(
-                path.name,
-                1,
-                "header",
-                what,
-                f"write image,x0,y0,...,x{k - 1},y{k - 1}[,left,top,right,bottom][,weight]",
-            )
-            return
-        for number, row in enumerate(reader, 2):
-            values = _numbers([row[name] or "" for name in wanted[1:]])
-            extra = [row.get(name) for name in ("left", "top", "right", "bottom")]
-            rect = _numbers([value or "" for value in extra]) if all(extra) else None
-            weight = _numbers([row.get("weight") or "1"])
-            if values is None or (all(extra) and rect is None) or weight is None:
-                what = f"holds something other than numbers: {_odd([row[name] or '' for name in wanted[1:]])!r}"
-                yield Problem(path.name, number, "bad number", what, "correct or delete the row")
-                continue
-            points = values.reshape(k, 2)
-            box = _bounds(points) if rect is None else rect
-            name = row["image"] or ""
-            sample = Sample(
-                name, points, np.asarray(box, np.float32), frozenset(), path.parent / name, float(weight[0])
-            )
-            yield _checked(sample, path.name, number)
-
-
-def _pts(files: Sequence[Path], root: Path, schema: Schema) -> Iterator[Sample | Problem]:
-    for path in files:
-        picture = next((p for s in _PICTURES if (p := path.with_suffix(s)).is_file()), path.with_suffix(".jpg"))
-        file = str(path.relative_to(root))
-        body = re.search(r"\{(.*?)\}", path.read_text(errors="replace"), re.DOTALL)
-        fields = body[1].split() if body else []
+    wanted = ["image", *(f"{axis}{i}" for i in range(k) for axis in "xy")]
+    text = f"image,x0,y0,...,x{k - 1},y{k - 1}[,{','.join(_BOX)}][,attributes][,weight]"
+    reader = csv.DictReader(_text(path).split("\n"), skipinitialspace=True)
+    header = list(reader.fieldnames or ())
+    if missing := [name for name in wanted if name not in header]:
+        what = f"the header lacks {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
+        yield Problem(path.name, 1, "header", what, f"write {text}, the points of {schema.name}")
+        return
+    if f"x{k}" in header:
+        what = f"the header has x{k}: more points than the {k} of {schema.name}"
+        yield Problem(path.name, 1, "header", what, f"write {text}, or choose another --schema")
+        return
+    for row in reader:
+        number = reader.line_num
+        cells = [row[name] for name in header if name is not None]
+        if None in row or None in cells:
+            count = len(header) + len(row.get(None) or ()) - sum(cell is None for cell in cells)
+            what = f"has {count} columns, the header {len(header)}"
+            yield Problem(path.name, number, "wrong count", what, "correct or delete the row")
+            continue
+        box = [row.get(name) or "" for name in _BOX]
+        fields = [*(row[name] for name in wanted[1:]), *(box if any(box) else ()), row.get("weight") or "1"]
         values = _numbers(fields)
-        if values is None or len(values) != 2 * len(schema):
+        if values is None:
+            what = f"holds something other than numbers: {_odd(fields)!r}"
+            yield Problem(path.name, number, "bad number", what, "correct or delete the row")
+            continue
+        points = values[: 2 * k].reshape(k, 2)
+        rect = values[2 * k : 2 * k + 4] if any(box) else _bounds(points)
+        attributes = frozenset((row.get("attributes") or "").split())
+        sample = Sample(row["image"], points, rect, attributes, path.parent / row["image"], float(values[-1]))
+        yield _checked(sample, path.name, number)
+
+
+def _pts(files: Sequence[Path], root: Path, schema: Schema) -> Iterator[_Row | Problem]:
+    for path in files:
+        file = path.relative_to(root).as_posix()
+        beside = (path.with_suffix(end) for suffix in _PICTURES for end in (suffix, suffix.upper()))
+        picture = next((p for p in beside if p.is_file()), path.with_suffix(_PICTURES[0]))
+        body = re.search(r"\{(.*?)\}", _text(path), re.DOTALL)
+        fields = body[1].split() if body else []
+        if len(fields) != 2 * len(schema):
             what = f"{len(fields)} numbers between the braces, expected {2 * len(schema)}"
             yield Problem(file, 0, "wrong count", what, f"give the {len(schema)} points of {schema.name}")
             continue
+        values = _numbers(fields)
+        if values is None:
+            what = f"holds something other than numbers: {_odd(fields)!r}"
+            yield Problem(file, 0, "bad number", what, "correct or delete the file")
+            continue
         # MATLAB counts pixels from 1
         points = values.reshape(-1, 2) - 1
-        name = str(picture.relative_to(root))
-        yield _checked(Sample(name, points, _bounds(points).astype(np.float32), frozenset(), picture), file, 0)
+        name = picture.relative_to(root).as_posix()
+        yield _checked(Sample(name, points, _bounds(points), frozenset(), picture), file, 0)
 
 
-def _checked(sample: Sample, file: str, line: int) -> Sample | Problem:
-    if sample.image_path.is_file():
-        return sample
-    return Problem(
-        file, line, "missing picture", f"there is no {sample.image_path}", "unpack the pictures, or delete the row"
-    )
+def _checked(sample: Sample, file: str, line: int) -> _Row | Problem:
+    """The row, unless something about it makes it useless for training."""
+    faceless = np.isnan(sample.points).all()
+    if not faceless and not np.ptp(sample.points, axis=0).max() > 0:
+        return Problem(file, line, "flat", f"{sample.name}: all points are one", "label it again")
+    width, height = sample.rect_xyxy[2:] - sample.rect_xyxy[:2]
+    if min(width, height) < 0 or max(width, height) <= 0:
+        what = f"{sample.name}: the box {sample.rect_xyxy.tolist()} is empty"
+        return Problem(file, line, "empty box", what, "give left, top, right, bottom, the lower first")
+    if unknown := sorted(map(str, sample.attributes.difference(ATTRIBUTES))):
+        what = f"{sample.name}: unknown attribute {', '.join(unknown)}"
+        return Problem(file, line, "attribute", what, f"choose from {', '.join(ATTRIBUTES)}")
+    if sample.weight < 0:
+        what = f"{sample.name}: weight {sample.weight:g} is below 0"
+        return Problem(file, line, "weight", what, "give 0 to 1, how far the label is to be trusted")
+    if not sample.image_path.is_file():
+        what = f"there is no {sample.image_path}"
+        return Problem(file, line, "missing picture", what, "unpack the pictures, or delete the row")
+    return _Row(file, line, sample)
 
 
 def _numbers(fields: Sequence[str]) -> F32 | None:
     """None where one is no finite number."""
     try:
-        values = np.array(fields, np.float32)
+        values = np.array(fields, np.float64)
     except ValueError:
         return None
-    return values if np.isfinite(values).all() else None
+    return values.astype(np.float32) if _are_finite(values) else None
+
+
+def _are_finite(*values: Iterable[Any]) -> bool:
+    return all(bool((np.abs(np.asarray(some, np.float64)) < FARTHEST_PX).all()) for some in values)
 
 
 def _odd(fields: Sequence[str]) -> str:
@@ -285,114 +367,176 @@ def _bounds(points: Any) -> Any:
 # ---- checking
 
 
-def check(root: Path, split: Split, schema: Schema = WFLW98) -> tuple[list[Sample], list[Problem]]:
-    """All samples that load, and all that is wrong: what read() finds, and what only the pictures tell."""
-    problems: list[Problem] = []
-    samples = read(root, split, schema, problems)
-    seen: dict[tuple[str, bytes], int] = {}
-    sizes: dict[Path, tuple[int, int] | None] = {}
-    for i, sample in enumerate(samples):
-        where = (split, i + 1)
-        if (key := (sample.name, sample.points.tobytes())) in seen:
-            what = f"{sample.name} has the points of sample {seen[key] + 1} again"
-            problems.append(Problem(*where, "duplicate", what, "delete one"))
-        seen.setdefault(key, i)
-        if sample.image_path not in sizes:
-            image = cv2.imread(str(sample.image_path))
-            sizes[sample.image_path] = None if image is None else (image.shape[1], image.shape[0])
-        size = sizes[sample.image_path]
-        if size is None:
-            problems.append(Problem(*where, "unreadable", f"{sample.image_path} is no picture", "copy it again"))
+class Checked(NamedTuple):
+    """What check() found."""
+
+    samples: list[Sample]
+    """those that load, the odd ones among them too"""
+    problems: list[Problem]
+
+
+def check(root: Path, split: Split, schema: Schema = WFLW98) -> Checked:
+    """All samples that load, and all that is wrong: what read() refuses, and what only the pictures tell."""
+    rows, problems = _read_all(root, split, schema)
+    return Checked([row.sample for row in rows], [*problems, *_odd_rows(rows, schema)])
+
+
+def _read_all(root: Path, split: Split, schema: Schema) -> tuple[list[_Row], list[Problem]]:
+    rows, problems = list[_Row](), list[Problem]()
+    for row in _rows(Path(root).expanduser(), split, schema):
+        if isinstance(row, _Row):
+            rows.append(row)
+        else:
+            problems.append(row)
+    return rows, problems
+
+
+def _odd_rows(rows: Sequence[_Row], schema: Schema) -> Iterator[Problem]:
+    """What a row does not tell by itself, in the rows' order."""
+    sizes = _sizes({row.sample.image_path for row in rows})
+    seen: dict[Path, list[_Row]] = {}
+    left, right = schema.eye_corners
+    for row in rows:
+        file, line, sample = row
+        if (size := sizes[sample.image_path]) is None:
+            yield Problem(file, line, "unreadable", f"{sample.image_path} is no picture", "copy it again")
             continue
-        if not np.isfinite(sample.points).all():
+        earlier = seen.setdefault(sample.image_path, [])
+        if twin := next((other for other in earlier if _is_same(other.sample, sample)), None):
+            what = f"{sample.name} has the points of {twin.file} line {twin.line} again"
+            yield Problem(file, line, "duplicate", what, "delete one of the two")
+        earlier.append(row)
+        if np.isnan(sample.points).all():
             continue
         extent = float(np.ptp(sample.points, axis=0).max())
-        if not extent > 0:
-            problems.append(Problem(*where, "flat", f"{sample.name}: all points are one", "label it again"))
-        outside = float(max(-sample.points.min(), *(sample.points.max(0) - size)))
-        if outside > max(1.0, OUTSIDE * extent):
-            what = f"{sample.name}: a point lies {outside:.0f} px outside the picture, {size[0]}x{size[1]}"
-            problems.append(Problem(*where, "outside", what, "correct the point, or delete the row"))
-    return samples, problems
+        # an integer is a pixel's centre: the picture ends half a pixel beyond the last
+        beyond = np.maximum(-0.5 - sample.points, sample.points - (np.array(size) - 0.5)).max(1)
+        if (outside := float(beyond.max())) > max(1.0, OUTSIDE * extent):
+            what = f"{sample.name}: point {int(beyond.argmax())} lies {outside:.0f} px outside the picture, "
+            what += f"which is {size[0]}x{size[1]}"
+            yield Problem(file, line, "outside", what, "correct the point, or delete the row")
+        if (sample.points[left] == sample.points[right]).all():
+            what = f"{sample.name}: points {left} and {right}, the eyes' outer corners, are one: it has no NME"
+            yield Problem(file, line, "no eyes", what, "correct the points, or delete the row")
 
 
-OUTSIDE = 0.3
-"""points may leave the picture by this share of the face, as a cut-off chin does; beyond, the label is wrong"""
+def _is_same(one: Sample, other: Sample) -> bool:
+    a, b = (np.vstack([sample.points, sample.rect_xyxy.reshape(2, 2)]) for sample in (one, other))
+    if np.isnan(a).any() or np.isnan(b).any():
+        # of two places without a face, the boxes tell
+        return bool(np.array_equal(a, b, equal_nan=True))
+    points = len(one.points)
+    return bool(np.abs(a - b)[:points].max() <= SAME * float(np.ptp(a[:points], axis=0).max()))
+
+
+def _sizes(paths: set[Path]) -> dict[Path, tuple[int, int] | None]:
+    """Width and height; None for what is no picture. Decodes them: a picture's head says nothing of the rest."""
+
+    def size(path: Path) -> tuple[int, int] | None:
+        image = cv2.imread(str(path))
+        return None if image is None else (image.shape[1], image.shape[0])
+
+    order = sorted(paths)
+    with ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(size, order), total=len(order), desc="reading pictures", disable=None, leave=False)
+        return dict(zip(order, found))
+
+
+# ---- the command line
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Looks at every row of a data set, says what is wrong, and shows some faces."""
+    """Looks at every row of a data set and says what is wrong: file, line, what, and what to do about it."""
 
     root: Annotated[Path, tyro.conf.Positional]
-    """The data set."""
-    splits: tuple[Split, ...] = ("train", "test")
-    """Which lists to look at."""
+    """The data set, as for `python -m train --data`."""
+    split: Literal["both", "train", "test"] = "both"
+    """Which list to look at."""
     schema: Literal["wflw98", "ibug68"] = "wflw98"
     """Which points it has."""
-    sheet: Path = Path("check.jpg")
-    """Where the contact sheet goes."""
+    sheet: Path | None = None
+    """Also write this picture of some faces with their points, .png or .jpg."""
     most: int = 50
-    """Print at most this many problems of a list."""
+    """Print at most this many problems."""
+    seed: int = 0
+    """Chooses the faces of the sheet."""
+
+
+SHEET_FACES, SHEET_COLUMNS = 24, 6
 
 
 def main(args: list[str] | None = None) -> int:
-    return run_check(tyro.cli(CheckConfig, prog="python -m train.data check", args=_after_check(args)))
+    """Runs the command line; returns the exit code: 0 all is well, 1 something is wrong, 2 wrong arguments."""
+    app = tyro.extras.SubcommandApp()
+    app.command(name="check")(run_check)
+    try:
+        return int(app.cli(args=args, prog="python -m train.data", use_underscores=False))
+    except (LineamentError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
-def run_check(cfg: CheckConfig) -> int:
-    """Prints what check() finds; 0 when all is well."""
-    bad, shown, read_any = 0, list[Sample](), False
-    for split in cfg.splits:
-        try:
-            samples, problems = check(cfg.root, split, SCHEMAS[cfg.schema])
-        except LineamentError as error:
-            if split == "train" or not read_any:
-                print(f"error: {error}", file=sys.stderr)
-                return 1
-            print(f"{split}: none")
-            continue
-        read_any = True
-        kinds = Counter(problem.kind for problem in problems)
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no problem"
-        print(f"{split}: {len(samples)} faces in {len({s.name for s in samples})} pictures, {counted}")
-        for problem in problems[: cfg.most]:
-            print(f"  {problem}")
-        if len(problems) > cfg.most:
-            print(f"  ... and {len(problems) - cfg.most} more")
-        bad += len(problems)
-        order = np.random.default_rng(0).permutation(len(samples))[: 48 // len(cfg.splits)]
-        shown += [samples[i] for i in order]
-    tiles = [tile for sample in shown if (tile := _tile(sample)) is not None]
-    if tiles:
-        sheet(tiles, cfg.sheet, columns=8)
+def run_check(cfg: Annotated[CheckConfig, tyro.conf.arg(name="")]) -> int:
+    """Looks at every row of a data set and says what is wrong."""
+    schema = SCHEMAS[cfg.schema]
+    rows, problems = list[_Row](), list[Problem]()
+    for split in _splits(cfg):
+        found, refused = _read_all(cfg.root, split, schema)
+        rows += found
+        problems += refused
+        pictures = len({row.sample.image_path for row in found})
+        name = cfg.root.name if cfg.root.expanduser().is_file() else split
+        print(f"{name}: {len(found)} faces in {pictures} pictures, {len(refused)} rows refused")
+    # of both lists together: a face of the one may be in the other too
+    problems += _odd_rows(rows, schema)
+    for problem in problems[: cfg.most]:
+        print(problem)
+    if len(problems) > cfg.most:
+        print(f"... and {len(problems) - cfg.most} more; --most shows them")
+    kinds = Counter(problem.kind for problem in problems)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    print(f"{len(problems)} problems: {counted}" if problems else "no problems")
+    if cfg.sheet:
+        unreadable = {(p.file, p.line) for p in problems if p.kind == "unreadable"}
+        shown = [row.sample for row in rows if (row.file, row.line) not in unreadable]
+        order = np.random.default_rng(cfg.seed).permutation(len(shown))[:SHEET_FACES]
+        if not shown:
+            raise LineamentError(f"no face of {cfg.root} can be shown; correct the problems first")
+        sheet([_tile(shown[i], schema) for i in order], cfg.sheet, SHEET_COLUMNS)
         print(f"wrote {cfg.sheet}: look whether the points lie on the faces")
-    return 1 if bad else 0
+    return 1 if problems else 0
 
 
-def _tile(sample: Sample) -> Tile | None:
+def _splits(cfg: CheckConfig) -> list[Split]:
+    """Those to look at. A list by itself is no split, and of the others a data set may lack one."""
+    if cfg.split != "both":
+        return [cfg.split]
+    if cfg.root.expanduser().is_file():
+        return ["train"]
+    there: list[Split] = []
+    missing: list[LineamentError] = []
+    for split in ("train", "test"):
+        try:
+            _rows(cfg.root.expanduser(), split, SCHEMAS[cfg.schema])
+            there.append(split)
+        except LineamentError as error:
+            missing.append(error)
+            absent = split
+    if not there or (missing and (cfg.root.expanduser() / "WFLW_annotations").is_dir()):
+        raise missing[0]
+    if missing:
+        print(f"{absent}: none")
+    return there
+
+
+def _tile(sample: Sample, schema: Schema) -> Tile:
     """The face with some of what is round it."""
-    image = cv2.imread(str(sample.image_path))
-    if image is None or not np.isfinite(sample.points).all():
-        return None
-    low, high = sample.points.min(0), sample.points.max(0)
-    margin = 0.2 * float((high - low).max())
-    x0, y0 = (int(v) for v in np.clip(np.floor(low - margin), 0, None))
-    x1, y1 = (int(v) for v in np.ceil(high + margin) + 1)
-    cut = image[y0:y1, x0:x1]
-    if not cut.size:
-        return None
-    rgb = np.ascontiguousarray(cut[..., ::-1], np.uint8)
-    return Tile(rgb, sample.points - np.array([x0, y0], np.float32), Path(sample.name).stem[-28:])
-
-
-def _after_check(args: list[str] | None) -> list[str]:
-    given = sys.argv[1:] if args is None else args
-    if given[:1] != ["check"]:
-        if given and given[0] not in ("-h", "--help"):
-            raise SystemExit(f"python -m train.data has one command, check; got {given[0]!r}")
-        return ["--help"]
-    return given[1:]
+    labelled = bool(np.isfinite(sample.points).all())
+    card = ModelCard("sheet", schema.name, (TILE_PX, TILE_PX), 1.4)
+    crop: F64 = crop_from_frame(sample.points if labelled else sample.rect_xyxy, card)
+    rgb = np.ascontiguousarray(warp(sample.bgr(), crop, card.input_hw)[..., ::-1])
+    return Tile(rgb, apply(crop, sample.points) if labelled else None, Path(sample.name).stem[-28:])
 
 
 if __name__ == "__main__":

@@ -36,8 +36,13 @@ def sheet(tiles: Sequence[Tile], path: Path, columns: int = 6) -> U8:
     drawn += [np.zeros_like(drawn[0])] * (-len(drawn) % columns)
     rows = [np.hstack(drawn[i : i + columns]) for i in range(0, len(drawn), columns)]
     picture = np.vstack(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), picture):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = cv2.imwrite(str(path), picture)
+    except (OSError, cv2.error):
+        # of a folder that cannot be made, and of an ending that is no format
+        written = False
+    if not written:
         raise LineamentError(f"cannot write the sheet to {path}; check the folder's rights and the ending (.jpg, .png)")
     return picture
 
@@ -46,7 +51,8 @@ def _drawn(tile: Tile) -> U8:
     height, width = tile.rgb.shape[:2]
     scale = TILE_PX / max(height, width)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small = cv2.resize(tile.rgb[..., ::-1], (round(width * scale), round(height * scale)), interpolation=how)
+    small_hw = max(1, round(height * scale)), max(1, round(width * scale))
+    small = cv2.resize(tile.rgb[..., ::-1], small_hw[::-1], interpolation=how)
     canvas = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
     canvas[: small.shape[0], : small.shape[1]] = small
     for points, colour in ((tile.truth, _TRUTH_BGR), (tile.points, _POINTS_BGR)):
@@ -55,5 +61,7 @@ def _drawn(tile: Tile) -> U8:
                 center = round(float(x) * 2**_SHIFT), round(float(y) * 2**_SHIFT)
                 cv2.circle(canvas, center, round(1.3 * 2**_SHIFT), colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
     for tint, thick in (((20, 20, 20), 3), ((255, 255, 255), 1)):
-        cv2.putText(canvas, tile.caption, (4, TILE_PX - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.4, tint, thick, cv2.LINE_AA)
+        # cv2 has no other letters than ASCII's
+        text = tile.caption.encode("ascii", "replace").decode()
+        cv2.putText(canvas, text, (4, TILE_PX - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.4, tint, thick, cv2.LINE_AA)
     return canvas
