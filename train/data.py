@@ -25,7 +25,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -137,6 +137,11 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
         count += sizes[group]
     out = [group_of(sample) in held for sample in samples]
     return [s for s, o in zip(samples, out) if not o], [s for s, o in zip(samples, out) if o]
+
+
+def shifted(samples: Sequence[Sample], px: float) -> list[Sample]:
+    """The samples with px taken from every coordinate of their points: for labels that count from a pixel's corner."""
+    return [replace(sample, points=sample.points - np.float32(px)) if px else sample for sample in samples]
 
 
 def group_of(sample: Sample) -> str:

@@ -107,8 +107,9 @@ class TrainConfig:
     """Epochs between validations."""
     checkpoint_min: float = 10.0
     """Minutes between checkpoints within an epoch."""
-    label_shift_px: float = 0.0
-    """Subtracted from every label, for sets that count from a pixel's corner: 0.5 for wflw-mini."""
+    label_shift_px: tuple[float, ...] = (0.0,)
+    """Subtracted from every label, for sets that count from a pixel's corner: 0.5 for wflw-mini. One number for all
+    data sets, or one for each."""
     presence: bool = False
     """Also learn whether a face is there at all, from samples without points."""
     suspects: Path | None = None
@@ -131,6 +132,8 @@ class TrainConfig:
             )
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"hold_out must lie within 0..1, got {self.hold_out}")
+        if len(self.label_shift_px) not in (1, len(self.data)):
+            raise ValueError(f"label_shift_px has {len(self.label_shift_px)} numbers for {len(self.data)} data sets")
         if self.schema not in SCHEMAS:
             raise ValueError(f"unknown schema {self.schema!r}, wanted one of {sorted(SCHEMAS)}")
 
@@ -225,7 +228,7 @@ class Run:
     def _crops(self, samples: list[Sample]) -> Crops:
         cfg = self.cfg
         hw = (cfg.input_px, cfg.input_px)
-        return Crops(samples, hw, cfg.crop, SCHEMAS[cfg.schema], cfg.run.parent / "cache", cfg.label_shift_px)
+        return Crops(samples, hw, cfg.crop, SCHEMAS[cfg.schema], cfg.run.parent / "cache")
 
     # ---- the steps
 
@@ -557,12 +560,13 @@ def _collate(items: list[tuple[Any, F32, float]]) -> Batch:
 
 
 def _quiet_worker(number: int) -> None:
-    """A worker has one core, and leaves Ctrl-C to the process that owns it."""
+    """A worker has one core, and leaves signals to the process that owns it: that one ends the step under way first."""
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # ---- what the run stands on
