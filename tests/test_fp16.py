@@ -1,0 +1,133 @@
+"""A graph in half precision says the same, is half where the work is, and single where half would be seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines.adopt import AdoptConfig, adopt
+from engines.engine_file import CARD_KEY, read_card
+from engines.export import graph_of, put_card, real_crops, run_onnx
+from engines.fp16 import half_precision, precisions_of_layers
+from landmarks.card import ModelCard
+from landmarks.types import F32, LineamentError
+from train.heads import HeadName
+from train.model import LandmarkNet, NetSpec, new_card
+
+onnx = pytest.importorskip("onnx")
+helper, numpy_helper = onnx.helper, onnx.numpy_helper
+HEADS: tuple[HeadName, ...] = ("coords", "simcc", "heatmap", "star")
+CROP_PX = 256
+
+
+def net_of(head: HeadName) -> LandmarkNet:
+    """A tiny net whose points, unlike those of a fresh one, move with the picture."""
+    torch.manual_seed(0)
+    net = LandmarkNet(NetSpec("test_efficientnet", head=head, input_hw=(64, 64), presence=True)).eval()
+    last = {"coords": "head.linear.weight", "simcc": "head.per_point.weight"}.get(head, "head.outputs.0.weight")
+    with torch.no_grad():
+        net.get_parameter(last).mul_({"coords": 1000, "simcc": 3000, "heatmap": 30, "star": 30}[head])
+    return net
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def pair(request: pytest.FixtureRequest) -> tuple[onnx.ModelProto, onnx.ModelProto, ModelCard]:
+    """A graph, the same in half precision, and their card."""
+    net = net_of(request.param)
+    card = new_card(net, request.param, 1.3)
+    model = graph_of(net)
+    put_card(model, card)
+    return model, half_precision(model), card
+
+
+def error_px(single: onnx.ModelProto, half: onnx.ModelProto, card: ModelCard) -> F32:
+    """(N, K) px of a 256-px crop."""
+    crops = real_crops(card, 9)
+    wanted, got = (run_onnx(model.SerializeToString(), crops) for model in (single, half))
+    moved = np.ptp(wanted[:-1], axis=0).max() * CROP_PX
+    assert moved > 5, "a graph that gives the same points whatever it sees proves nothing"
+    return np.asarray(np.linalg.norm(wanted - got, axis=-1) * CROP_PX, np.float32)
+
+
+def test_its_points_are_those_of_the_single_precision_graph(
+    pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard],
+) -> None:
+    single, half, card = pair
+    error = error_px(single, half, card)
+    if card.head == "heatmap":
+        # untrained heatmaps have second peaks as high as the first, and the least rounding picks the other one
+        assert np.percentile(error, 97) < 0.5
+    else:
+        assert error.max() < 0.5
+
+
+def test_all_layers_are_half_but_the_last_that_gives_numbers_themselves(
+    pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard],
+) -> None:
+    single, half, card = pair
+    n_half, n_single = precisions_of_layers(half)
+    # the presence, and the coordinates of the head that has nothing to decode
+    assert n_single == (2 if card.head == "coords" else 1)
+    assert precisions_of_layers(single) == (0, n_half + n_single)
+    convs = [node.input[1] for node in half.graph.node if node.op_type == "Conv"]
+    types = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
+    assert convs and {types[name] for name in convs} == {onnx.TensorProto.FLOAT16}
+
+
+def test_means_and_decoding_are_single(pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard]) -> None:
+    _, half, _ = pair
+    types = {port.name: port.type.tensor_type.elem_type for port in [*half.graph.value_info, *half.graph.output]}
+    for node in half.graph.node:
+        if node.op_type in ("ReduceMean", "ReduceSum", "Softmax", "Sub", "Div", "Floor"):
+            assert types[node.output[0]] == onnx.TensorProto.FLOAT, node.name
+        if node.op_type == "ArgMax":
+            assert types[node.input[0]] == onnx.TensorProto.FLOAT, node.name
+    assert {types[port.name] for port in half.graph.output} == {onnx.TensorProto.FLOAT}
+
+
+def test_ports_and_card_stay_and_the_given_graph_is_left_alone(
+    pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard], tmp_path: Path
+) -> None:
+    single, half, card = pair
+    assert list(half.graph.input) == list(single.graph.input)
+    assert [port.name for port in half.graph.output] == ["points", "confidence"]
+    assert half.metadata_props[0].key == CARD_KEY
+    onnx.save(half, tmp_path / "half.onnx")
+    assert read_card(tmp_path / "half.onnx") == card
+    before = single.SerializeToString()
+    half_precision(single)
+    assert single.SerializeToString() == before
+
+
+def test_a_tensor_is_cast_once_however_many_want_it(
+    pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard],
+) -> None:
+    _, half, _ = pair
+    casts = [(node.input[0], node.attribute[0].i) for node in half.graph.node if node.op_type == "Cast"]
+    assert len(casts) == len(set(casts))
+
+
+def test_an_adopted_trained_model_says_the_same_in_half(shared: Path, tmp_path: Path) -> None:
+    peer = shared / "peers" / "pfld_ghostone_112_98pt.onnx"
+    card = adopt(AdoptConfig(peer, tmp_path / "pfld.onnx", bgr=True))
+    single = onnx.load(tmp_path / "pfld.onnx")
+    assert error_px(single, half_precision(single), card)[:-1].max() < 0.5
+
+
+def test_a_weight_beyond_half_precision_is_refused() -> None:
+    weight = np.full((3, 4), 1e5, np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["y"]),
+        helper.make_node("MatMul", ["y", "second"], ["points"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", n]) for name, n in (("x", 3), ("points", 4))
+    ]
+    weights = [numpy_helper.from_array(weight, "first"), numpy_helper.from_array(np.eye(4, dtype=np.float32), "second")]
+    graph = helper.make_graph(nodes, "large", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(LineamentError, match=r"weights 'first' reach 1e\+05.*OpenVINO"):
+        half_precision(model)
