@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from landmarks.types import Landmarker, LineamentError
+
+if TYPE_CHECKING:
+    from engines.onnxruntime_backend import Device
 
 log = logging.getLogger(__name__)
 
@@ -13,14 +18,24 @@ MODELS = {
     "mesh": "the face mesh and iris models inside the mediapipe package, mapped to the 98 points",
     "mesh-fast": "the same without the iris model: half the time, pupils and lids less exact",
 }
+FILES = "a .engine or .onnx that `make engine` wrote, or a .safetensors that `make train` wrote"
 
 
-def load(model: str, device: str = "auto") -> Landmarker:
-    """The landmarker called `model`: one of MODELS, or the path of an .onnx file that holds a model card.
+def load(model: str, device: str = "auto", threads: int | None = None) -> Landmarker:
+    """The landmarker called `model`: one of MODELS, or the path of a file that holds a model card.
 
-    device: auto or cpu, which take the fastest runtime there is and say so if it is not the usual one; or the name of
-    a runtime, openvino or onnxruntime. Raises LineamentError for a model or device that cannot be had.
+        .onnx         auto, cpu: OpenVINO, or ONNX Runtime where OpenVINO is absent; auto takes the GPU if the package
+                      onnxruntime-gpu is installed. By name: openvino, onnxruntime (CPU), cuda, tensorrt (both of ONNX
+                      Runtime)
+        .engine       auto, cuda, tensorrt: TensorRT, on the kind of GPU that it was built for
+        .safetensors  auto, torch: PyTorch, on the GPU if there is one; cpu, cuda
+
+    auto says so in one line when it takes another than the usual; a named device never falls back. threads: how many
+    a model file may use on the CPU; None leaves it to the runtime. Raises LineamentError for a model or device that
+    cannot be had.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}, wanted at least 1, or None for the runtime's own choice")
     if model in MODELS:
         if device not in ("auto", "cpu", "openvino"):
             raise LineamentError(
@@ -32,49 +47,94 @@ def load(model: str, device: str = "auto") -> Landmarker:
     path = Path(model).expanduser()
     match path.suffix.lower():
         case ".onnx":
-            return _load_onnx(path, device)
+            return _load_onnx(path, device, threads)
+        case ".engine":
+            return _load_engine(path, device)
+        case ".safetensors":
+            return _load_checkpoint(path, device, threads)
         case "":
-            raise LineamentError(
-                f"no model is called {model!r}; choose one of {', '.join(MODELS)}, or give the path of an .onnx file"
-            )
+            raise LineamentError(f"no model is called {model!r}; choose one of {', '.join(MODELS)}, or give {FILES}")
         case suffix:
             raise LineamentError(
                 f"{model} ends in {suffix}, which is no kind of model file; "
-                f"choose one of {', '.join(MODELS)}, or give the path of an .onnx file"
+                f"choose one of {', '.join(MODELS)}, or give {FILES}"
             )
 
 
-def _load_onnx(path: Path, device: str) -> Landmarker:
+def _load_onnx(path: Path, device: str, threads: int | None) -> Landmarker:
     match device:
         case "auto" | "cpu":
+            if device == "auto" and _installed("onnxruntime-gpu"):
+                try:
+                    return _onnxruntime(path, "cuda", threads)
+                except LineamentError as error:
+                    log.warning("%s runs on the CPU, for the GPU cannot be had: %s", path.name, error)
             if reason := _not_usable("openvino"):
                 log.warning("%s runs by ONNX Runtime, for OpenVINO cannot be imported (%s)", path.name, reason)
-                return _onnxruntime(path)
-            return _openvino(path)
+                return _onnxruntime(path, "cpu", threads)
+            return _openvino(path, threads)
         case "openvino":
-            return _openvino(path)
+            return _openvino(path, threads)
         case "onnxruntime":
-            return _onnxruntime(path)
+            return _onnxruntime(path, "cpu", threads)
+        case "cuda" | "tensorrt":
+            return _onnxruntime(path, device, threads)
         case _:
             raise LineamentError(
-                f"{path.name} cannot run on device {device!r}; choose one of auto, cpu, openvino, onnxruntime"
+                f"{path.name} cannot run on device {device!r}; "
+                "choose one of auto, cpu, openvino, onnxruntime, cuda, tensorrt"
             )
 
 
-def _openvino(path: Path) -> Landmarker:
+def _load_engine(path: Path, device: str) -> Landmarker:
+    if device not in ("auto", "cuda", "tensorrt"):
+        raise LineamentError(
+            f"{path.name} runs on an NVIDIA GPU by TensorRT alone, device was {device!r}; "
+            "ask for 'auto', or give the .onnx that it was built from"
+        )
+    from engines.tensorrt_backend import TensorRtLandmarker
+
+    return TensorRtLandmarker(path)
+
+
+def _load_checkpoint(path: Path, device: str, threads: int | None) -> Landmarker:
+    from engines.torch_backend import TorchLandmarker, cuda_is_there
+
+    match device:
+        case "cpu" | "cuda":
+            return TorchLandmarker(path, device, threads)
+        case "auto" | "torch":
+            if cuda_is_there():
+                return TorchLandmarker(path, "cuda", threads)
+            landmarker = TorchLandmarker(path, "cpu", threads)
+            log.warning(
+                "%s runs by PyTorch on the CPU, for it finds no NVIDIA GPU; `make engine MODEL=%s` makes a faster file",
+                path.name,
+                path,
+            )
+            return landmarker
+        case _:
+            raise LineamentError(
+                f"{path.name} is a checkpoint, which runs by PyTorch on auto, torch, cpu or cuda, device was "
+                f"{device!r}; `make engine MODEL={path}` makes a file for other runtimes"
+            )
+
+
+def _openvino(path: Path, threads: int | None) -> Landmarker:
     if reason := _not_usable("openvino"):
         raise LineamentError(f"OpenVINO cannot be imported ({reason}); run `pip install -r requirements.txt`")
     from engines.openvino_backend import OpenVinoLandmarker
 
-    return OpenVinoLandmarker(path)
+    return OpenVinoLandmarker(path, threads=threads)
 
 
-def _onnxruntime(path: Path) -> Landmarker:
+def _onnxruntime(path: Path, device: Device, threads: int | None) -> Landmarker:
     if reason := _not_usable("onnxruntime"):
-        raise LineamentError(f"ONNX Runtime cannot be imported ({reason}); run `pip install onnxruntime`")
+        package = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
+        raise LineamentError(f"ONNX Runtime cannot be imported ({reason}); run `pip install {package}`")
     from engines.onnxruntime_backend import OnnxRuntimeLandmarker
 
-    return OnnxRuntimeLandmarker(path)
+    return OnnxRuntimeLandmarker(path, device, threads)
 
 
 def _not_usable(package: str) -> str | None:
@@ -84,3 +144,12 @@ def _not_usable(package: str) -> str | None:
     except ImportError as error:
         return str(error)
     return None
+
+
+def _installed(package: str) -> bool:
+    """Asked of the list of packages, which costs nothing."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,30 +1,57 @@
-"""An ONNX landmark model on the CPU by ONNX Runtime: where OpenVINO is absent, and to compare with."""
+"""An ONNX landmark model by ONNX Runtime: on the CPU where OpenVINO is absent, on NVIDIA GPUs, and to compare with."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from engines.engine_file import CONFIDENCE, POINTS, REMAKE, FileLandmarker, Port, check_graph, landmarks_of, read_card
 from landmarks.types import U8, Landmarks, LineamentError
 
+Device = Literal["cpu", "cuda", "tensorrt"]
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 
 
 class OnnxRuntimeLandmarker(FileLandmarker):
     """A landmarks.types.Landmarker. A graph whose batch is free runs all faces at once, one of batch 1 each in turn."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: Device = "cpu", threads: int | None = None) -> None:
+        """device: cuda and tensorrt are providers of the package onnxruntime-gpu; both raise where they cannot run.
+
+        threads: on the CPU; None takes all cores.
+        """
         import onnxruntime
 
         super().__init__(path, read_card(path))
+        if (provider := _PROVIDERS[device]) not in (present := onnxruntime.get_available_providers()):
+            raise LineamentError(
+                f"{path} cannot run on {device}: this ONNX Runtime {onnxruntime.__version__} has {', '.join(present)}, "
+                f"not {provider}; `pip uninstall onnxruntime`, then `pip install onnxruntime-gpu`"
+            )
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # what TensorRT does not take, CUDA runs
+        providers = [provider, *([_PROVIDERS["cuda"]] if device == "tensorrt" else [])]
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions share no other base
             reason = " ".join(str(error).split())[-300:]
             raise LineamentError(f"ONNX Runtime cannot run {path}: {reason}; {REMAKE}") from error
+        if provider not in (used := self._session.get_providers()):
+            # a provider that does not load is passed over in silence
+            raise LineamentError(
+                f"{path} cannot run on {device}: ONNX Runtime {onnxruntime.__version__} could not start {provider} and "
+                f"took {', '.join(used)}; install the driver, CUDA and cuDNN"
+                f"{', and TensorRT,' * (device == 'tensorrt')} that this release of ONNX Runtime names"
+            )
         inputs, outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
         check_graph(path, self._card, inputs, outputs)
         self._input = inputs[0].name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,11 @@ from landmarks.types import F32, U8, Landmarks, LineamentError
 
 Precision = Literal["f32", "bf16"]
 
+_PASSING = ("Add", "Convert", "Gather", "Multiply", "Reshape", "Sigmoid", "Squeeze", "Unsqueeze")
+"""what may stand between the last linear layer and the points"""
+
+log = logging.getLogger(__name__)
+
 
 class OpenVinoLandmarker(FileLandmarker):
     """A landmarks.types.Landmarker. Reads and compiles in the constructor, so that a bad file is found before a stream.
@@ -20,49 +26,118 @@ class OpenVinoLandmarker(FileLandmarker):
     frame with more faces than any before never waits for a graph of its size. Medians in ms, 2-core AMD EPYC,
     OpenVINO 2026.4.1, f32, by number of faces: fixed batch / dynamic batch / one by one.
 
-        PFLD at 112 px          1: 1.44 / 1.56 / 1.47    2: 2.61 / 2.93 / 2.71 (p10: 2.37 / 2.61 / 2.71)
+        PFLD at 112 px          1: 1.44 / 1.56 / 1.47    2: 2.61 / 2.93 / 2.71
         small CNN at 256 px     1: 4.72 / 4.88 / 4.91    2: 10.2 / 10.1 / 10.4    8: 29.3 / 28.7 / 30.1
     """
 
-    def __init__(self, path: Path, precision: Precision = "f32") -> None:
-        """precision: f32 gives the same points on every processor; bf16 is faster on those that have it, less exact."""
+    def __init__(
+        self, path: Path, precision: Precision | None = None, threads: int | None = None, throughput: bool = False
+    ) -> None:
+        """precision: f32 gives the same points on every processor; bf16 is faster on those that have it, less exact.
+        None takes what the card says; layers that a file holds in int8 run in int8 with either.
+
+        threads: None takes all cores. One may beat two where a camera's thread runs beside a small graph.
+        throughput: for many faces at once: they share the cores, each on few, instead of all cores one face.
+        """
         import openvino as ov
 
-        if precision not in ("f32", "bf16"):
+        if precision not in (None, "f32", "bf16"):
             raise ValueError(f"precision is {precision!r}, wanted f32 or bf16")
         super().__init__(path, read_card(path))
+        precision = precision or ("bf16" if self._card.precision == "bf16" else "f32")
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY",
+            "ENABLE_HYPER_THREADING": True,
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
         core = ov.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            log.warning("%s runs in f32, for this processor has no bf16", path.name)
+            config["INFERENCE_PRECISION_HINT"] = "f32"
         try:
             model = core.read_model(path)
             # before the batch becomes 1, so that a message tells of the file as it is
             check_graph(path, self._card, _ports(model.inputs), _ports(model.outputs))
             height, width = self._card.input_hw
             model.reshape([1, height, width, 3])
-            config = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": True}
-            compiled = core.compile_model(model, "CPU", {**config, "INFERENCE_PRECISION_HINT": precision})
+            if config["INFERENCE_PRECISION_HINT"] == "bf16":
+                _keep_last_sum_exact(model)
+            compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-300:]
             raise LineamentError(f"OpenVINO cannot run {path}: {reason}; {REMAKE}") from error
-        self._request: Any = compiled.create_infer_request()
-        self._input_NHWC: U8 = self._request.get_input_tensor().data
-        self._points: F32 = self._request.get_tensor(POINTS).data
-        judges = any(CONFIDENCE in output.get_names() for output in compiled.outputs)
-        self._confidence: F32 | None = self._request.get_tensor(CONFIDENCE).data if judges else None
+        self.precision = str(config["INFERENCE_PRECISION_HINT"])
+        """what layers run in that are not int8"""
+        n = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
+        self._slots = [_Slot(compiled) for _ in range(n)]
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
-        points = np.empty((len(rgb_NHWC), *self._points.shape[1:]), np.float32)
-        confidence = None if self._confidence is None else np.empty(len(rgb_NHWC), np.float32)
-        for i, rgb in enumerate(rgb_NHWC):
-            self._input_NHWC[0] = rgb
-            self._request.infer()
-            points[i] = self._points[0]
-            if confidence is not None and self._confidence is not None:
-                confidence[i] = self._confidence[0]
+        n, slots = len(rgb_NHWC), self._slots
+        points = np.empty((n, *slots[0].points.shape[1:]), np.float32)
+        confidence = None if slots[0].confidence is None else np.empty(n, np.float32)
+        if n == 1 or len(slots) == 1:
+            # in this thread: handing over to another costs a small graph some of its time
+            for i in range(n):
+                slots[0].input_NHWC[0] = rgb_NHWC[i]
+                slots[0].request.infer()
+                slots[0].copy_to(points, confidence, i)
+            return landmarks_of(points, confidence)
+        for i in range(n + len(slots)):
+            slot, before = slots[i % len(slots)], i - len(slots)
+            if 0 <= before < n:
+                slot.request.wait()
+                slot.copy_to(points, confidence, before)
+            if i < n:
+                slot.input_NHWC[0] = rgb_NHWC[i]
+                slot.request.start_async()
         return landmarks_of(points, confidence)
 
     def _release(self) -> None:
-        # the arrays point into the request's memory
-        del self._input_NHWC, self._points, self._confidence, self._request
+        del self._slots
+
+
+class _Slot:
+    """A request and its memory, for one face."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.request: Any = compiled.create_infer_request()
+        self.input_NHWC: U8 = self.request.get_input_tensor().data
+        self.points: F32 = self.request.get_tensor(POINTS).data
+        judges = any(CONFIDENCE in output.get_names() for output in compiled.outputs)
+        self.confidence: F32 | None = self.request.get_tensor(CONFIDENCE).data if judges else None
+
+    def copy_to(self, points_NK2: F32, confidence_N: F32 | None, i: int) -> None:
+        points_NK2[i] = self.points[0]
+        if confidence_N is not None and self.confidence is not None:
+            confidence_N[i] = self.confidence[0]
+
+
+def _keep_last_sum_exact(model: Any) -> None:
+    """Lets bf16 round what the network sees, and not the points themselves.
+
+    Between 0.5 and 1, bf16 has steps of a whole pixel of a 256-px crop. OpenVINO computes the last linear layer in it,
+    but not a product and sum after the last layer, so this writes the one as the other: exact, and no slower.
+    """
+    from openvino import opset13 as ops
+
+    for result in model.get_results():
+        node = result.input_value(0).get_node()
+        while node.get_type_name() in _PASSING:
+            node = node.input_value(0).get_node()
+        if node.get_type_name() != "MatMul" or node.get_attributes()["transpose_a"]:
+            continue
+        x, weights = node.input_value(0), node.input_value(1)
+        if x.get_partial_shape().rank.get_length() != 2 or weights.get_node().get_type_name() != "Constant":
+            continue
+        if not node.get_attributes()["transpose_b"]:
+            weights = ops.transpose(weights, np.array([1, 0])).output(0)
+        total = ops.reduce_sum(ops.multiply(x, weights), np.array([1]), keep_dims=False)
+        row = ops.unsqueeze(total, np.array([0])).output(0)
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(row)
+    model.validate_nodes_and_infer_types()
 
 
 def _ports(ports: list[Any]) -> list[Port]:

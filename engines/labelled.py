@@ -1,0 +1,64 @@
+"""What engines ask of a folder of labelled faces: crops to calibrate INT8 with, and how good a landmarker is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from landmarks.card import ModelCard
+from landmarks.schema import SCHEMAS
+from landmarks.types import U8, Landmarker, LineamentError
+
+
+def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float = 0.0) -> U8:
+    """(n, H, W, 3) RGB, or as many as there are, spread over the training list, cut as card.crop_scale says.
+
+    Never of the test list, which the outcome is measured on; only a folder that has no other faces gives those.
+    """
+    from train.crops import CropConfig, Crops
+    from train.data import read
+
+    schema = SCHEMAS[card.schema]
+    try:
+        samples = read(data, "train", schema)
+    except LineamentError:
+        samples = read(data, "test", schema)
+    samples = [sample for sample in samples if np.isfinite(sample.points).all()]
+    if not samples:
+        raise LineamentError(f"{data} has no faces with points to calibrate with; check it with `python -m train.data`")
+    step = max(1, len(samples) // n)
+    with TemporaryDirectory(prefix="crops-") as cache:
+        cfg = CropConfig(scale=card.crop_scale, margin=1.0)
+        crops = Crops(samples[::step][:n], card.input_hw, cfg, schema, Path(cache), label_shift_px)
+        return np.stack([crops.input_crop(i).rgb for i in range(len(crops))])
+
+
+def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0) -> Callable[[Landmarker], float]:
+    """A function that says the NME of any landmarker with such a card, in percent, on the test list's points crop.
+
+    cache: a folder in which the crops stay, so that the next landmarker need not cut them again.
+    """
+    from train.crops import CropConfig
+    from train.data import read
+    from train.evaluate import evaluate
+
+    schema = SCHEMAS[card.schema]
+    samples = [sample for sample in read(data, "test", schema) if np.isfinite(sample.points).all()]
+    crop = CropConfig(scale=card.crop_scale)
+
+    def nme(landmarker: Landmarker) -> float:
+        scores = evaluate(
+            samples,
+            lambda rgb: landmarker(rgb).points_unit,
+            card.input_hw,
+            crop,
+            schema,
+            label_shift_px=label_shift_px,
+            cache=cache,
+        )
+        return scores.total.nme
+
+    return nme

@@ -1,0 +1,278 @@
+"""The files that serve a model on a CPU, from its exported graph: f32, bf16 and INT8. Each is judged before it is kept.
+
+    best = candidates(Path("b5.onnx"), card, calibration_crops(Path("WFLW"), card, 128), Path("build"))[-1]
+
+All are ONNX files with a card, so that engines.load opens them alike. bf16 is the same graph, which OpenVINO computes
+with half the bits; INT8 is the graph quantised by NNCF after training, in ONNX's own QuantizeLinear nodes, which
+OpenVINO turns into int8 convolutions (ONNX Runtime runs it too, to the same points, but slower than f32).
+
+Suffix: N crops.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from landmarks.card import ModelCard
+from landmarks.types import F32, F64, U8, Landmarker, LineamentError
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger(__name__)
+
+MAX_MEAN_PX, MAX_P99_PX = 0.75, 5.0
+"""how far from f32 a file may put points, on average and 99 of 100 of them, px of a 256-px crop. On a face one such
+pixel is 1.1 % of the inter-ocular distance, and WFLW's labels are four to five of them off"""
+MAX_NME_LOSS = 0.1
+"""percent of the inter-ocular distance, where labels are at hand"""
+CALIBRATION, HELD_BACK = 128, 32
+"""crops to quantise with and to compare on, where the caller gives none"""
+ROUNDS = 15
+"""runs of each file, in turn, to time it"""
+
+
+class Built(NamedTuple):
+    """A file that engines.load opens."""
+
+    path: Path
+    precision: str
+    """as its card says: fp32, bf16, int8"""
+    note: str
+    """how it was made and what it is worth, for a person"""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A file beside f32, in the same run."""
+
+    built: Built
+    ms: float
+    """median of one crop"""
+    mean_px: float
+    p99_px: float
+    max_px: float
+    """of points from those of f32 on held-back crops, px of a 256-px crop"""
+    nme: float | None = None
+    """percent, where labels are at hand"""
+
+    def refusal(self, others: Sequence[Judged]) -> str | None:
+        """Why it is not kept beside others, which were: too far from f32, or not faster. None if it is."""
+        if not (self.mean_px <= MAX_MEAN_PX and self.p99_px <= MAX_P99_PX):
+            return (
+                f"its points are {self.mean_px:.2f} px from f32 on average and {self.p99_px:.2f} px in 1 of 100, "
+                f"allowed are {MAX_MEAN_PX} and {MAX_P99_PX}"
+            )
+        exact = others[0].nme if others else None
+        if self.nme is not None and exact is not None and not self.nme <= exact + MAX_NME_LOSS:
+            return f"its NME is {self.nme:.2f}, that of f32 {exact:.2f}, allowed is a loss of {MAX_NME_LOSS}"
+        if others and self.ms >= (fastest := min(others, key=lambda other: other.ms)).ms:
+            return f"it takes {self.ms:.1f} ms, {fastest.built.precision} {fastest.ms:.1f} ms"
+        return None
+
+    def __str__(self) -> str:
+        nme = "" if self.nme is None else f", NME {self.nme:.2f}"
+        return (
+            f"{self.built.precision}: {self.ms:.1f} ms, from f32 {self.mean_px:.3f} px on average, "
+            f"{self.p99_px:.2f} in 1 of 100, {self.max_px:.2f} at most{nme}; {self.built.note}"
+        )
+
+
+def candidates(
+    onnx_path: Path,
+    card: ModelCard,
+    calibration: U8 | None,
+    workdir: Path,
+    nme: Callable[[Landmarker], float] | None = None,
+) -> list[Built]:
+    """The files worth having on this CPU: f32 first, then only such as are near enough to it and faster than those
+    before. So the last is the best. What was measured, and why a file is not among them, is logged.
+
+    calibration: (N, H, W, 3) RGB crops of many faces, the last quarter of which are held back to compare on; None
+    takes crops of one public-domain portrait. nme: as engines.labelled.nme_on gives it.
+    """
+    kept: list[Judged] = []
+    crops, of = _crops(card, calibration)
+    for judged in judge(variants(onnx_path, card, calibration, workdir), crops[-_held_back(crops) :], nme):
+        reason = judged.refusal(kept)
+        log.info("%s%s", judged, f" - not kept: {reason}" if reason else "")
+        if reason is None:
+            note = f"{judged.built.note}; {judged.ms:.1f} ms, {judged.mean_px:.3f} px from f32 on {of}"
+            kept.append(replace(judged, built=judged.built._replace(note=note)))
+    return [judged.built for judged in kept]
+
+
+def variants(onnx_path: Path, card: ModelCard, calibration: U8 | None, workdir: Path) -> list[Built]:
+    """Every file that can be made for this CPU, f32 first, whatever it is worth. calibration: as for candidates."""
+    import onnx
+
+    found = [Built(onnx_path, "fp32", "the graph as exported")]
+    model = onnx.load(onnx_path)
+    if has_bf16():
+        path = workdir / f"{onnx_path.stem}-bf16.onnx"
+        _write(model, replace(card, precision="bf16"), path)
+        found.append(Built(path, "bf16", "the same graph, computed by OpenVINO in bf16"))
+    crops, of = _crops(card, calibration)
+    crops = crops[: -_held_back(crops)]
+    path = workdir / f"{onnx_path.stem}-int8.onnx"
+    try:
+        quantised = quantise(model, crops)
+    except LineamentError as error:
+        log.warning("no INT8: %s", error)
+    else:
+        built_with = {**card.built_with, "nncf": version("nncf")}
+        _write(quantised, replace(card, precision="int8", built_with=built_with), path)
+        found.append(Built(path, "int8", f"quantised by NNCF on {len(crops)} {of}"))
+    return found
+
+
+def judge(
+    built: Sequence[Built], held_back: U8, nme: Callable[[Landmarker], float] | None = None, rounds: int = ROUNDS
+) -> list[Judged]:
+    """Runs all on held_back (N, H, W, 3), one crop at a time, in turns, by the runtime that engines.load takes."""
+    import engines
+
+    landmarkers = [engines.load(str(one.path), "cpu") for one in built]
+    try:
+        points = [np.concatenate([run(rgb[None]).points_unit for rgb in held_back]) for run in landmarkers]
+        times: list[list[float]] = [[] for _ in built]
+        for i in range(rounds):
+            for run, ms in zip(landmarkers, times):
+                began_s = time.perf_counter()
+                run(held_back[i % len(held_back)][None])
+                ms.append((time.perf_counter() - began_s) * 1e3)
+        scores = [nme(run) if nme else None for run in landmarkers]
+    finally:
+        for run in landmarkers:
+            run.close()
+    moves_px = _distances_px(points[0], points[0].mean(0))
+    if len(held_back) > 1 and moves_px.mean() < 1:
+        log.warning(
+            "on %d crops f32 itself moves its points by %.2f px only: an untrained net? How near the others are to it "
+            "then says nothing of their accuracy",
+            len(held_back),
+            moves_px.mean(),
+        )
+    judged = []
+    for one, found, ms, score in zip(built, points, times, scores):
+        away_px = _distances_px(found, points[0])
+        mean_px, p99_px, max_px = float(away_px.mean()), float(np.percentile(away_px, 99)), float(away_px.max())
+        judged.append(Judged(one, float(np.median(ms)), mean_px, p99_px, max_px, score))
+    return judged
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in it; others only imitate it, slowly."""
+    try:
+        import openvino as ov
+    except ImportError:
+        return False
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
+    """model in INT8, its ranges taken from calibration (N, H, W, 3). The layers that speak the answer stay in f32."""
+    nncf = _nncf()
+    from engines.engine_file import INPUT
+
+    exact = last_layers(model)
+    try:
+        quantised = nncf.quantize(
+            model,
+            nncf.Dataset([{INPUT: rgb[None]} for rgb in calibration]),
+            subset_size=len(calibration),
+            target_device=nncf.TargetDevice.CPU,
+            ignored_scope=nncf.IgnoredScope(names=exact),
+        )
+    except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LineamentError(f"NNCF {version('nncf')} cannot quantise the graph: {reason}; serve it in f32") from error
+    assert isinstance(quantised, type(model))
+    return quantised
+
+
+def last_layers(model: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions and products behind which there is no other: what they say are places, and a fine one
+    is worth more there than the little time."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    names: list[str] = []
+    seen: set[str] = set()
+    waiting = [output.name for output in model.graph.output]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            names.append(node.name)
+        else:
+            waiting += node.input
+    return sorted(names)
+
+
+def _crops(card: ModelCard, calibration: U8 | None) -> tuple[U8, str]:
+    """Crops to quantise with and to hold back, and what they are."""
+    from engines.export import real_crops
+
+    if calibration is None:
+        # the last is black
+        return real_crops(card, CALIBRATION + HELD_BACK + 1)[
+            :-1
+        ], "crops of one portrait, for want of a labelled folder"
+    if len(calibration) < 4:
+        raise LineamentError(f"there are {len(calibration)} crops to calibrate with, wanted at least 4, better 128")
+    return calibration, "crops of the given faces"
+
+
+def _held_back(crops: U8) -> int:
+    return max(1, len(crops) // 4)
+
+
+def _write(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
+    import onnx
+
+    from engines.export import put_card
+    from train.model import write_atomically
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    put_card(copy, card)
+    data = copy.SerializeToString()
+    write_atomically(path, lambda temp: temp.write_bytes(data))
+
+
+def _distances_px(a_NK2: F32, b_NK2: F32) -> F64:
+    """(N, K), px of a 256-px crop."""
+    return np.asarray(np.linalg.norm(np.asarray(a_NK2 - b_NK2, np.float64), axis=-1) * 256)
+
+
+def _nncf() -> Any:
+    """NNCF, quiet. It reports home unless told that it runs in CI.
+
+    Its ONNX part says `DataType | dtype` of an enumeration of protobuf, which can do that from protobuf 5 on; mediapipe
+    holds this project at 4, so the one missing operator is lent to it.
+    """
+    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper  # type: ignore[import-untyped]
+
+    os.environ.setdefault("NNCF_CI", "1")
+    if "__or__" not in vars(EnumTypeWrapper):
+        EnumTypeWrapper.__or__ = lambda self, other: type(self) | other
+    try:
+        import nncf
+        import nncf.onnx.quantization.quantizer_parameters
+    except ImportError as error:
+        raise LineamentError(
+            f"INT8 needs the package nncf, which cannot be imported ({error}); "
+            "run `pip install -r requirements-train.txt`"
+        ) from error
+    nncf.set_log_level(logging.WARNING)
+    return nncf
