@@ -38,6 +38,15 @@ def test_every_head_sits_on_a_backbone_with_nothing_frozen(head: str) -> None:
     assert [n for n, p in net.named_parameters() if not p.requires_grad or p.grad is None] == []
 
 
+@pytest.mark.parametrize(
+    "backbone", ["test_convnext", "test_resnet", "mobilenetv4_conv_small_035", "mobilenetv3_small_050"]
+)
+def test_layers_behind_a_pooling_that_is_not_done_are_left_out(backbone: str) -> None:
+    net = LandmarkNet(replace(TINY, backbone=backbone))
+    net.points(crops())[0].points_unit.sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
 def test_the_default_is_the_whole_b5() -> None:
     net = LandmarkNet(NetSpec())
     b5 = timm.create_model("tf_efficientnet_b5", pretrained=False, num_classes=0)

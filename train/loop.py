@@ -158,6 +158,10 @@ class Fitted(NamedTuple):
     """that were run"""
 
 
+class Stopped(LineamentError):  # noqa: N818 - a state, not a fault
+    """A signal ended the run; it can be gone on with."""
+
+
 OnEpoch = Callable[[int, float], None]
 """(epoch, held-out NME); an exception from it ends the run"""
 
@@ -251,7 +255,7 @@ class Run:
                             self.checkpoint()
                             saved_s = time.monotonic()
                         if self.stop:
-                            raise LineamentError(
+                            raise Stopped(
                                 f"stopped in epoch {self.epoch + 1}; the same command goes on from {cfg.run}/last.pt"
                             )
                 self.epoch, self.batch_in_epoch = self.epoch + 1, 0

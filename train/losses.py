@@ -53,10 +53,13 @@ def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restricti
     # in closed form: eigh of a million 2x2 matrices is slow, and its gradient is infinite where both values agree
     a, b, d = covariance_BK22[..., 0, 0], covariance_BK22[..., 0, 1], covariance_BK22[..., 1, 1]
     middle, half = (a + d) / 2, torch.sqrt(((a - d) / 2) ** 2 + b**2 + 1e-12)
-    spread = torch.stack([middle + half, (middle - half).clamp_min(1e-4)], -1)
+    # rounding can leave a variance below zero
+    spread = torch.stack([middle + half, middle - half], -1).clamp_min(1e-4)
     angle = 0.5 * torch.atan2(2 * b, a - d + 1e-12).detach()
     axes = torch.stack([torch.stack([angle.cos(), angle.sin()], -1), torch.stack([-angle.sin(), angle.cos()], -1)], -2)
     along = (axes @ (mean_BK2 - truth_BK2)[..., None])[..., 0]
     error = F.smooth_l1_loss(along, torch.zeros_like(along), beta=0.5, reduction="none")
-    scaled = error / (spread.detach() + 1e-4).sqrt()
-    return (scaled.sum(-1) + restriction * spread.sqrt().sum(-1)).mean(1)
+    # a distribution narrower than half a cell is sure enough: dividing by less would reward and then punish certainty
+    scaled = error / spread.detach().clamp_min(0.25).sqrt()
+    # held down to a cell: pressed further, the distribution would freeze where it is
+    return (scaled.sum(-1) + restriction * (spread.sqrt() - 1).clamp_min(0).sum(-1)).mean(1)

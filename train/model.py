@@ -70,10 +70,10 @@ class LandmarkNet(nn.Module):
         cfg = timm.get_pretrained_cfg(spec.backbone).to_dict()
         self.register_buffer("mean_3", torch.tensor(cfg["mean"]) * 255, persistent=False)
         self.register_buffer("std_3", torch.tensor(cfg["std"]) * 255, persistent=False)
-        with torch.no_grad():
-            self.backbone.eval()
-            levels = self._features(torch.zeros(1, 3, *spec.input_hw))
-            self.backbone.train()
+        self.backbone.eval()
+        levels = self._features(torch.zeros(1, 3, *spec.input_hw))
+        _prune(self.backbone, levels[-1])
+        self.backbone.train()
         self.head = _head(spec, levels)
         self.presence = nn.Linear(levels[-1].shape[1], 1) if spec.presence else None
 
@@ -122,10 +122,20 @@ def _backbone(spec: NetSpec, pretrained: bool, pyramid: bool) -> Any:
             f"cannot fetch the pretrained weights of {spec.backbone} ({reason}); "
             "train from scratch with --no-pretrained, or give a local file with --init weights.safetensors"
         ) from error
-    if isinstance(net, timm.models.mobilenetv3.MobileNetV3):
-        # this family's last layers come after the pooling that we do not do
-        net.conv_head = net.norm_head = net.act2 = nn.Identity()
     return net
+
+
+def _prune(net: nn.Module, output: Tensor) -> None:
+    """Takes out of net what output does not depend on: the layers of a classifier behind a pooling that we do not do.
+
+    They would never learn, and DistributedDataParallel would wait for their gradients.
+    """
+    named = dict(net.named_parameters())
+    gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
+    unused = {name for name, gradient in zip(named, gradients) if gradient is None}
+    for path in {name.rpartition(".")[0] for name in unused}:
+        parent, _, name = path.rpartition(".")
+        setattr(net.get_submodule(parent), name, nn.Identity())
 
 
 def _head(spec: NetSpec, levels: list[Tensor]) -> Head:

@@ -215,11 +215,9 @@ def _objective(cfg: TuneConfig, train: list[Sample], val: list[Sample], fit: Fit
 def _fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEpoch) -> Fitted:
     try:
         return loop.fit(cfg, train, val, on_epoch)
-    except LineamentError as error:
-        # the loop takes Ctrl-C to write a checkpoint first
-        if str(error).startswith("stopped in epoch"):
-            raise KeyboardInterrupt from error
-        raise
+    except loop.Stopped as error:
+        # the loop took Ctrl-C to write a checkpoint first
+        raise KeyboardInterrupt from error
 
 
 def _take_up(study: optuna.Study, trial: FrozenTrial) -> None:

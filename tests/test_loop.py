@@ -1,0 +1,230 @@
+"""The training loop: it learns, resumes as if never interrupted, shares a batch between processes, and stops on nan."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from landmarks.types import LineamentError
+from train import loop, model
+from train.augment import AugmentConfig
+from train.crops import CropConfig
+from train.data import Sample
+from train.loop import Batches, Here, TrainConfig, fit
+from train.schedule import ScheduleConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = Here(0, 1, torch.device("cpu"))
+
+
+def faces(folder: Path, n: int, write: bool = True) -> list[Sample]:
+    """n pictures of a disc with 98 points on rings round its middle; where the disc lies and how large it is varies.
+
+    write: False where the pictures are there already.
+    """
+    rng = np.random.default_rng(3)
+    angles = np.linspace(0, 2 * np.pi, 98, endpoint=False)
+    shape = np.stack([np.cos(angles), np.sin(angles)], 1) * np.linspace(0.4, 1, 98)[:, None]
+    samples = []
+    for i in range(n):
+        center, radius = rng.uniform(45, 65, 2), rng.uniform(20, 32)
+        picture = np.full((110, 110, 3), rng.integers(0, 80, 3), np.uint8)
+        cv2.circle(picture, (round(center[0]), round(center[1])), round(radius), rng.integers(120, 255, 3).tolist(), -1)
+        path = folder / f"{i}.png"
+        if write:
+            cv2.imwrite(str(path), picture)
+        points = (center + radius * shape).astype(np.float32)
+        rect = np.concatenate([points.min(0), points.max(0)])
+        samples.append(Sample(path.name, points, rect, frozenset(), path))
+    return samples
+
+
+def config(folder: Path, **changes: Any) -> TrainConfig:
+    base = TrainConfig(
+        data=(folder,),
+        run=folder / "run",
+        backbone="test_efficientnet",
+        pretrained=False,
+        input_px=64,
+        epochs=3,
+        batch=4,
+        lr=2e-3,
+        drop_path=0.1,
+        workers=0,
+        device="cpu",
+        schedule=ScheduleConfig(warmup_epochs=1),
+        crop=CropConfig(level=False),
+    )
+    return replace(base, **changes)
+
+
+@contextmanager
+def recorded() -> Iterator[list[float]]:
+    """The loss of every step that is taken inside the block."""
+    step, losses = loop.Run.step, list[float]()
+
+    def kept(run: loop.Run, batch: loop.Batch) -> float:
+        losses.append(step(run, batch))
+        return losses[-1]
+
+    loop.Run.step = kept  # type: ignore[method-assign]
+    try:
+        yield losses
+    finally:
+        loop.Run.step = step  # type: ignore[method-assign]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(model.load(path)[0].state_dict())
+
+
+def test_a_run_leaves_all_that_its_folder_should_hold(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 12)
+    epochs: list[tuple[int, float]] = []
+    fitted = fit(config(tmp_path), samples[:8], samples[8:], lambda epoch, nme: epochs.append((epoch, nme)))
+    names = {path.name for path in fitted.run.iterdir()}
+    assert {"config.json", "environment.json", "curves.csv", "schedule.png", "train.jpg", "val.jpg"} <= names
+    assert {"last.pt", "best.safetensors"} <= names and any(name.startswith("events.out") for name in names)
+    assert not any(name.startswith(".") for name in names), "a half-written file was left"
+    rows = list(csv.DictReader((fitted.run / "curves.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3] == [epoch for epoch, _ in epochs]
+    assert fitted.nme == min(nme for _, nme in epochs)
+    card = model.read_header(fitted.best)[1]
+    assert card.nme["held out"] == pytest.approx(fitted.nme, abs=1e-3) and card.crop_scale == CropConfig().scale
+    assert json.loads((fitted.run / "environment.json").read_text())["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("head", ["coords", "heatmap", "star", "simcc"])
+def test_every_head_learns(tmp_path: Path, head: str) -> None:
+    # the same eight over and over: epochs cost more than steps
+    samples = faces(tmp_path, 8) * 12
+    cfg = config(tmp_path, head=head, epochs=2, batch=8, ema=0.0, drop_path=0.0, augment=AugmentConfig.off())
+    with recorded() as losses:
+        fit(cfg, samples, [])
+    assert np.mean(losses[-4:]) < 0.7 * losses[0]
+
+
+def test_interrupted_and_resumed_is_as_good_as_never_interrupted(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 12)
+    whole = fit(config(tmp_path, run=tmp_path / "a" / "run"), samples, [])
+    cfg = config(tmp_path, run=tmp_path / "b" / "run")
+    step, taken = loop.Run.step, 0
+
+    def interrupted(run: loop.Run, batch: loop.Batch) -> float:
+        nonlocal taken
+        taken += 1
+        run.stop = taken == 5  # in the middle of the second epoch of three
+        return step(run, batch)
+
+    loop.Run.step = interrupted  # type: ignore[method-assign]
+    try:
+        with pytest.raises(loop.Stopped, match=r"stopped in epoch 2; the same command goes on"):
+            fit(cfg, samples, [])
+    finally:
+        loop.Run.step = step  # type: ignore[method-assign]
+    resumed = fit(cfg, samples, [])
+    assert resumed.epochs == 3
+    ours, theirs = weights(resumed.best), weights(whole.best)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_with_another_config_is_not_gone_on_with(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 8)
+    cfg = config(tmp_path, epochs=1)
+    fit(cfg, samples, [])
+    with pytest.raises(LineamentError, match=r"lr: 0\.002 -> 0\.1"):
+        fit(replace(cfg, lr=0.1), samples, [])
+
+
+def test_a_damaged_checkpoint_says_how_to_start_anew(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.run.mkdir(parents=True)
+    (cfg.run / "last.pt").write_bytes(b"half a checkpoint")
+    with pytest.raises(LineamentError, match="delete it to start"):
+        fit(cfg, faces(tmp_path, 4), [])
+
+
+def test_nan_ends_the_run_and_keeps_the_batch_that_caused_it(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 8)
+    samples[3] = replace(samples[3], weight=float("nan"))
+    with pytest.raises(LineamentError, match=r"the loss became nan in epoch 1, batch \d; the batch is in"):
+        fit(config(tmp_path, batch=2), samples, [])
+    state = torch.load(tmp_path / "run" / "not-finite-rank0.pt", weights_only=True)
+    rgb, points, weight = state["batch"]
+    assert rgb.shape == (2, 64, 64, 3) and points.shape == (2, 98, 2) and weight.isnan().any()
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    """A net without batch norm, which would see half a batch in each of two processes."""
+    faces(tmp_path, 8)
+    script = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}]
+from pathlib import Path
+from tests.test_loop import config, faces, recorded
+from train import loop
+folder, world = Path({str(tmp_path)!r}), sys.argv[1]
+cfg = config(folder, run=folder / world / "run", backbone="test_convnext", epochs=2, drop_path=0.0, head="simcc")
+with recorded() as losses:
+    loop.fit(cfg, faces(folder, 8, write=False), [])
+(folder / f"{{world}}.txt").write_text("\\n".join(map(str, losses)))
+"""
+    path = tmp_path / "run.py"
+    path.write_text(script)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command in ([sys.executable, str(path), "1"], [*torchrun, str(path), "2"]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (np.loadtxt(tmp_path / f"{world}.txt") for world in (1, 2))
+    assert len(one) == 4
+    np.testing.assert_allclose(two, one, rtol=2e-3)
+
+
+def test_batches_are_a_function_of_seed_and_epoch_and_split_evenly() -> None:
+    def drawn(here: Here, epoch: int, first: int = 0, seed: int = 0) -> list[list[tuple[int, int]]]:
+        batches = Batches(10, 4, seed, here)
+        batches.start(epoch, first)
+        return list(batches)
+
+    whole = drawn(CPU, 1)
+    assert whole == drawn(CPU, 1) and whole != drawn(CPU, 2) and whole != drawn(CPU, 1, seed=1)
+    assert [len(batch) for batch in whole] == [4, 4] and len({i for batch in whole for _, i in batch}) == 8
+    assert drawn(CPU, 1, first=1) == whole[1:]
+    halves = [drawn(Here(rank, 2, CPU.device), 1) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves)] == [sorted(batch) for batch in whole]
+
+
+def test_a_sample_without_points_teaches_presence_and_nothing_else(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 8)
+    nowhere = np.full((98, 2), np.nan, np.float32)
+    samples[6:] = [replace(sample, points=nowhere) for sample in samples[6:]]
+    fitted = fit(config(tmp_path, presence=True, epochs=1), samples, samples[:2])
+    net, _ = model.load(fitted.best)
+    with torch.inference_mode():
+        points, presence = net.points(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+    assert torch.isfinite(points.points_unit).all() and presence is not None and 0 < float(presence) < 1
+
+
+def test_training_on_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match="nothing to train on"):
+        fit(config(tmp_path), [], [])
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"lr": 0.0}, {"hold_out": 1.0}, {"schema": "68"}, {"ema": 1.0}])
+def test_impossible_configs_are_refused(tmp_path: Path, bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must|wanted"):
+        config(tmp_path, **bad)
