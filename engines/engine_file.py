@@ -57,6 +57,11 @@ def read_card(path: Path) -> ModelCard:
     text = _metadata(path).get(CARD_KEY)
     if text is None:
         raise LineamentError(f"{path} holds no model card, so its points have no meaning here; {REMAKE}")
+    return parse_card(path, text)
+
+
+def parse_card(path: Path, text: str) -> ModelCard:
+    """The card whose JSON was found in path, a file of any kind. Raises LineamentError on one that is unusable."""
     try:
         card = ModelCard.from_json(text)
     except (ValueError, TypeError, RecursionError) as error:

@@ -3,9 +3,10 @@
     half = half_precision(onnx.load("b5.onnx"))
 
 TensorRT 11 chooses no precision of its own: a network runs in the types that its graph names. So the graph itself is
-rewritten. Half are the layers with weights and all between them, which is nearly all of the work. Single stay:
+rewritten. Pixels become floats as the first thing of all, for TensorRT moves no uint8 about. Half are the layers with
+weights and all between them, which is nearly all of the work. Single stay:
 
-    before the first layer   uint8 pixels and their normalisation
+    before the first layer   pixels and their normalisation
     averages                 a mean over a whole map adds up more than half precision can count
     the last layer, where it gives coordinates: near 0.7, half precision knows steps of 0.12 px in a crop of 256
     decoding                 softmax, argmax, expected values, and all that follows
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landmarks.types import LineamentError
+from landmarks.types import F32, LineamentError
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +52,7 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
         reason = " ".join(str(error).split())[:200]
         raise LineamentError(f"the types in the graph cannot be worked out: {reason}; export it again") from None
     graph = model.graph
+    _cast_pixels_first(graph)
     floats = {
         port.name
         for port in [*graph.input, *graph.output, *graph.value_info]
@@ -113,6 +115,26 @@ def precisions_of_layers(model: onnx.ModelProto) -> tuple[int, int]:
     return found.count(10), found.count(1)  # FLOAT16, FLOAT
 
 
+def _cast_pixels_first(graph: onnx.GraphProto) -> None:
+    """uint8 -> Transpose -> Cast becomes uint8 -> Cast -> Transpose, in place."""
+    from onnx import NodeProto, TensorProto
+
+    pixels = {port.name for port in graph.input if port.type.tensor_type.elem_type == TensorProto.UINT8}
+    for node in graph.node:
+        if node.op_type != "Transpose" or node.input[0] not in pixels:
+            continue
+        readers = [other for other in graph.node if node.output[0] in other.input]
+        if len(readers) != 1 or readers[0].op_type != "Cast":
+            continue
+        turn, cast = NodeProto(), NodeProto()
+        turn.CopyFrom(node)
+        cast.CopyFrom(readers[0])
+        cast.input[0], cast.output[0] = node.input[0], node.output[0]
+        turn.input[0], turn.output[0] = cast.output[0], readers[0].output[0]
+        node.CopyFrom(cast)
+        readers[0].CopyFrom(turn)
+
+
 def _half_nodes(model: onnx.ModelProto) -> set[int]:
     """Indices of the nodes that become half: see the module."""
     nodes = list(model.graph.node)
@@ -155,7 +177,7 @@ def _reaching(nodes: list[onnx.NodeProto], end: Iterable[int]) -> set[int]:
     return found
 
 
-def _half_weight(values: np.ndarray, name: str, other: str) -> onnx.TensorProto:
+def _half_weight(values: F32, name: str, other: str) -> onnx.TensorProto:
     from onnx import numpy_helper
 
     if not np.isfinite(values).all() or np.abs(values).max(initial=0) > _LIMIT:

@@ -1,0 +1,195 @@
+"""An .engine file: the model card and what it was built for, in front of what TensorRT built.
+
+    header = read_header(Path("b5.engine"))
+    plans = read_plans(Path("b5.engine"))
+
+    10 bytes      "LINEAMENT" and a zero
+    4 bytes       version of this layout, little endian as all numbers
+    8 bytes       length of the JSON
+    JSON          {"card": ..., "key": ..., "source": ..., "plans": [{"name", "bytes", "sha256"}, ...]}
+    the plans     one after the other
+
+A plan runs only on the kind of GPU and by the release of TensorRT that it was built for, and says so in words that
+nobody understands, or not at all. The key says it first. No runtime is needed to read a file. Raises LineamentError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from engines.engine_file import parse_card
+from landmarks.card import ModelCard
+from landmarks.types import LineamentError
+
+MAGIC = b"LINEAMENT\0"
+VERSION = 1
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+ANY_RTX = "any RTX GPU"
+"""the gpu of a key whose plan is compiled for the GPU when it is first run"""
+RTX_CAPABILITY = (8, 0)
+"""the least that TensorRT-RTX builds for unless told otherwise: Ampere"""
+
+_NUMBERS = struct.Struct("<IQ")
+_MAX_JSON = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PlanKey:
+    """All that a plan depends on: two builds of equal keys are the same, and one of another key is stale or foreign."""
+
+    weights_sha256: str
+    """of the checkpoint"""
+    onnx_sha256: str
+    """of the graph that was given to TensorRT: a change of the exporter shows here"""
+    library: LibraryName
+    library_version: str
+    gpu: str
+    """its name, or ANY_RTX"""
+    compute_capability: tuple[int, int]
+    """of that GPU; of ANY_RTX the least"""
+    batches: tuple[int, int, int]
+    """fewest, usual and most crops at once"""
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanHeader:
+    card: ModelCard
+    key: PlanKey
+    source: str
+    """the model it was built from, as given to `make engine`"""
+    plans: tuple[tuple[str, int, str], ...]
+    """name, bytes and SHA-256 of each"""
+
+    @property
+    def rebuild(self) -> str:
+        return f"rebuild it with `make engine{f' MODEL={self.source}' * bool(self.source)}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA GPU of this machine."""
+
+    name: str
+    compute_capability: tuple[int, int]
+
+
+def write_engine(path: Path, card: ModelCard, key: PlanKey, source: str, plans: Mapping[str, bytes]) -> None:
+    """Writes path, whole or not at all."""
+    listed = [
+        {"name": name, "bytes": len(plan), "sha256": hashlib.sha256(plan).hexdigest()} for name, plan in plans.items()
+    ]
+    header = {"card": asdict(card), "key": asdict(key), "source": source, "plans": listed}
+    text = json.dumps(header, indent=1).encode()
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(MAGIC + _NUMBERS.pack(VERSION, len(text)) + text)
+                for plan in plans.values():
+                    file.write(plan)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise LineamentError(f"cannot write {path}: {error.strerror or error}; check the path and the disk") from None
+
+
+def read_header(path: Path) -> PlanHeader:
+    """What stands before the plans; a file that is too short for them is refused here already."""
+    return _read(path)[0]
+
+
+def read_plans(path: Path) -> dict[str, bytes]:
+    """The plans by name, whole and unchanged."""
+    header, begin = _read(path)
+    found = {}
+    with path.open("rb") as file:
+        file.seek(begin)
+        for name, length, sha256 in header.plans:
+            found[name] = file.read(length)
+            if hashlib.sha256(found[name]).hexdigest() != sha256:
+                raise LineamentError(f"{path} is damaged: its plan is not the one it was built with; {header.rebuild}")
+    return found
+
+
+def refuse_foreign(path: Path, header: PlanHeader, library_version: str, gpu: Gpu) -> None:
+    """Raises LineamentError unless the plan was built for this release of its library and for this GPU."""
+    key = header.key
+    if key.library_version != library_version:
+        raise LineamentError(
+            f"{path} was built by {key.library} {key.library_version}, and {library_version} is installed, "
+            f"which cannot run it; {header.rebuild}"
+        )
+    wanted = ".".join(map(str, key.compute_capability))
+    got = ".".join(map(str, gpu.compute_capability))
+    if key.gpu == ANY_RTX:
+        if gpu.compute_capability < key.compute_capability:
+            raise LineamentError(
+                f"{path} runs on RTX GPUs of compute capability {wanted} or more, and the {gpu.name} has {got}; "
+                "install tensorrt (requirements-gpu.txt) and build an engine for this GPU with `make engine`"
+            )
+    elif (key.gpu, key.compute_capability) != (gpu.name, gpu.compute_capability):
+        raise LineamentError(
+            f"{path} was built for {key.gpu} (compute capability {wanted}), and this machine has {gpu.name} ({got}); "
+            f"{header.rebuild}"
+        )
+
+
+def _read(path: Path) -> tuple[PlanHeader, int]:
+    """The header, and where the first plan begins."""
+    again = "copy it again, or rebuild it with `make engine`"
+    if not path.is_file():
+        raise LineamentError(f"no engine file at {path}; check the spelling, or build it with `make engine`")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC) + _NUMBERS.size)
+            if not start.startswith(MAGIC):
+                raise LineamentError(
+                    f"{path} is no engine of Lineament: it does not begin with its mark; if it is a bare plan of "
+                    "TensorRT, give `make engine` the model that it was built from"
+                )
+            if len(start) < len(MAGIC) + _NUMBERS.size:
+                raise LineamentError(f"{path} is cut off after {len(start)} bytes; {again}")
+            version, length = _NUMBERS.unpack(start[len(MAGIC) :])
+            if version != VERSION:
+                raise LineamentError(
+                    f"{path} has layout {version}, this Lineament reads layout {VERSION}; rebuild it with `make engine`"
+                )
+            text = file.read(length) if length <= _MAX_JSON else b""
+            size = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
+    if len(text) != length:
+        raise LineamentError(f"{path} is cut off within its header, or damaged; {again}")
+    try:
+        header = _parsed(path, json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise LineamentError(f"the header of {path} is damaged ({type(error).__name__}: {error}); {again}") from None
+    begin = len(start) + length
+    if size != (wanted := begin + sum(n for _, n, _ in header.plans)):
+        raise LineamentError(f"{path} has {size} bytes, expected {wanted}: it was not copied whole; {again}")
+    return header, begin
+
+
+def _parsed(path: Path, values: Any) -> PlanHeader:
+    card = parse_card(path, json.dumps(values["card"]))
+    key = dict(values["key"])
+    if set(key) != (known := {field.name for field in fields(PlanKey)}):
+        raise ValueError(f"its key has fields {sorted(key)}, expected {sorted(known)}")
+    for name, n in (("compute_capability", 2), ("batches", 3)):
+        key[name] = tuple(key[name])
+        if len(key[name]) != n or not all(type(number) is int for number in key[name]):
+            raise ValueError(f"its key has {name} {key[name]}, expected {n} whole numbers")
+    plans = tuple((str(plan["name"]), int(plan["bytes"]), str(plan["sha256"])) for plan in values["plans"])
+    if any(length < 0 for _, length, _ in plans):
+        raise ValueError("a plan has a negative length")
+    return PlanHeader(card, PlanKey(**key), str(values["source"]), plans)

@@ -1,0 +1,128 @@
+"""An engine file gives back what was put in, and says plainly why it will not: damaged, stale, or of another GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.plan_file import (
+    ANY_RTX,
+    MAGIC,
+    Gpu,
+    PlanKey,
+    read_header,
+    read_plans,
+    refuse_foreign,
+    write_engine,
+)
+from landmarks.card import ModelCard
+from landmarks.types import LineamentError
+
+CARD = ModelCard(name="b5", schema="wflw98", input_hw=(256, 256), crop_scale=1.3, precision="fp16")
+KEY = PlanKey("aa" * 32, "bb" * 32, "tensorrt", "11.4.0", "NVIDIA H200", (9, 0), (1, 1, 16), "fp16")
+H200 = Gpu("NVIDIA H200", (9, 0))
+PLANS = {"points": b"the plan" * 40, "crop": b"a small one"}
+
+
+def written(path: Path, key: PlanKey = KEY, card: ModelCard = CARD) -> Path:
+    write_engine(path, card, key, "runs/b5/best.safetensors", PLANS)
+    return path
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "new folder" / "b5.engine")
+    header = read_header(path)
+    assert (header.card, header.key, header.source) == (CARD, KEY, "runs/b5/best.safetensors")
+    assert read_plans(path) == PLANS
+    assert path.read_bytes().startswith(MAGIC) and [p.name for p in path.parent.iterdir()] == ["b5.engine"]
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = written(tmp_path / "b5.engine").read_bytes()
+    cut = tmp_path / "cut.engine"
+    for length in range(0, len(whole), 7):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(LineamentError, match=r"cut\.engine.*make engine"):
+            read_header(cut)
+
+
+def test_a_changed_plan_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "b5.engine")
+    data = bytearray(path.read_bytes())
+    data[-30] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LineamentError, match=r"damaged.*make engine MODEL=runs/b5/best.safetensors"):
+        read_plans(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1200), st.integers(0, 255)), min_size=1, max_size=6))
+def test_a_damaged_file_gives_its_plans_or_one_kind_of_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
+) -> None:
+    path = written(tmp_path_factory.getbasetemp() / "fuzz.engine")
+    data = bytearray(path.read_bytes())
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    path.write_bytes(data)
+    try:
+        assert list(read_plans(path).values()) == list(PLANS.values())
+    except LineamentError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no engine file at"), (b"", "no engine of Lineament"), (b"ftrt" * 30, "bare plan of TensorRT")],
+    ids=["absent", "empty", "bare plan"],
+)
+def test_what_is_no_engine_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "b5.engine"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LineamentError, match=said):
+        read_header(path)
+
+
+def test_a_later_layout_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "b5.engine")
+    data = bytearray(path.read_bytes())
+    data[len(MAGIC)] = 9
+    path.write_bytes(data)
+    with pytest.raises(LineamentError, match=r"layout 9.*reads layout 1"):
+        read_header(path)
+
+
+def test_a_card_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match=r"schema 'cat'.*wflw98"):
+        read_header(written(tmp_path / "b5.engine", card=replace(CARD, schema="cat")))
+
+
+def test_it_runs_where_it_was_built_for_and_nowhere_else(tmp_path: Path) -> None:
+    path = written(tmp_path / "b5.engine")
+    header = read_header(path)
+    refuse_foreign(path, header, "11.4.0", H200)
+    with pytest.raises(LineamentError, match=r"by tensorrt 11\.4\.0, and 10\.12\.0 is installed.*make engine MODEL="):
+        refuse_foreign(path, header, "10.12.0", H200)
+    with pytest.raises(LineamentError, match=r"for NVIDIA H200 \(.*9\.0\), and this machine has NVIDIA L4 \(8\.9\)"):
+        refuse_foreign(path, header, "11.4.0", Gpu("NVIDIA L4", (8, 9)))
+
+
+def test_an_engine_for_rtx_runs_on_any_that_is_young_enough(tmp_path: Path) -> None:
+    key = replace(KEY, library="tensorrt-rtx", gpu=ANY_RTX, compute_capability=(8, 0))
+    path = written(tmp_path / "b5.engine", key)
+    header = read_header(path)
+    for gpu in (Gpu("RTX 3060", (8, 6)), Gpu("RTX 5090", (12, 0))):
+        refuse_foreign(path, header, "11.4.0", gpu)
+    with pytest.raises(LineamentError, match=r"8\.0 or more, and the RTX 2080 Ti has 7\.5.*requirements-gpu"):
+        refuse_foreign(path, header, "11.4.0", Gpu("RTX 2080 Ti", (7, 5)))
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LineamentError, match="cannot write"):
+        written(tmp_path / "file" / "b5.engine")
