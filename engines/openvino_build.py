@@ -106,7 +106,8 @@ def candidates(
         reason = judged.refusal(kept)
         log.info("%s%s", judged, f" - not kept: {reason}" if reason else "")
         if reason is None:
-            note = f"{judged.built.note}; {judged.ms:.1f} ms, {judged.mean_px:.3f} px from f32 on {of}"
+            away = f", points {judged.mean_px:.3f} px from f32 on {of}" if kept else ""
+            note = f"{judged.built.note}; {judged.ms:.1f} ms{away}"
             kept.append(replace(judged, built=judged.built._replace(note=note)))
     return [judged.built for judged in kept]
 
@@ -274,5 +275,5 @@ def _nncf() -> Any:
             f"INT8 needs the package nncf, which cannot be imported ({error}); "
             "run `pip install -r requirements-train.txt`"
         ) from error
-    nncf.set_log_level(logging.WARNING)
+    logging.getLogger("nncf").setLevel(logging.WARNING)
     return nncf

@@ -96,10 +96,46 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["N", 1], ids=["any batch", "batch 1"])
-def landmarker(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Landmarker]:
-    with engines.load(str(tint(tmp_path / "tint.onnx", batch=request.param)), backend) as landmarker:
+CONTENDERS = {
+    "openvino": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "openvino"),
+    "openvino, batch 1": lambda folder: engines.load(str(tint(folder / "tint.onnx", batch=1)), "openvino"),
+    "openvino, throughput": lambda folder: many_at_once(tint(folder / "tint.onnx")),
+    "openvino, one thread": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "openvino", threads=1),
+    "onnxruntime": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "onnxruntime"),
+    "onnxruntime, batch 1": lambda folder: engines.load(str(tint(folder / "tint.onnx", batch=1)), "onnxruntime"),
+    "onnxruntime, one thread": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "onnxruntime", threads=1),
+    "torch": lambda folder: engines.load(str(folder / "tint.safetensors"), "cpu"),
+}
+
+
+@pytest.fixture(params=CONTENDERS)
+def landmarker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Landmarker]:
+    pytest.importorskip(request.param.partition(",")[0])
+    if request.param == "torch":
+        monkeypatch.setattr("train.model.load", lambda path, device: (tint_net(), CARD))
+    with CONTENDERS[request.param](tmp_path) as landmarker:
         yield landmarker
+
+
+def many_at_once(path: Path) -> Landmarker:
+    from engines.openvino_backend import OpenVinoLandmarker
+
+    return OpenVinoLandmarker(path, throughput=True)
+
+
+def tint_net() -> Any:
+    """The same model as PyTorch has it, of the methods that a LandmarkNet is asked for."""
+    import torch
+
+    from train.heads import Prediction
+
+    class Tint(torch.nn.Module):
+        def points(self, rgb_BHW3: torch.Tensor) -> tuple[Prediction, None]:
+            mean = rgb_BHW3.float().mean((1, 2)) / 255
+            points = mean @ torch.from_numpy(MATRIX) + torch.from_numpy(OFFSET)
+            return Prediction(points.unflatten(1, (98, 2)), None), None
+
+    return Tint()
 
 
 # ---- what every backend does
@@ -184,12 +220,105 @@ def test_a_model_that_judges_is_believed(backend: str, tmp_path: Path) -> None:
 def test_bfloat16_is_near_and_another_precision_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from engines.openvino_backend import OpenVinoLandmarker
+    from engines.openvino_build import has_bf16
 
     path = tint(tmp_path / "tint.onnx")
     with OpenVinoLandmarker(path, "bf16") as landmarker:
         np.testing.assert_allclose(landmarker(crops(2)).points_unit, answer(crops(2)), atol=0.05)
+    for said, precision in (("fp32", "f32"), ("int8", "f32"), ("bf16", "bf16" if has_bf16() else "f32")):
+        with OpenVinoLandmarker(tint(path, replace(CARD, precision=said).to_json())) as landmarker:
+            assert landmarker.precision == precision, f"a card that says {said} is obeyed"
     with pytest.raises(ValueError, match="int3"):
         OpenVinoLandmarker(path, "int3")  # type: ignore[arg-type]
+
+
+def test_a_processor_without_bfloat16_says_so_and_runs_in_f32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    from engines.openvino_backend import OpenVinoLandmarker
+
+    class Old(openvino.Core):  # type: ignore[misc]
+        def get_property(self, *args: Any) -> Any:
+            return ["FP32", "INT8"] if args[-1] == "OPTIMIZATION_CAPABILITIES" else super().get_property(*args)
+
+    monkeypatch.setattr(openvino, "Core", Old)
+    with OpenVinoLandmarker(tint(tmp_path / "tint.onnx"), "bf16") as landmarker:
+        assert landmarker.precision == "f32"
+    (record,) = caplog.records
+    assert record.message == "tint.onnx runs in f32, for this processor has no bf16"
+
+
+def test_bfloat16_rounds_what_the_network_sees_and_not_its_points(tmp_path: Path) -> None:
+    """Between 0.5 and 1 its steps are 0.004, a pixel of a 256-px crop."""
+    pytest.importorskip("openvino")
+    from engines.openvino_backend import OpenVinoLandmarker
+    from engines.openvino_build import has_bf16
+
+    if not has_bf16():
+        pytest.skip("this processor has no bf16")
+    shades = np.stack([np.full((12, 16, 3), shade, np.uint8) for shade in range(100, 200)])
+    with OpenVinoLandmarker(tint(tmp_path / "tint.onnx"), "bf16") as landmarker:
+        found = landmarker(shades).points_unit
+    steps = np.abs(np.diff(found, axis=0))
+    true = np.abs(np.diff(answer(shades), axis=0))
+    # every step of the light moves every point, as little as it should: none stands still and then jumps
+    np.testing.assert_allclose(steps, true, atol=1e-5)
+
+
+# ---- checkpoints
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch = pytest.importorskip("torch")
+    from train.model import LandmarkNet, NetSpec, new_card, save
+
+    torch.manual_seed(0)
+    net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64), presence=True)).eval()
+    # far enough apart that an error would show: points of an untrained net hardly move
+    torch.nn.init.normal_(net.head.get_parameter("linear.weight"), std=1.0)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save(net, new_card(net, "tiny", 1.3), path)
+    return path
+
+
+def test_a_checkpoint_and_the_files_made_of_it_say_the_same(checkpoint: Path, tmp_path: Path) -> None:
+    from engines.export import export, largest_difference_px, real_crops
+    from train.model import load
+
+    net, card = load(checkpoint)
+    export(net, card, path := tmp_path / "tiny.onnx")
+    rgb_NHWC = real_crops(card, 5)
+    with engines.load(str(checkpoint), "cpu") as landmarker:
+        wanted = landmarker(rgb_NHWC)
+        assert landmarker.card == card
+    assert np.ptp(wanted.points_unit, axis=0).max() > 0.02 and len(np.unique(wanted.confidence)) > 1
+    for backend in BACKENDS:
+        with engines.load(str(path), backend) as landmarker:
+            found = landmarker(rgb_NHWC)
+        assert largest_difference_px(found.points_unit, wanted.points_unit) < 0.05
+        np.testing.assert_allclose(found.confidence, wanted.confidence, atol=1e-4)
+
+
+def test_a_checkpoint_on_the_cpu_names_the_way_to_something_faster(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with engines.load(str(checkpoint)):
+        (record,) = caplog.records
+    assert "tiny.safetensors runs by PyTorch on the CPU" in record.message and "make engine" in record.message
+    with pytest.raises(LineamentError, match="finds no NVIDIA GPU"):
+        engines.load(str(checkpoint), "cuda")
+    with pytest.raises(LineamentError, match=r"is a checkpoint.*'openvino'.*make engine"):
+        engines.load(str(checkpoint), "openvino")
+
+
+def test_without_torch_a_checkpoint_is_one_clear_error(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for device in ("auto", "cpu"):
+        with pytest.raises(LineamentError, match=r"torch cannot be imported.*requirements-train\.txt.*make engine"):
+            engines.load(str(checkpoint), device)
 
 
 # ---- files that are refused
@@ -375,6 +504,55 @@ def test_a_named_backend_never_falls_back(name: str, tmp_path: Path, monkeypatch
         engines.load(str(tint(tmp_path / "tint.onnx")), name)
 
 
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_that_onnx_runtime_cannot_use_is_one_clear_error(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = str(tint(tmp_path / "tint.onnx"))
+    names = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(LineamentError, match=rf"cannot run on {device}.*{names[device]}.*onnxruntime-gpu"):
+        engines.load(path, device)
+
+    class Silent:
+        """As ONNX Runtime does where a provider's libraries do not load: it takes the next, with no error."""
+
+        def __init__(self, path: Path, options: object, providers: list[str]) -> None:
+            assert providers[0] == names[device]
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*names.values(), "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Silent)
+    with pytest.raises(LineamentError, match=rf"could not start {names[device]} and took CPUExecutionProvider"):
+        engines.load(path, device)
+
+
+def test_auto_tries_the_gpu_that_onnx_runtime_has_and_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for backend in BACKENDS:
+        pytest.importorskip(backend)
+    monkeypatch.setattr(engines, "_installed", lambda package: package == "onnxruntime-gpu")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with engines.load(str(tint(tmp_path / "tint.onnx"))) as landmarker:
+        assert type(landmarker).__name__ == "OpenVinoLandmarker"
+    (record,) = caplog.records
+    assert "tint.onnx runs on the CPU, for the GPU cannot be had" in record.message
+
+
+def test_threads_must_be_a_number_of_threads(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="threads is 0"):
+        engines.load(str(tint(tmp_path / "tint.onnx")), threads=0)
+
+
+def test_an_engine_runs_on_a_gpu_alone(tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match=r"b5\.engine runs on an NVIDIA GPU.*'cpu'"):
+        engines.load(str(tmp_path / "b5.engine"), "cpu")
+
+
 def test_an_unknown_device_or_kind_of_file_is_refused_with_the_choice_there_is(tmp_path: Path) -> None:
     with pytest.raises(LineamentError, match="'quantum'; choose one of auto, cpu, openvino, onnxruntime"):
         engines.load(str(tint(tmp_path / "tint.onnx")), "quantum")
@@ -384,7 +562,8 @@ def test_an_unknown_device_or_kind_of_file_is_refused_with_the_choice_there_is(t
 
 def test_importing_the_backends_imports_no_runtime() -> None:
     code = (
-        "import sys, engines.engine_file, engines.openvino_backend, engines.onnxruntime_backend, engines.adopt; "
+        "import sys, engines.engine_file, engines.openvino_backend, engines.onnxruntime_backend, engines.adopt, "
+        "engines.torch_backend, engines.openvino_build, engines.labelled; "
         "assert not {'openvino', 'onnxruntime', 'onnx', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
