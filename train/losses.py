@@ -44,7 +44,7 @@ def adaptive_wing(
     return (loss * (1 + 10 * near_a_point)).mean((1, 2, 3))
 
 
-def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restriction: float = 1.0) -> Tensor:
+def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restriction: float = 0.1) -> Tensor:
     """STAR loss (Zhou et al., "STAR Loss: Reducing Semantic Ambiguity in Facial Landmark Detection", CVPR 2023).
 
     The error is taken along the principal axes of the predicted distribution and divided by its spread there, so that
