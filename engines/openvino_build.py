@@ -49,6 +49,8 @@ class Built(NamedTuple):
     """as its card says: fp32, bf16, int8"""
     note: str
     """how it was made and what it is worth, for a person"""
+    build_s: float = 0.0
+    """0 for a file that was there"""
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,13 @@ def variants(onnx_path: Path, card: ModelCard, calibration: U8 | None, workdir: 
     found = [Built(onnx_path, "fp32", "the graph as exported")]
     model = onnx.load(onnx_path)
     if has_bf16():
-        path = workdir / f"{onnx_path.stem}-bf16.onnx"
+        path, began_s = workdir / f"{onnx_path.stem}-bf16.onnx", time.perf_counter()
         _write(model, replace(card, precision="bf16"), path)
-        found.append(Built(path, "bf16", "the same graph, computed by OpenVINO in bf16"))
+        took_s = time.perf_counter() - began_s
+        found.append(Built(path, "bf16", "the same graph, computed by OpenVINO in bf16", took_s))
     crops, of = _crops(card, calibration)
     crops = crops[: -_held_back(crops)]
-    path = workdir / f"{onnx_path.stem}-int8.onnx"
+    path, began_s = workdir / f"{onnx_path.stem}-int8.onnx", time.perf_counter()
     try:
         quantised = quantise(model, crops)
     except LineamentError as error:
@@ -132,7 +135,8 @@ def variants(onnx_path: Path, card: ModelCard, calibration: U8 | None, workdir: 
     else:
         built_with = {**card.built_with, "nncf": version("nncf")}
         _write(quantised, replace(card, precision="int8", built_with=built_with), path)
-        found.append(Built(path, "int8", f"quantised by NNCF on {len(crops)} {of}"))
+        took_s = time.perf_counter() - began_s
+        found.append(Built(path, "int8", f"quantised by NNCF on {len(crops)} {of}", took_s))
     return found
 
 

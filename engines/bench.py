@@ -1,0 +1,400 @@
+"""How fast and how accurate one model is by every runtime on this machine, all in one run, taking turns.
+
+    make bench-engines MODEL=runs/b5/best.safetensors ARGS="--data WFLW"
+
+A checkpoint is exported and built for what is there: PyTorch, ONNX Runtime, OpenVINO in f32, bf16 and INT8, and on an
+NVIDIA GPU also TensorRT. Of an .onnx or .engine file there is no PyTorch to compare with, so the first row is compared
+with. Latency is of one call from crops in memory to points in memory; each round runs every contender once, so that a
+slow minute of the machine is slow for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import engines
+from landmarks.card import ModelCard
+from landmarks.types import F32, F64, U8, Landmarker, LineamentError
+
+log = logging.getLogger("lineament")
+
+PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-rtx", "numpy")
+WARM_UP = 3
+"""calls before the clock starts, by contender and batch"""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Times a model by every runtime on this machine."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """best.safetensors of a run, which is built for every runtime; or an .onnx, or an .engine."""
+    also: tuple[Path, ...] = ()
+    """Further model files to run beside it, of crops of the same size."""
+    data: Path | None = None
+    """WFLW's own folder, or any other that training takes: INT8 is calibrated on its training faces, and every
+    contender gets its NME on the test faces."""
+    label_shift_px: float = 0.0
+    """Taken off every label: 0.5 for sets that count from a pixel's corner."""
+    out: Path = Path("out/bench-engines")
+    """Folder for bench.json, bench.png and the files that are built."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Crops a call."""
+    n: int = 30
+    """Calls by contender and batch that count."""
+    threads: int | None = None
+    """On the CPU; what each runtime takes of itself if not given."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if not self.batches or min(self.batches) < 1:
+            raise ValueError(f"batches must be numbers from 1 up, got {self.batches}")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model file and what runs it."""
+
+    name: str
+    path: Path
+    open: Callable[[], Landmarker]
+    build_s: float = 0.0
+    """0 where nothing had to be built"""
+
+
+class Latency(NamedTuple):
+    """Of n calls of one batch."""
+
+    p50_ms: float
+    p95_ms: float
+    crops_per_s: float
+    """at the median"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contender came to."""
+
+    name: str
+    file: str
+    size_mib: float
+    build_s: float
+    open_s: float
+    """reading, compiling, and the first call"""
+    away_px: float
+    """largest distance of any point from the first row's on real crops, px of a 256-px crop"""
+    nme: float | None
+    """percent, where labels are at hand"""
+    latency: dict[int, Latency] = field(default_factory=dict)
+    """by batch"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # of ours only: PyTorch's exporter has much to say
+    for name in ("engines", "lineament"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        cfg = tyro.cli(BenchConfig, args=args, prog="python -m engines.bench", description=BenchConfig.__doc__)
+        rows = bench(cfg)
+    except (LineamentError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(table(rows, cfg)))
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    plot(rows, cfg.out / "bench.png")
+    told = {"machine": machine(), "model": str(cfg.model), "n": cfg.n, "rows": [as_json(row) for row in rows]}
+    (cfg.out / "bench.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(f"\n{cfg.out}: bench.json, bench.png")
+    return 0
+
+
+def bench(cfg: BenchConfig) -> list[Row]:
+    """Builds, opens, compares and times every contender. The first is what the others are compared with."""
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".crops-", dir=cfg.out)))
+        opened: list[tuple[Contender, Landmarker, float]] = []
+        for contender in contenders(cfg):
+            began_s = time.perf_counter()
+            try:
+                landmarker = stack.enter_context(contender.open())
+                landmarker(np.zeros((1, *landmarker.card.input_hw, 3), np.uint8))
+            except LineamentError as error:
+                log.warning("%s is left out: %s", contender.name, error)
+                continue
+            opened.append((contender, landmarker, time.perf_counter() - began_s))
+        if not opened:
+            raise LineamentError(f"nothing here can run {cfg.model}; what was tried is said above")
+        card = _one_card([landmarker for _, landmarker, _ in opened], cfg)
+        crops = _crops(card, max(cfg.batches))
+        latency = _timed([(contender.name, landmarker) for contender, landmarker, _ in opened], crops, cfg)
+        points = [landmarker(crops).points_unit for _, landmarker, _ in opened]
+        nme = _nme(card, cache, cfg)
+        return [
+            Row(
+                contender.name,
+                contender.path.name,
+                contender.path.stat().st_size / 2**20,
+                contender.build_s,
+                open_s,
+                _largest_px(found, points[0]),
+                nme(landmarker) if nme else None,
+                latency[contender.name],
+            )
+            for (contender, landmarker, open_s), found in zip(opened, points)
+        ]
+
+
+def contenders(cfg: BenchConfig) -> Iterator[Contender]:
+    """Everything that can run cfg.model here, and what it is compared with first. Builds as it goes."""
+    match cfg.model.suffix.lower():
+        case ".safetensors":
+            yield from _of_checkpoint(cfg)
+        case ".onnx":
+            yield from _of_onnx(cfg.model, cfg)
+        case _:
+            yield _file(cfg.model, cfg)
+    for path in cfg.also:
+        yield _file(path, cfg)
+
+
+def machine() -> str:
+    """Date, processor, cores, GPU and versions, on two lines."""
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    told = [f"{date.today()}  {model}, {os.cpu_count()} cores{_gpu()}, Python {platform.python_version()}"]
+    versions = []
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return "\n".join([*told, ", ".join(versions)])
+
+
+def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
+    """Lines to print: the machine, a row a contender, then its latencies."""
+    first = rows[0]
+    width = max(20, *(len(row.name) for row in rows))
+    lines = [machine(), f"{cfg.model}, {cfg.n} calls by contender and batch, in turns", ""]
+    head = f"{'':{width}} {'MiB':>8} {'build s':>8} {'open s':>7} {'max px':>8}"
+    lines.append(head + (f" {'NME':>6} {'delta':>7}" if first.nme is not None else ""))
+    for row in rows:
+        cells = f"{row.name:{width}} {row.size_mib:8.1f} {row.build_s:8.1f} {row.open_s:7.2f} {row.away_px:8.3f}"
+        if row.nme is not None and first.nme is not None:
+            cells += f" {row.nme:6.2f} {row.nme - first.nme:+7.3f}"
+        lines.append(cells)
+    for title in ("ms a call, p50 / p95", "crops/s"):
+        lines += ["", f"{title:{width}} " + " ".join(f"{f'batch {batch}':>17}" for batch in cfg.batches)]
+        for row in rows:
+            cells = ""
+            for latency in (row.latency[batch] for batch in cfg.batches):
+                both = f"{latency.p50_ms:.2f} / {latency.p95_ms:.2f}"
+                cells += f" {both if title.startswith('ms') else f'{latency.crops_per_s:.0f}':>17}"
+            lines.append(f"{row.name:{width}}{cells}")
+    batch = min(cfg.batches)
+    fastest = min(rows, key=lambda row: row.latency[batch].p50_ms)
+    lines += ["", f"fastest at batch {batch}: {fastest.name}"]
+    for other in rows:
+        if other.name == "onnxruntime" and other is not fastest:
+            ratio = fastest.latency[batch].p50_ms / other.latency[batch].p50_ms
+            lines[-1] += f", {ratio:.2f} of ONNX Runtime's time"
+    return lines
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Latency and crops/s over the batch, a curve a contender."""
+    # here, so that the bench runs without it as long as nobody plots
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for row in rows:
+        batches = sorted(row.latency)
+        p50 = [row.latency[batch].p50_ms for batch in batches]
+        p95 = [row.latency[batch].p95_ms for batch in batches]
+        (line,) = left.plot(batches, p50, marker="o", label=row.name)
+        left.fill_between(batches, p50, p95, color=line.get_color(), alpha=0.15)
+        right.plot(batches, [row.latency[batch].crops_per_s for batch in batches], marker="o", label=row.name)
+    left.set(ylabel="ms a call, p50 and, shaded, p95", yscale="log")
+    right.set(ylabel="crops/s at p50")
+    for axes in (left, right):
+        axes.set(xlabel="crops a call", xscale="log")
+        axes.set_xticks(sorted(rows[0].latency), [str(batch) for batch in sorted(rows[0].latency)])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    right.legend(fontsize="small")
+    figure.suptitle(machine().splitlines()[0], fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def as_json(row: Row) -> dict[str, object]:
+    return {**asdict(row), "latency": {str(batch): latency._asdict() for batch, latency in row.latency.items()}}
+
+
+# ---- who takes part
+
+
+def _of_checkpoint(cfg: BenchConfig) -> Iterator[Contender]:
+    from engines.export import export
+    from engines.torch_backend import cuda_is_there
+    from train.model import load
+
+    def by_torch(device: str) -> Contender:
+        return Contender(
+            f"torch {device}", cfg.model, lambda: engines.load(str(cfg.model), device, threads=cfg.threads)
+        )
+
+    yield by_torch("cpu")
+    if cuda_is_there():
+        yield by_torch("cuda")
+    began_s = time.perf_counter()
+    net, card = load(cfg.model)
+    path = cfg.out / f"{cfg.model.stem}.onnx"
+    export(net, card, path)
+    yield from _of_onnx(path, cfg, time.perf_counter() - began_s)
+
+
+def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Contender]:
+    """build_s: what path itself took to make."""
+    from engines.engine_file import read_card
+    from engines.labelled import calibration_crops
+    from engines.openvino_build import CALIBRATION, HELD_BACK, variants
+
+    def by(name: str, file: Path, device: str, build_s: float) -> Contender:
+        return Contender(name, file, lambda: engines.load(str(file), device, threads=cfg.threads), build_s)
+
+    card = read_card(path)
+    yield by("onnxruntime", path, "onnxruntime", build_s)
+    if _onnxruntime_has("CUDAExecutionProvider"):
+        yield by("onnxruntime cuda", path, "cuda", build_s)
+    if card.precision in ("bf16", "int8"):
+        yield by(f"openvino {card.precision}", path, "openvino", build_s)
+        return
+    calibration = None
+    if cfg.data:
+        n = CALIBRATION + HELD_BACK
+        calibration = calibration_crops(cfg.data, card, n, cfg.label_shift_px)
+    for built in variants(path, card, calibration, cfg.out):
+        yield by(f"openvino {built.precision}", built.path, "openvino", build_s + built.build_s)
+    yield from _by_tensorrt(path, cfg, build_s)
+
+
+def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Contender]:
+    from engines.cuda import first_gpu
+    from engines.tensorrt_build import build
+    from engines.tensorrt_library import installed
+
+    for name in ("tensorrt", "tensorrt-rtx"):
+        if not installed(name):
+            continue
+        engine = cfg.out / f"{path.stem}-{name}.engine"
+        try:
+            first_gpu()
+            report = build(path, engine, name, str(cfg.model), batches=(1, 1, max(cfg.batches)))
+        except LineamentError as error:
+            log.warning("%s is left out: %s", name, error)
+            continue
+        yield _file(engine, cfg, name, build_s + report.build_s)
+
+
+def _file(path: Path, cfg: BenchConfig, name: str = "", build_s: float = 0.0) -> Contender:
+    return Contender(name or path.name, path, lambda: engines.load(str(path), threads=cfg.threads), build_s)
+
+
+def _onnxruntime_has(provider: str) -> bool:
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return provider in onnxruntime.get_available_providers()
+
+
+def _gpu() -> str:
+    from engines.cuda import first_gpu
+
+    try:
+        return f", {first_gpu().name}"
+    except LineamentError:
+        return ""
+
+
+# ---- what is measured
+
+
+def _one_card(landmarkers: Sequence[Landmarker], cfg: BenchConfig) -> ModelCard:
+    cards = [landmarker.card for landmarker in landmarkers]
+    for card in cards[1:]:
+        if (card.input_hw, card.schema) != (cards[0].input_hw, cards[0].schema):
+            raise LineamentError(
+                f"{card.name} takes crops of {card.input_hw} for {card.schema}, expected {cards[0].input_hw} and "
+                f"{cards[0].schema} as {cfg.model} has them; bench it alone"
+            )
+    return cards[0]
+
+
+def _crops(card: ModelCard, n: int) -> U8:
+    """(n, H, W, 3)."""
+    from engines.export import real_crops
+
+    # the last one is black
+    return real_crops(card, n + 1)[:-1]
+
+
+def _timed(landmarkers: Sequence[tuple[str, Landmarker]], crops: U8, cfg: BenchConfig) -> dict[str, dict[int, Latency]]:
+    """{name: {batch: latency}}"""
+    found: dict[str, dict[int, Latency]] = {name: {} for name, _ in landmarkers}
+    bar = tqdm(total=len(cfg.batches) * (cfg.n + WARM_UP), desc="timing", leave=False, disable=None)
+    for batch in cfg.batches:
+        rgb_NHWC = np.ascontiguousarray(crops[:batch])
+        times: dict[str, list[float]] = {name: [] for name, _ in landmarkers}
+        for _ in range(cfg.n + WARM_UP):
+            for name, landmarker in landmarkers:
+                began_s = time.perf_counter()
+                landmarker(rgb_NHWC)
+                times[name].append((time.perf_counter() - began_s) * 1e3)
+            bar.update()
+        for name, all_ms in times.items():
+            p50, p95 = np.percentile(all_ms[WARM_UP:], (50, 95)).tolist()
+            found[name][batch] = Latency(p50, p95, batch / p50 * 1e3)
+    bar.close()
+    return found
+
+
+def _nme(card: ModelCard, cache: Path, cfg: BenchConfig) -> Callable[[Landmarker], float] | None:
+    if cfg.data is None:
+        return None
+    from engines.labelled import nme_on
+
+    return nme_on(cfg.data, card, cache, cfg.label_shift_px)
+
+
+def _largest_px(a_NK2: F32, b_NK2: F32) -> float:
+    distances: F64 = np.asarray(np.linalg.norm(np.asarray(a_NK2 - b_NK2, np.float64), axis=-1) * 256)
+    return float(distances.max())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
