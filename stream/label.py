@@ -6,7 +6,9 @@ Each teacher sees a face on its own crop, first round the detector's box, then l
 mirrored. The label is the mean of what all say; how far they lie apart says how much it can be trusted:
 
     {"image": "a.jpg", "points": [[x, y], ...], "box_xyxy": [...], "weight": 0.7, "disagreement": 3.1, "score": 0.93}
+    {"image": "a.jpg", "points": null, "box_xyxy": [...]}
 
+The second kind, with --empty, is a box without a face.
 image is relative to the file's folder, or absolute where it lies outside; points and box are px of that picture.
 Suffixes: N faces, T teachers, K points.
 """
@@ -36,7 +38,7 @@ import engines
 from landmarks.card import ModelCard
 from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import SCHEMAS, Schema
-from landmarks.types import F32, U8, Detector, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
+from landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
 from stream.detect import StillFaces
 from stream.draw import DrawConfig, draw
 from stream.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
@@ -50,6 +52,8 @@ HALF_TRUST = 4.0
 SMALLEST_OCULAR = 0.25
 """the eye corners of a profile coincide, which would make any disagreement huge: their distance counts as no less than
 this share of the points' extent; it is about 0.55 on a face seen from the front"""
+_TRIES, _EMPTY_OVERLAP = 40, 0.15
+"""how often to look for an empty box in a picture, and how much of a face it may touch, as intersection over union"""
 _READ_AHEAD = 8
 """pictures decoded before their turn"""
 _SHEET_FACES, _SHEET_COLUMNS, _CELL_PX = 24, 6, 240
@@ -75,8 +79,11 @@ class LabelConfig:
     """Of the detector, 0 to 1."""
     sheet: Path | None = None
     """Also write a picture of some labelled faces, to look at."""
+    empty: float = 0.0
+    """Also write boxes in which there is no face, so that training with --presence learns to tell: 0.3 is one in three
+    of the pictures that hold a face. Half of them lie beside a face, where a lost track would slide to."""
     seed: int = 0
-    """Chooses the faces of the sheet."""
+    """Chooses the faces of the sheet and the empty boxes."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("max_disagreement", 0, np.inf), ("min_face_px", 0, np.inf), ("min_score", 0, 1)):
@@ -124,6 +131,8 @@ class Summary(NamedTuple):
     disputed: int
     """dropped above max_disagreement"""
     kept: int
+    empty: int
+    """boxes without a face"""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -147,6 +156,7 @@ def label_folder(cfg: LabelConfig) -> Summary:
     part = cfg.out.with_name(cfg.out.name + ".part")
     counts: Counter[str] = Counter(images=len(paths))
     disagreements: list[float] = []
+    rng = np.random.default_rng(cfg.seed)
     with ExitStack() as stack:
         teachers = _teachers(cfg.teacher or ("mesh",), stack)
         schema = SCHEMAS[teachers[0].landmarker.card.schema]
@@ -162,7 +172,13 @@ def label_folder(cfg: LabelConfig) -> Summary:
                 if bgr is None:
                     counts["unreadable"] += 1
                     continue
-                for label in _labels(bgr, detector, teachers, schema, cfg, counts):
+                faces = detector(bgr)
+                box_xyxy = _empty_box(bgr, faces, rng) if rng.random() < cfg.empty else None
+                if box_xyxy is not None:
+                    row = {"image": _image(path, cfg.out), "points": None, "box_xyxy": _rounded(box_xyxy)}
+                    file.write(json.dumps(row) + "\n")
+                    counts["empty"] += 1
+                for label in _labels(bgr, faces, teachers, schema, cfg, counts):
                     disagreements.append(label.disagreement)
                     if label.disagreement > cfg.max_disagreement:
                         counts["disputed"] += 1
@@ -241,14 +257,41 @@ def _ocular(points_NK2: Floats, schema: Schema) -> Floats:
 
 
 def _labels(
-    bgr: U8, detector: Detector, teachers: Sequence[Teacher], schema: Schema, cfg: LabelConfig, counts: Counter[str]
+    bgr: U8, faces: Sequence[Face], teachers: Sequence[Teacher], schema: Schema, cfg: LabelConfig, counts: Counter[str]
 ) -> list[Label]:
-    faces = detector(bgr)
     large = [face for face in faces if (face.box_xyxy[2:] - face.box_xyxy[:2]).min() >= cfg.min_face_px]
     counts["without_face"] += not faces
     counts["faces"] += len(faces)
     counts["small"] += len(faces) - len(large)
     return label_faces(bgr, large, teachers, schema)
+
+
+def _empty_box(bgr: U8, faces: Sequence[Face], rng: np.random.Generator) -> F64 | None:
+    """(4,) xyxy of about a face's size that shows no face whole: beside one, or anywhere. None if there is no room."""
+    boxes_N4 = np.array([face.box_xyxy for face in faces], np.float64).reshape(-1, 4)
+    limit = np.array([bgr.shape[1], bgr.shape[0]])
+    for _ in range(_TRIES if len(faces) else 0):
+        near = boxes_N4[rng.integers(len(boxes_N4))]
+        size = float((near[2:] - near[:2]).max())
+        angle = rng.uniform(0, 2 * np.pi)
+        beside = (near[:2] + near[2:]) / 2 + size * rng.uniform(0.7, 1.3) * np.array([np.cos(angle), np.sin(angle)])
+        center = beside if rng.random() < 0.5 else rng.uniform((0, 0), limit)
+        half = size * np.exp(rng.uniform(-0.7, 0.5)) / 2
+        box_xyxy: F64 = np.concatenate([center - half, center + half])
+        middles_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
+        holds_a_middle = (np.abs(middles_N2 - center) < 0.6 * half).all(1).any()
+        inside = bool((center >= 0).all() and (center < limit).all())
+        if inside and not holds_a_middle and not (_overlap(box_xyxy, boxes_N4) > _EMPTY_OVERLAP).any():
+            return box_xyxy
+    return None
+
+
+def _overlap(box_xyxy: F64, boxes_N4: F64) -> F64:
+    """Intersection over union with each."""
+    low, high = np.maximum(box_xyxy[:2], boxes_N4[:, :2]), np.minimum(box_xyxy[2:], boxes_N4[:, 2:])
+    shared = np.maximum(high - low, 0).prod(1)
+    areas = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
+    return np.asarray(shared / ((box_xyxy[2:] - box_xyxy[:2]).prod() + areas - shared), np.float64)
 
 
 def _teachers(specs: Sequence[str], stack: ExitStack) -> list[Teacher]:
@@ -298,12 +341,21 @@ def _pictures(paths: Sequence[Path]) -> Iterator[tuple[Path, U8 | None]]:
                 yield path, None
 
 
-def _row(path: Path, out: Path, label: Label) -> dict[str, object]:
+def _image(path: Path, out: Path) -> str:
+    """path as a row of out has it."""
     image, home = path.resolve(), out.parent.resolve()
+    return image.relative_to(home).as_posix() if image.is_relative_to(home) else str(image)
+
+
+def _rounded(box_xyxy: Floats) -> list[float]:
+    return [round(float(v), 2) for v in box_xyxy]
+
+
+def _row(path: Path, out: Path, label: Label) -> dict[str, object]:
     return {
-        "image": image.relative_to(home).as_posix() if image.is_relative_to(home) else str(image),
+        "image": _image(path, out),
         "points": [[round(float(x), 2), round(float(y), 2)] for x, y in label.points],
-        "box_xyxy": [round(float(v), 2) for v in label.face.box_xyxy],
+        "box_xyxy": _rounded(label.face.box_xyxy),
         "weight": round(label.weight, 4),
         "disagreement": round(label.disagreement, 3),
         "score": round(label.face.score, 4),

@@ -173,7 +173,7 @@ def rows_of(path: Path) -> dict[str, dict[str, object]]:
 def test_every_face_of_every_picture_under_a_folder_becomes_a_line(photos: Path, astronaut: U8) -> None:
     out = photos / "labels.jsonl"
     summary = label_folder(LabelConfig(photos, out, sheet=photos / "sheet.png"))
-    assert summary == (4, 1, 1, 2, 0, 0, 2)
+    assert summary == (4, 1, 1, 2, 0, 0, 2, 0)
     rows = rows_of(out)
     assert list(rows) == ["a.png", "inner/b.JPG"]
     straight, mirrored = (np.array(row["points"], np.float32) for row in rows.values())
@@ -206,6 +206,19 @@ def test_training_reads_what_was_labelled(photos: Path, tmp_path: Path) -> None:
             assert sample.bgr().shape == (512, 512, 3)
 
 
+def test_empty_boxes_show_no_face_and_training_reads_them_as_such(photos: Path) -> None:
+    out = photos / "labels.jsonl"
+    assert label_folder(LabelConfig(photos, out, empty=1.0)).empty == 2
+    samples = data.read(out, "train")
+    faces = [sample for sample in samples if np.isfinite(sample.points).all()]
+    empty = [sample for sample in samples if np.isnan(sample.points).all()]
+    assert len(faces) == len(empty) == 2
+    for face, none in zip(faces, empty, strict=True):
+        assert face.name == none.name
+        middle, (x1, y1, x2, y2) = face.points.mean(0), none.rect_xyxy
+        assert not (x1 < middle[0] < x2 and y1 < middle[1] < y2) or x2 - x1 > 1.5 * np.ptp(face.points[:, 0])
+
+
 def test_a_place_that_cannot_be_written_is_one_line(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(photos), "--out", str(photos / "a.png" / "labels.jsonl")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -220,8 +233,8 @@ def test_labelling_twice_writes_the_same_file(photos: Path, tmp_path: Path) -> N
 
 
 def test_faces_too_small_or_disputed_are_left_out_and_counted(photos: Path, tmp_path: Path) -> None:
-    assert label_folder(LabelConfig(photos, tmp_path / "a.jsonl", min_face_px=200))[-4:] == (2, 2, 0, 0)
-    assert label_folder(LabelConfig(photos, tmp_path / "b.jsonl", max_disagreement=0.01))[-4:] == (2, 0, 2, 0)
+    assert label_folder(LabelConfig(photos, tmp_path / "a.jsonl", min_face_px=200))[-5:] == (2, 2, 0, 0, 0)
+    assert label_folder(LabelConfig(photos, tmp_path / "b.jsonl", max_disagreement=0.01))[-5:] == (2, 0, 2, 0, 0)
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text() == ""
 
 
