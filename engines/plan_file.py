@@ -30,6 +30,8 @@ from landmarks.types import LineamentError
 
 MAGIC = b"LINEAMENT\0"
 VERSION = 1
+POINTS_PLAN, CROP_PLAN = "points", "crop"
+"""names of the plans in a file: crops to points, and frame to crops"""
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
 ANY_RTX = "any RTX GPU"
 """the gpu of a key whose plan is compiled for the GPU when it is first run"""

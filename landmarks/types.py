@@ -7,9 +7,9 @@ are `(x + 0.5) / w`: 0 and 1 are the crop's edges whatever its size, and a flip 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,3 +112,12 @@ class Landmarker(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class FrameLandmarker(Landmarker, Protocol):
+    """A Landmarker that also cuts the crops itself, where that is faster than to be given them: on a GPU."""
+
+    def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
+        """bgr: (H, W, 3) uint8, which is not kept. One set of points for each of the (2, 3) matrices, in its crop."""
+        ...

@@ -18,7 +18,7 @@ import numpy as np
 
 from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import SCHEMAS
-from landmarks.types import F32, Detector, Face, Floats, Frame, Landmarker, Result, Track
+from landmarks.types import F32, Detector, Face, Floats, Frame, FrameLandmarker, Landmarker, Result, Track
 from stream.smooth import Smoother
 
 
@@ -82,6 +82,7 @@ class Tracker:
         self, detector: Detector, landmarker: Landmarker, cfg: TrackConfig | None = None, *, still: bool = False
     ) -> None:
         self._detector, self._landmarker, self._cfg, self._still = detector, landmarker, cfg or TrackConfig(), still
+        self._on_frame = landmarker.on_frame if isinstance(landmarker, FrameLandmarker) else None
         self._schema = SCHEMAS[landmarker.card.schema]
         self._followed: list[_Followed] = []
         self._ids = itertools.count(1)
@@ -167,10 +168,15 @@ class Tracker:
         card = self._landmarker.card
         with _timed(ms, "crop"):
             matrices = [crop_from_frame(region, card, roll) for region, roll in zip(regions, rolls_rad)]
-            crops = [cv2.cvtColor(warp(frame.bgr, m, card.input_hw), cv2.COLOR_BGR2RGB) for m in matrices]
-            rgb_NHWC = np.stack(crops).astype(np.uint8, copy=False)
-        with _timed(ms, "landmark"):
-            points_unit, confidences = self._landmarker(rgb_NHWC)
+        if self._on_frame is not None:
+            with _timed(ms, "landmark"):
+                points_unit, confidences = self._on_frame(frame.bgr, matrices)
+        else:
+            with _timed(ms, "crop"):
+                crops = [cv2.cvtColor(warp(frame.bgr, m, card.input_hw), cv2.COLOR_BGR2RGB) for m in matrices]
+                rgb_NHWC = np.stack(crops).astype(np.uint8, copy=False)
+            with _timed(ms, "landmark"):
+                points_unit, confidences = self._landmarker(rgb_NHWC)
         points = [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip(matrices, points_unit)]
         return points, [float(confidence) for confidence in confidences]
 

@@ -1,0 +1,162 @@
+"""The few things that a TensorRT engine needs of CUDA, by NVIDIA's own bindings, which are imported where first used.
+
+    with Cuda() as cuda:
+        stream = cuda.stream()
+        graph = cuda.captured(stream, work)
+        cuda.launch(graph, stream)
+
+Streams are ints, memory of the GPU is an int address. Every failure is a LineamentError that names the next step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engines.plan_file import Gpu
+from landmarks.types import LineamentError
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+"""there if the kernel has NVIDIA's driver loaded"""
+_NO_DEVICE, _OLD_DRIVER, _NO_MEMORY = 100, 35, 2
+"""of cudaError_t"""
+
+
+def first_gpu() -> Gpu:
+    """The GPU that engines are built for and run on. Raises LineamentError where there is none, and says why."""
+    runtime = _runtime()
+    if not _done(runtime, runtime.cudaGetDeviceCount(), "looking for a GPU"):
+        raise LineamentError(_why_none(_NO_DEVICE))
+    properties = _done(runtime, runtime.cudaGetDeviceProperties(0), "asking the GPU what it is")
+    name = properties.name
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    return Gpu(name.rstrip("\0"), (int(properties.major), int(properties.minor)))
+
+
+class Cuda:
+    """Owns all memory, streams and graphs that it hands out; `close` frees them and may be called twice."""
+
+    def __init__(self) -> None:
+        self._runtime = _runtime()
+        self._frees: list[Callable[[], object]] = []
+
+    def stream(self) -> int:
+        """One that waits for no other."""
+        stream = self._do("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
+        self._frees.append(lambda: self._runtime.cudaStreamDestroy(stream))
+        return int(stream)
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Memory of the host that the GPU reads and writes without a copy in between; zero."""
+        import ctypes
+
+        n_bytes = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+        address = int(self._do("cudaMallocHost", n_bytes))
+        self._frees.append(lambda: self._runtime.cudaFreeHost(address))
+        array: NDArray[Any] = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))
+        array[:] = 0
+        return array[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+
+    def memory(self, n_bytes: int) -> int:
+        """Of the GPU."""
+        address = int(self._do("cudaMalloc", max(1, n_bytes)))
+        self._frees.append(lambda: self._runtime.cudaFree(address))
+        return address
+
+    def upload(self, to: int, array: NDArray[Any], stream: int) -> None:
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._do("cudaMemcpyAsync", to, array.ctypes.data, array.nbytes, kind, stream)
+
+    def download(self, array: NDArray[Any], source: int, stream: int) -> None:
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._do("cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, kind, stream)
+
+    def wait(self, stream: int) -> None:
+        """Until all that was asked of stream is done."""
+        self._do("cudaStreamSynchronize", stream)
+
+    def captured(self, stream: int, work: Callable[[], None]) -> Any:
+        """What work asks of stream, to be launched as one. Other threads may use CUDA meanwhile."""
+        # not the global mode: in that, a camera's decoder that allocates on its own thread breaks the capture
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._do("cudaStreamBeginCapture", stream, mode)
+        try:
+            work()
+        finally:
+            # also after a failure, or the stream stays in capture and can be used for nothing
+            ended = self._runtime.cudaStreamEndCapture(stream)
+        graph = _done(self._runtime, ended, "capturing a CUDA graph")
+        try:
+            launchable = self._do("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._runtime.cudaGraphDestroy(graph)
+        self._frees.append(lambda: self._runtime.cudaGraphExecDestroy(launchable))
+        return launchable
+
+    def launch(self, graph: Any, stream: int) -> None:
+        self._do("cudaGraphLaunch", graph, stream)
+
+    def close(self) -> None:
+        while self._frees:  # the last first: a graph goes before the memory that it names
+            self._frees.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _do(self, function: str, *args: Any) -> Any:
+        return _done(self._runtime, getattr(self._runtime, function)(*args), function)
+
+
+def _done(runtime: Any, result: tuple[Any, ...], doing: str) -> Any:
+    """What a call gave beside its status, or a LineamentError."""
+    status, *given = result
+    code = int(status)
+    if code == 0:
+        return given[0] if given else None
+    if code in (_NO_DEVICE, _OLD_DRIVER):
+        raise LineamentError(_why_none(code))
+    if code == _NO_MEMORY:
+        raise LineamentError(
+            f"the GPU has no memory left ({doing}); close other programs that use it (nvidia-smi lists them), "
+            "or build the engine for fewer crops at once with `make engine ARGS='--batches 1 1 4'`"
+        )
+    _, text = runtime.cudaGetErrorString(status)
+    text = text.decode() if isinstance(text, bytes) else str(text)
+    raise LineamentError(f"CUDA failed at {doing}: {text} (error {code}); look at `nvidia-smi` and restart")
+
+
+def _why_none(code: int) -> str:
+    on_cpu = "or take the CPU: `make engine ARGS='--target cpu'`"
+    if not _DRIVER.exists():
+        return f"this machine has no NVIDIA driver, so no GPU to run on; install the driver, {on_cpu}"
+    if code == _OLD_DRIVER:
+        return (
+            f"the NVIDIA driver ({_driver()}) is too old for this CUDA; update the driver, "
+            f"install an older cuda-bindings and tensorrt, {on_cpu}"
+        )
+    return f"the NVIDIA driver ({_driver()}) shows no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, {on_cpu}"
+
+
+def _driver() -> str:
+    try:
+        return _DRIVER.read_text().splitlines()[0].partition(":")[2].strip()[:80]
+    except (OSError, IndexError):
+        return "of unknown version"
+
+
+def _runtime() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise LineamentError(
+            f"NVIDIA's CUDA bindings cannot be imported ({error}); run `pip install -r requirements-gpu.txt`"
+        ) from None
+    return runtime

@@ -1,0 +1,117 @@
+"""TensorRT or TensorRT-RTX, whichever an engine is of: the same Python API under two names. And what they complain of.
+
+Nothing is imported before `library` is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engines.plan_file import LibraryName
+from landmarks.types import LineamentError
+
+log = logging.getLogger(__name__)
+
+_MODULES: dict[LibraryName, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    # its wheels hold the second; the first is a shell round it
+    "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx"),
+}
+_REQUIREMENTS: dict[LibraryName, str] = {
+    "tensorrt": "requirements-gpu.txt",
+    "tensorrt-rtx": "requirements-rtx.txt",
+}
+_OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 4)}
+
+_CAUSES = (
+    (
+        r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory|Requested amount of GPU memory",
+        "the GPU has no memory left; close other programs that use it (nvidia-smi lists them), or build for fewer "
+        "crops at once with `make engine ARGS='--batches 1 1 4'`",
+    ),
+    (
+        r"driver version is insufficient|cudaError 35\b|initialization failure with error: 35",
+        "there is no NVIDIA driver, or it is too old for this release; install or update the driver "
+        "(`nvidia-smi` shows it)",
+    ),
+    (
+        r"no CUDA-capable device|cudaError 100\b|initialization failure with error: 100",
+        "the NVIDIA driver shows no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES",
+    ),
+    (
+        r"[Ss]erialization.*(?:version|assertion)|[Vv]ersion tag does not match|incompatible.*version|magicTag",
+        "the plan is of another release, or damaged; rebuild it with `make engine`",
+    ),
+    (
+        r"No importer registered|[Uu]nsupported operator|UNSUPPORTED_NODE|Plugin not found|INVALID_NODE|Invalid Node",
+        "this release lacks an operator of the graph, or a form of it; install the release of requirements-gpu.txt, "
+        "or run the model on the CPU with `make engine ARGS='--target cpu'`",
+    ),
+)
+"""a pattern of what TensorRT says, and what it means to a person; the first that fits"""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    name: LibraryName
+    module: Any
+
+    @property
+    def version(self) -> str:
+        return str(self.module.__version__)
+
+
+def installed(name: LibraryName) -> bool:
+    return any(importlib.util.find_spec(module) is not None for module in _MODULES[name])
+
+
+def library(name: LibraryName) -> Library:
+    """Imports it, or raises LineamentError with what to install."""
+    install = f"run `pip install -r {_REQUIREMENTS[name]}`"
+    reasons = []
+    for module in _MODULES[name]:
+        try:
+            found = Library(name, importlib.import_module(module))
+        except (ImportError, OSError, RuntimeError) as error:  # its own shared libraries may be missing
+            reasons.append(str(error))
+            continue
+        numbers = tuple(int(number) for number in re.findall(r"\d+", found.version)[:2])
+        if numbers < _OLDEST[name]:
+            oldest = ".".join(map(str, _OLDEST[name]))
+            raise LineamentError(f"{name} is {found.version}, expected {oldest} or later; {install}")
+        return found
+    raise LineamentError(f"{name} cannot be imported ({reasons[0]}); {install}")
+
+
+def collecting_logger(trt: Any) -> Any:
+    """A logger for TensorRT's objects: warnings and worse go to `messages`, for it raises nothing that says why."""
+
+    class Collecting(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.messages.append(message)
+            log.debug("%s: %s", severity, message)
+
+    return Collecting()
+
+
+def complaint(messages: Sequence[str]) -> str:
+    """One line of what went wrong and what to do, from what TensorRT logged and its parser said."""
+    said = [" ".join(message.split()) for message in messages]
+    for pattern, cause in _CAUSES:
+        for message in said:
+            if re.search(pattern, message):
+                return f"{cause} (TensorRT: {message[:200]})"
+    if not said:
+        return "TensorRT does not say why; try the release of requirements-gpu.txt"
+    return f"TensorRT: {said[0][:300]}; try the release of requirements-gpu.txt"

@@ -1,0 +1,670 @@
+"""TensorRT engines: built for real where TensorRT-RTX is installed, run for real where there is a GPU.
+
+Where there is none, TensorRT and CUDA are played by small classes that run the graph by ONNX Runtime on numpy memory:
+the same calls in the same order, and the same ways to fail.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pytest
+
+import engines
+from engines import cuda, tensorrt_backend, tensorrt_build
+from engines.cuda import Cuda, first_gpu
+from engines.export import real_crops
+from engines.frame_graph import FRAME, MATRICES, crop_graph
+from engines.plan_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, read_header, read_plans, write_engine
+from engines.tensorrt_backend import TensorRtLandmarker, bucket
+from engines.tensorrt_build import build, layers_by_precision
+from engines.tensorrt_library import Library, complaint, installed, library
+from landmarks.card import ModelCard
+from landmarks.geometry import crop_from_frame, invert, warp
+from landmarks.types import F64, U8, FrameLandmarker, Landmarks, LineamentError
+from stream.track import Tracker
+from tests.blobs import BlobDetector, BlobLandmarker, scene
+from tests.test_engines import CARD as TINT
+from tests.test_engines import answer, crops, tint
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+CARD = replace(TINT, precision="fp16")
+H200 = Gpu("NVIDIA H200", (9, 0))
+KEY = PlanKey("a" * 64, "b" * 64, "tensorrt", "11.4.0", H200.name, H200.compute_capability, (1, 1, 6), "fp16")
+
+
+# ---- cutting crops by a graph
+
+
+def matrices_on(bgr: U8, card: ModelCard, n: int, half_px: tuple[float, float]) -> list[F64]:
+    """crop_from_frame of boxes round the astronaut's face, turned, some beyond the picture's edge."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(n):
+        center = np.array([225.0, 122.0]) + rng.normal(0, 90 if i % 2 else 5, 2)
+        half = rng.uniform(*half_px)
+        found.append(crop_from_frame(np.concatenate([center - half, center + half]), card, float(rng.normal(0, 0.5))))
+    return found
+
+
+def cut(bgr: U8, matrices: Sequence[F64], hw: tuple[int, int]) -> U8:
+    session = onnxruntime.InferenceSession(crop_graph(hw).SerializeToString(), providers=["CPUExecutionProvider"])
+    frame_from_crop = np.stack([invert(matrix) for matrix in matrices]).astype(np.float32)
+    return np.asarray(session.run(["rgb"], {FRAME: bgr, MATRICES: frame_from_crop})[0], np.uint8)
+
+
+def warped(bgr: U8, matrices: Sequence[F64], hw: tuple[int, int]) -> U8:
+    return np.stack([cv2.cvtColor(warp(bgr, matrix, hw), cv2.COLOR_BGR2RGB) for matrix in matrices]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("hw", [(64, 64), (48, 64)])
+def test_the_graph_cuts_the_crops_that_the_cpu_cuts(astronaut: U8, hw: tuple[int, int]) -> None:
+    matrices = matrices_on(astronaut, replace(CARD, input_hw=hw), 8, (12, 45))
+    got, wanted = cut(astronaut, matrices, hw), warped(astronaut, matrices, hw)
+    assert got.shape == wanted.shape and (wanted == 0).all(-1).any()
+    # OpenCV weighs neighbours in steps of 1/32
+    difference = np.abs(got.astype(int) - wanted)
+    assert difference.mean() < 0.3 and difference.max() <= 8
+
+
+def test_a_shifted_pixel_would_be_found_out(astronaut: U8) -> None:
+    """That the test above can fail: half a pixel of the frame, as a wrong corner convention gives, is far outside."""
+    matrix = matrices_on(astronaut, replace(CARD, input_hw=(64, 64)), 1, (20, 20))[0]
+    shifted = matrix + np.column_stack([np.zeros((2, 2)), matrix[:, :2] @ (0.5, 0.5)])
+    difference = np.abs(cut(astronaut, [shifted], (64, 64)).astype(int) - warped(astronaut, [matrix], (64, 64)))
+    assert difference.mean() > 2
+
+
+def test_points_in_crops_of_the_graph_are_within_half_a_pixel(astronaut: U8, shared: Path, tmp_path: Path) -> None:
+    from engines.adopt import AdoptConfig, adopt
+
+    peer = shared / "peers" / "pfld_ghostone_112_98pt.onnx"
+    card = adopt(AdoptConfig(peer, tmp_path / "pfld.onnx", bgr=True))
+    matrices = matrices_on(astronaut, card, 6, (30, 80))[::2]
+    with engines.load(str(tmp_path / "pfld.onnx"), "onnxruntime") as landmarker:
+        wanted = landmarker(warped(astronaut, matrices, card.input_hw)).points_unit
+        got = landmarker(cut(astronaut, matrices, card.input_hw)).points_unit
+    assert np.linalg.norm(got - wanted, axis=-1).max() * 256 < 0.5
+
+
+# ---- the backend, on a GPU played by numpy
+
+
+class FakeCuda:
+    """engines.cuda.Cuda on numpy memory."""
+
+    made: ClassVar[list[FakeCuda]] = []
+
+    def __init__(self) -> None:
+        self.memories: dict[int, U8] = {}
+        self.captures = self.launches = self.uploaded = 0
+        self.capturing = self.closed = False
+        FakeCuda.made.append(self)
+
+    def stream(self) -> int:
+        return 7
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return np.zeros(shape, dtype)
+
+    def memory(self, n_bytes: int) -> int:
+        address = 1000 + len(self.memories)
+        self.memories[address] = np.full(n_bytes, 85, np.uint8)
+        return address
+
+    def upload(self, to: int, array: Any, stream: int) -> None:
+        self.uploaded += array.nbytes
+        self.memories[to][: array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+
+    def download(self, array: Any, source: int, stream: int) -> None:
+        assert array.flags.c_contiguous
+        array.view(np.uint8).reshape(-1)[:] = self.memories[source][: array.nbytes]
+
+    def wait(self, stream: int) -> None:
+        assert not self.capturing, "waiting breaks a capture"
+
+    def captured(self, stream: int, work: Callable[[], None]) -> Any:
+        self.captures += 1
+        self.capturing = True
+        work()
+        self.capturing = False
+        return work
+
+    def launch(self, graph: Any, stream: int) -> None:
+        self.launches += 1
+        graph()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_device_memory(self, memory: int, size: int) -> None: ...
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        memories = FakeCuda.made[-1].memories
+        if self.engine.breaks:
+            self.engine.logger.log("ERROR", "Error Code 1: Cuda Runtime (out of memory)")
+            return False
+        inputs = {}
+        for port in self.engine.session.get_inputs():
+            dtype = np.uint8 if "uint8" in port.type else np.float32
+            shape = self.shapes[port.name]
+            data = memories[self.addresses[port.name]].view(dtype)
+            inputs[port.name] = data[: int(np.prod(shape))].reshape(shape)
+        for port, found in zip(self.engine.session.get_outputs(), self.engine.session.run(None, inputs)):
+            flat = found.view(np.uint8).reshape(-1)
+            memories[self.addresses[port.name]][: len(flat)] = flat
+        return True
+
+
+class FakeEngine:
+    device_memory_size_v2 = 64
+
+    def __init__(self, plan: bytes, logger: Any) -> None:
+        self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
+        self.logger, self.breaks = logger, False
+        self.ports = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.num_io_tensors = len(self.ports)
+
+    def _port(self, name: str) -> Any:
+        return next(port for port in self.ports if port.name == name)
+
+    def get_tensor_name(self, i: int) -> str:
+        return str(self.ports[i].name)
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if any(port.name == name for port in self.session.get_inputs()) else "out"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(size if isinstance(size, int) else -1 for size in self._port(name).shape)
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "uint8" if "uint8" in self._port(name).type else "float32"
+
+    def create_execution_context(self, strategy: object) -> FakeContext:
+        return FakeContext(self)
+
+
+class FakeLogger:
+    Severity = SimpleNamespace(ERROR="ERROR", INTERNAL_ERROR="INTERNAL_ERROR")
+
+
+class FakeTrt:
+    __version__ = "11.4.0"
+    ILogger = FakeLogger
+    TensorIOMode = SimpleNamespace(INPUT="in")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="mine")
+
+    def __init__(self) -> None:
+        self.opened: list[FakeEngine] = []
+
+    @staticmethod
+    def nptype(dtype: str) -> Any:
+        return np.dtype(dtype).type
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        def deserialize_cuda_engine(plan: bytes) -> FakeEngine | None:
+            if plan.startswith(b"old"):
+                logger.log("ERROR", "IRuntime::deserializeCudaEngine: Serialization assertion stdVersionRead failed")
+                return None
+            self.opened.append(FakeEngine(plan, logger))
+            return self.opened[-1]
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
+    """This machine now has an H200 and TensorRT 11.4.0, as far as the backend can tell."""
+    fake = FakeTrt()
+    monkeypatch.setattr(tensorrt_backend, "Cuda", FakeCuda)
+    monkeypatch.setattr(tensorrt_backend, "first_gpu", lambda: H200)
+    monkeypatch.setattr(tensorrt_backend, "library", lambda name: Library(name, fake))
+    return fake
+
+
+def engine_file(path: Path, key: PlanKey = KEY, judges: bool = False, hw: tuple[int, int] = (12, 16)) -> Path:
+    graph = tint(path.with_suffix(".onnx"), judges=judges, hw=hw).read_bytes()
+    plans = {POINTS_PLAN: graph, CROP_PLAN: crop_graph(hw).SerializeToString()}
+    write_engine(path, replace(CARD, input_hw=hw), key, "runs/b5/best.safetensors", plans)
+    return path
+
+
+@pytest.fixture
+def landmarker(trt: FakeTrt, tmp_path: Path) -> Iterator[TensorRtLandmarker]:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine")) as landmarker:
+        yield landmarker
+
+
+def test_its_points_are_those_that_can_be_worked_out_for_any_number_of_crops(landmarker: TensorRtLandmarker) -> None:
+    for n in (1, 2, 3, 6, 7, 13, 1):
+        found = landmarker(crops(n))
+        np.testing.assert_allclose(found.points_unit, answer(crops(n)), atol=1e-5)
+        np.testing.assert_array_equal(found.confidence, np.ones(n))
+        assert found.points_unit.dtype == found.confidence.dtype == np.float32
+
+
+def test_no_crops_give_no_points(landmarker: TensorRtLandmarker) -> None:
+    assert landmarker(np.empty((0, 12, 16, 3), np.uint8)).points_unit.shape == (0, 98, 2)
+    assert landmarker.on_frame(np.zeros((40, 40, 3), np.uint8), []).points_unit.shape == (0, 98, 2)
+
+
+def test_a_model_that_judges_says_so_of_each_crop(trt: FakeTrt, tmp_path: Path) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", judges=True)) as landmarker:
+        green = crops(9).astype(np.float64).mean((1, 2))[:, 1] / 255
+        np.testing.assert_allclose(landmarker(crops(9)).confidence, green, atol=1e-5)
+
+
+def test_what_it_returned_does_not_change_with_the_next_call(landmarker: TensorRtLandmarker) -> None:
+    first = landmarker(crops(2))
+    kept = first.points_unit.copy()
+    landmarker(crops(3))
+    np.testing.assert_array_equal(first.points_unit, kept)
+
+
+def test_each_size_of_batch_is_captured_once_and_then_costs_one_launch(landmarker: TensorRtLandmarker) -> None:
+    gpu = FakeCuda.made[-1]
+    for _ in range(3):
+        for n in (1, 3, 4, 5):
+            landmarker(crops(n))
+    assert (gpu.captures, gpu.launches) == (3, 12)  # of 1, 4 and 6
+
+
+def test_batches_fill_up_to_the_next_bucket_and_never_past_the_largest() -> None:
+    assert [bucket(n, 16) for n in (1, 2, 3, 4, 5, 8, 9, 16)] == [1, 2, 4, 4, 8, 8, 16, 16]
+    assert [bucket(n, 6) for n in (1, 3, 4, 5, 6)] == [1, 4, 4, 6, 6]
+    assert [bucket(n, 64) for n in (16, 17, 64)] == [16, 64, 64]
+    assert bucket(1, 1) == 1
+
+
+def test_threads_take_turns(landmarker: TensorRtLandmarker) -> None:
+    def right(n: int) -> bool:
+        return np.allclose(landmarker(crops(n)).points_unit, answer(crops(n)), atol=1e-5)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(right, [1, 2, 3, 6, 7] * 4))
+
+
+def test_it_may_be_closed_twice_and_a_call_after_it_is_refused(landmarker: TensorRtLandmarker) -> None:
+    landmarker(crops(1))
+    landmarker.close()
+    landmarker.close()
+    assert FakeCuda.made[-1].closed
+    with pytest.raises(LineamentError, match="closed"):
+        landmarker(crops(1))
+    with pytest.raises(LineamentError, match="closed"):
+        landmarker.on_frame(np.zeros((40, 40, 3), np.uint8), [np.eye(2, 3)])
+
+
+def test_a_wrong_dtype_or_shape_is_refused(landmarker: TensorRtLandmarker) -> None:
+    for wrong in (crops(1).astype(np.float32), crops(1)[0], crops(1)[:, :5]):
+        with pytest.raises(ValueError, match=r"takes crops \(N, 12, 16, 3\)"):
+            landmarker(wrong)
+
+
+def test_engines_load_opens_it(trt: FakeTrt, tmp_path: Path) -> None:
+    with engines.load(str(engine_file(tmp_path / "tint.engine"))) as landmarker:
+        assert isinstance(landmarker, TensorRtLandmarker) and isinstance(landmarker, FrameLandmarker)
+
+
+def test_on_a_frame_it_says_what_it_says_of_crops(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        for n, frame in ((1, astronaut), (8, astronaut), (2, astronaut[:200]), (3, astronaut[:, ::-1])):
+            matrices = matrices_on(frame, landmarker.card, n, (12, 45))
+            wanted = answer(warped(np.ascontiguousarray(frame), matrices, (64, 64)))
+            np.testing.assert_allclose(landmarker.on_frame(frame, matrices).points_unit, wanted, atol=0.5 / 256)
+
+
+def test_crops_cut_on_the_gpu_are_not_uploaded(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        gpu = FakeCuda.made[-1]
+        landmarker.on_frame(astronaut, matrices_on(astronaut, landmarker.card, 2, (12, 45)))
+        assert gpu.uploaded == astronaut.nbytes + 2 * 6 * 4
+
+
+def test_a_crop_that_shrinks_the_frame_is_averaged_on_the_cpu(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        gpu = FakeCuda.made[-1]
+        matrices = matrices_on(astronaut, landmarker.card, 2, (100, 110))
+        found = landmarker.on_frame(astronaut, matrices).points_unit
+        np.testing.assert_allclose(found, answer(warped(astronaut, matrices, (64, 64))), atol=1e-5)
+        assert gpu.uploaded < astronaut.nbytes
+
+
+def test_the_tracker_gives_the_frame_to_a_landmarker_that_takes_it() -> None:
+    class OnFrame(BlobLandmarker):
+        frames = 0
+
+        def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
+            self.frames += 1
+            return super().__call__(warped(bgr, crop_from_frame, self.card.input_hw))
+
+        def __call__(self, rgb_NHWC: U8) -> Landmarks:
+            raise AssertionError("crops were cut although it cuts them itself")
+
+    ours, plain = OnFrame(), BlobLandmarker()
+    assert isinstance(ours, FrameLandmarker) and not isinstance(plain, FrameLandmarker)
+    frame = scene([(100, 80), (220, 120)])
+    got, wanted = Tracker(BlobDetector(), ours)(frame), Tracker(BlobDetector(), plain)(frame)
+    assert ours.frames > 0 and len(got.tracks) == 2
+    for a, b in zip(got.tracks, wanted.tracks):
+        np.testing.assert_allclose(a.points, b.points)
+
+
+# ---- what is refused, and in which words
+
+
+def test_an_engine_of_another_gpu_or_release_is_refused(trt: FakeTrt, tmp_path: Path) -> None:
+    other = engine_file(tmp_path / "other.engine", replace(KEY, gpu="NVIDIA L4", compute_capability=(8, 9)))
+    with pytest.raises(LineamentError, match=r"built for NVIDIA L4.*make engine MODEL=runs/b5/best\.safetensors"):
+        TensorRtLandmarker(other)
+    stale = engine_file(tmp_path / "stale.engine", replace(KEY, library_version="10.13.0"))
+    with pytest.raises(LineamentError, match=r"by tensorrt 10\.13\.0, and 11\.4\.0 is installed.*make engine"):
+        TensorRtLandmarker(stale)
+
+
+def test_a_plan_that_does_not_open_is_one_clear_error_and_all_is_freed(trt: FakeTrt, tmp_path: Path) -> None:
+    write_engine(tmp_path / "old.engine", CARD, KEY, "", {POINTS_PLAN: b"old plan"})
+    with pytest.raises(LineamentError, match=r"tensorrt 11\.4\.0 cannot open it.*another release.*make engine"):
+        TensorRtLandmarker(tmp_path / "old.engine")
+    assert FakeCuda.made[-1].closed
+
+
+def test_a_plan_of_another_graph_is_refused(trt: FakeTrt, tmp_path: Path) -> None:
+    plans = {POINTS_PLAN: tint(tmp_path / "bad.onnx", names=("image", "points")).read_bytes()}
+    write_engine(tmp_path / "bad.engine", CARD, KEY, "", plans)
+    with pytest.raises(LineamentError, match="takes 'image'"):
+        TensorRtLandmarker(tmp_path / "bad.engine")
+
+
+def test_running_out_of_memory_says_what_to_do(trt: FakeTrt, landmarker: TensorRtLandmarker) -> None:
+    trt.opened[0].breaks = True
+    with pytest.raises(LineamentError, match=r"no memory left; close other programs.*--batches 1 1 4"):
+        landmarker(crops(1))
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("CUDA initialization failure with error: 35", "install or update the driver"),
+        ("In foo (cudaError 35: CUDA driver version is insufficient for CUDA runtime version)", "update the driver"),
+        ("CUDA initialization failure with error: 100", "shows no GPU"),
+        (
+            "[virtualMemoryBuffer.cpp] Error Code 2: OutOfMemory (Requested size was 8589934592 bytes.)",
+            "no memory left",
+        ),
+        ("No importer registered for op: Bewitch. Attempting to import as plugin.", "lacks an operator.*--target cpu"),
+        ("Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.", "another release, or damaged"),
+        ("Version tag does not match. Note: Current Version: 0, Serialized Engine Version: 43", "make engine"),
+        ("something\nnobody foresaw", "TensorRT: something nobody foresaw"),
+    ],
+)
+def test_what_tensorrt_says_is_told_in_plain_words(said: str, meant: str) -> None:
+    line = complaint(["Thread context has not been set", said] if "nobody" not in said else [said])
+    assert "\n" not in line
+    with pytest.raises(LineamentError, match=meant):
+        raise LineamentError(line)
+
+
+class Status(int):
+    """A cudaError_t."""
+
+
+def cuda_of(**results: tuple[Any, ...]) -> SimpleNamespace:
+    """cuda.bindings.runtime, as far as needed."""
+    calls = {name: (lambda *args, result=result: (Status(result[0]), *result[1:])) for name, result in results.items()}
+    return SimpleNamespace(
+        cudaGetErrorString=lambda status: (Status(0), b"misaligned address"), cudaStreamNonBlocking=1, **calls
+    )
+
+
+def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0)
+    runtime = cuda_of(cudaGetDeviceCount=(0, 1), cudaGetDeviceProperties=(0, properties))
+    monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
+    assert first_gpu() == H200
+
+
+@pytest.mark.parametrize(
+    ("driver", "result", "said"),
+    [
+        (None, (35, 0), "no NVIDIA driver.*--target cpu"),
+        (None, (100, 0), "no NVIDIA driver"),
+        ("NVRM version: NVIDIA UNIX 450.1\nGCC", (35, 0), r"driver \(NVIDIA UNIX 450\.1\) is too old.*update"),
+        ("NVRM version: NVIDIA UNIX 580.1\nGCC", (100, 0), "shows no GPU.*nvidia-smi"),
+        ("NVRM version: NVIDIA UNIX 580.1\nGCC", (0, 0), "shows no GPU"),
+        ("", (0, 0), "of unknown version"),
+    ],
+)
+def test_a_machine_without_a_gpu_is_told_why(
+    driver: str | None, result: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if driver is not None:
+        (tmp_path / "version").write_text(driver)
+    monkeypatch.setattr(cuda, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(cuda, "_runtime", lambda: cuda_of(cudaGetDeviceCount=result))
+    with pytest.raises(LineamentError, match=said):
+        first_gpu()
+
+
+def test_failures_of_cuda_name_what_was_done_and_what_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = cuda_of(cudaMalloc=(2,), cudaStreamCreateWithFlags=(716,))
+    monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
+    with Cuda() as gpu:
+        with pytest.raises(LineamentError, match=r"no memory left \(cudaMalloc\)"):
+            gpu.memory(1 << 40)
+        with pytest.raises(LineamentError, match=r"cudaStreamCreateWithFlags: misaligned address \(error 716\)"):
+            gpu.stream()
+
+
+def test_a_capture_ends_although_its_work_fails_and_all_is_freed_last_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    runtime = cuda_of(cudaStreamCreateWithFlags=(0, 5), cudaMalloc=(0, 99), cudaGraphInstantiate=(0, "launchable"))
+    runtime.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
+    runtime.cudaStreamBeginCapture = lambda stream, mode: (done.append(f"begin {mode}"), (Status(0),))[1]
+    runtime.cudaStreamEndCapture = lambda stream: (done.append("end"), (Status(0), "graph"))[1]
+    for name in ("cudaGraphDestroy", "cudaGraphExecDestroy", "cudaFree", "cudaStreamDestroy"):
+        setattr(runtime, name, lambda handle, name=name: done.append(name))
+    monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
+
+    def work() -> None:
+        raise LineamentError("cannot run it")
+
+    gpu = Cuda()
+    stream = gpu.stream()
+    gpu.memory(8)
+    with pytest.raises(LineamentError, match="cannot run it"):
+        gpu.captured(stream, work)
+    gpu.captured(stream, lambda: None)
+    gpu.close()
+    gpu.close()
+    begun = ["begin thread", "end"]
+    freed = ["cudaGraphDestroy", "cudaGraphExecDestroy", "cudaFree", "cudaStreamDestroy"]
+    assert done == [*begun, *begun, *freed]
+
+
+def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(LineamentError, match=r"tensorrt cannot be imported.*requirements-gpu\.txt"):
+        library("tensorrt")
+    with pytest.raises(LineamentError, match=r"tensorrt-rtx cannot be imported.*requirements-rtx\.txt"):
+        library("tensorrt-rtx")
+    with pytest.raises(LineamentError, match=r"CUDA bindings cannot be imported.*requirements-gpu\.txt"):
+        first_gpu()
+    with pytest.raises(LineamentError, match=r"requirements-gpu\.txt"):
+        engines.load(str(engine_file(tmp_path / "tint.engine")))
+
+
+def test_a_release_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))  # type: ignore[arg-type]
+    with pytest.raises(LineamentError, match=r"tensorrt is 8\.6\.1, expected 10\.12 or later"):
+        library("tensorrt")
+
+
+def test_the_inspector_tells_single_from_half() -> None:
+    def layer(kind: str, *formats: str) -> dict[str, Any]:
+        inputs, output = formats[:-1], formats[-1]
+        return {
+            "Name": f"{kind} {output}",
+            "LayerType": kind,
+            "Inputs": [{"Name": "in", "Format/Datatype": text} for text in inputs],
+            "Outputs": [{"Name": "out", "Format/Datatype": output}],
+        }
+
+    layers = [
+        layer("CaskConvolution", "Channel major FP16 format where channel % 8 == 0", "Row major linear FP16 format"),
+        layer("CaskConvolution", "Row major linear FP32", "Row major linear FP32"),
+        layer("CaskGemmConvolution", "Half", "Half"),
+        layer("gemm", "Float", "Float"),
+        layer("Reformat", "Row major linear FP32", "Row major linear FP32"),
+        layer("Convolution", "Float", "Half"),
+    ]
+    single, other = layers_by_precision(json.dumps({"Layers": layers}))
+    assert single == ["CaskConvolution Row major linear FP32", "gemm Float"] and len(other) == 3
+    with pytest.raises(LineamentError, match=r"2 convolutions.*single precision, 1 were meant"):
+        tensorrt_build._check_engine(json.dumps({"Layers": layers}), 1)
+    with pytest.raises(LineamentError, match="names its layers only"):
+        layers_by_precision(json.dumps({"Layers": ["conv1"]}))
+
+
+# ---- TensorRT-RTX, for real, which builds without a GPU
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny net as ONNX."""
+    torch = pytest.importorskip("torch")
+    from engines.export import export
+    from train.model import LandmarkNet, NetSpec, new_card
+
+    if not installed("tensorrt-rtx"):
+        pytest.skip("needs tensorrt-rtx: pip install -r requirements-rtx.txt")
+    torch.manual_seed(0)
+    net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64), presence=True)).eval()
+    path = tmp_path_factory.mktemp("rtx") / "tiny.onnx"
+    export(net, replace(new_card(net, "tiny", 1.3), weights_sha256="c" * 64), path)
+    return path
+
+
+def test_an_engine_for_rtx_is_built_without_a_gpu(exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.engine"
+    report = build(exported, path, "tensorrt-rtx", "runs/tiny.safetensors", progress=False)
+    assert (report.n_half, report.n_single) == (18, 2) and report.build_s > 0
+    header = read_header(path)
+    assert header.card.precision == "fp16" and header.card.built_with["tensorrt-rtx"] == report.key.library_version
+    assert header.key == report.key and header.key.gpu == ANY_RTX and header.key.weights_sha256 == "c" * 64
+    plans = read_plans(path)
+    assert list(plans) == [POINTS_PLAN, CROP_PLAN] and min(map(len, plans.values())) > 100_000
+
+
+def test_an_engine_is_built_again_only_when_something_changed(exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.engine"
+    build(exported, path, "tensorrt-rtx", progress=False)
+    assert build(exported, path, "tensorrt-rtx", progress=False).build_s == 0
+    assert build(exported, path, "tensorrt-rtx", batches=(1, 2, 8), progress=False).build_s > 0
+    path.write_bytes(path.read_bytes()[:-9])
+    assert build(exported, path, "tensorrt-rtx", progress=False).build_s > 0
+
+
+def test_a_build_that_stays_single_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a build with a flag for half precision that the release has no more would give."""
+    from engines.fp16 import _cast_pixels_first
+
+    def unchanged(model: onnx.ModelProto) -> onnx.ModelProto:
+        _cast_pixels_first(model.graph)
+        return model
+
+    monkeypatch.setattr(tensorrt_build, "half_precision", unchanged)
+    monkeypatch.setattr(tensorrt_build, "precisions_of_layers", lambda model: (18, 2))
+    with pytest.raises(LineamentError, match="20 convolutions and matrix products are in single precision, 2 were"):
+        build(exported, tmp_path / "slow.engine", "tensorrt-rtx", progress=False)
+    assert not (tmp_path / "slow.engine").exists()
+
+
+def test_an_operator_that_tensorrt_lacks_is_named(exported: Path, tmp_path: Path) -> None:
+    path = tint(tmp_path / "odd.onnx", replace(TINT, input_hw=(12, 3)).to_json(), hw=(12, 3))
+    model = onnx.load(path)
+    light, mean, turned, *_ = model.graph.node[1:]
+    mean.CopyFrom(onnx.helper.make_node("Det", light.output, mean.output, name="determinant"))
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == turned.input[1])
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.ones((12, 196), np.float32), weight.name))
+    onnx.save(model, path)
+    with pytest.raises(LineamentError, match=r"cannot read the graph for .*odd\.engine: .*lacks an operator.*Det"):
+        build(path, tmp_path / "odd.engine", "tensorrt-rtx", progress=False)
+
+
+def test_a_graph_of_one_fixed_batch_is_refused(exported: Path, tmp_path: Path) -> None:
+    path = tint(tmp_path / "one.onnx", batch=1)
+    with pytest.raises(LineamentError, match="fixed number of crops"):
+        build(path, tmp_path / "one.engine", "tensorrt-rtx", progress=False)
+    with pytest.raises(LineamentError, match="batches are"):
+        build(exported, tmp_path / "one.engine", "tensorrt-rtx", batches=(2, 1, 4), progress=False)
+
+
+def test_a_bar_shows_the_progress(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(exported, tmp_path / "tiny.engine", "tensorrt-rtx", progress=True)
+    assert "tiny.engine" in capsys.readouterr().err
+
+
+# ---- a real GPU
+
+
+def gpu_or_skip() -> None:
+    try:
+        first_gpu()
+    except LineamentError as error:
+        pytest.skip(str(error))
+    if not installed("tensorrt"):
+        pytest.skip("needs tensorrt: pip install -r requirements-gpu.txt")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_an_engine_agrees_with_pytorch_on_crops_and_on_frames(astronaut: U8, tmp_path: Path) -> None:
+    gpu_or_skip()
+    import torch
+
+    from engines.export import export, run_torch
+    from train.model import LandmarkNet, NetSpec, new_card
+
+    torch.manual_seed(0)
+    net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64))).eval()
+    with torch.no_grad():
+        net.get_parameter("head.linear.weight").mul_(1000)
+    card = new_card(net, "tiny", 1.3)
+    export(net, card, tmp_path / "tiny.onnx")
+    build(tmp_path / "tiny.onnx", tmp_path / "tiny.engine", "tensorrt")
+    with TensorRtLandmarker(tmp_path / "tiny.engine") as landmarker:
+        for n in (1, 3, 16, 20):
+            rgb = real_crops(card, n + 1)[:-1]
+            error = np.linalg.norm(landmarker(rgb).points_unit - run_torch(net, rgb), axis=-1).max()
+            assert error * 256 < 0.5
+        matrices = matrices_on(astronaut, card, 5, (15, 50))
+        wanted = run_torch(net, warped(astronaut, matrices, (64, 64)))
+        found = landmarker.on_frame(astronaut, matrices).points_unit
+        assert np.linalg.norm(found - wanted, axis=-1).max() * 256 < 0.5
