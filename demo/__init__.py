@@ -1,0 +1,7 @@
+"""The demo in the browser: pictures, clips, webcams and network cameras, through the command line's own pipeline."""
+
+import os
+
+# read when gradio is imported: nothing about a visit may leave this machine
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

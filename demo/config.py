@@ -1,0 +1,82 @@
+"""What the demo is told at its start, and how much it takes from one visitor."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from landmarks.types import LineamentError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that a visitor may ask for; more is refused with the limit named."""
+
+    upload_mb: int = 100
+    """Megabytes of an uploaded file."""
+    picture_megapixels: float = 40.0
+    """Pixels of an uploaded picture, in millions; a larger one is refused by its header, undecoded."""
+    clip_s: float = 120.0
+    """Seconds of an uploaded clip."""
+    clip_megapixels: float = 9.0
+    """Pixels of a clip's frame, in millions: 4K passes."""
+    clip_frames: int = 7200
+    """Frames of a clip: two minutes at 60 a second. It also ends a clip that lies about its length."""
+    visitors: int = 8
+    """Live views at a time, webcam and network cameras together."""
+    camera_s: float = 600.0
+    """Seconds that a network camera is shown before it has to be started again."""
+    waiting: int = 16
+    """Jobs that may wait for their turn."""
+    keep_s: int = 900
+    """Seconds after which a file that nobody came back for is deleted; those of a closed tab go at once."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if not getattr(self, name) > 0:
+                raise LineamentError(f"{name} is {getattr(self, name)}, wanted a number above 0")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Opens the demo in a browser: live webcam, clips, pictures, network cameras, two models side by side."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets the whole network in."""
+    port: int | None = None
+    """Port to listen on; by default the first free one from 7860."""
+    share: bool = False
+    """Ask for a public link, good for a week. Everybody who has it can use this machine's demo."""
+    auth: Annotated[str | None, tyro.conf.arg(metavar="USER:PASSWORD")] = None
+    """Let in only who knows these. The environment variable LINEAMENT_AUTH sets them unseen by `ps`."""
+    camera: bool = False
+    """Keep the Camera tab also where others can reach the demo: by a public link or from the network."""
+    allow_private: bool = False
+    """Let the Camera tab open addresses of private networks and of this machine: a camera at home has one."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH"), tyro.conf.UseAppendAction] = ()
+    """A model file to offer beside those that need none; may be given several times."""
+    limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.auth is not None and not all(self.auth.partition(":")):
+            raise LineamentError("auth lacks a name or a password; write --auth name:password")
+        for path in self.model:
+            if not Path(path).expanduser().is_file():
+                raise LineamentError(f"--model {path}: no such file; give a .onnx, .engine or .safetensors")
+
+    @property
+    def public(self) -> bool:
+        """Whether others than this machine's users can reach the demo."""
+        try:
+            return self.share or not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.share or self.host != "localhost"
+
+    @property
+    def camera_tab(self) -> bool:
+        """Whether visitors may make this machine open network cameras."""
+        return self.camera or not self.public

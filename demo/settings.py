@@ -1,0 +1,91 @@
+"""Settings: what a visitor chooses beside the input, checked, whatever way it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+from landmarks.schema import SCHEMAS, WFLW98
+from landmarks.types import LineamentError
+from stream.draw import DrawConfig
+from stream.track import TrackConfig
+
+SHOWN = ("points", "curves", "boxes", "pose")
+"""what can be drawn on a face"""
+MAX_FACES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One visitor's controls."""
+
+    model: str = "mesh"
+    max_faces: int = 4
+    confidence: float = 0.5
+    """0..1: a face that the landmark model believes in less is not shown"""
+    smooth: bool = True
+    schema: str = WFLW98.name
+    shown: tuple[str, ...] = ("points", "curves")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_faces <= MAX_FACES:
+            raise LineamentError(f"max faces is {self.max_faces}, wanted 1 to {MAX_FACES}")
+        if not 0 <= self.confidence <= 1:
+            raise LineamentError(f"confidence is {self.confidence}, wanted a number from 0 to 1")
+        if self.schema not in SCHEMAS:
+            raise LineamentError(f"no set of points is called {self.schema!r}; choose one of {', '.join(SCHEMAS)}")
+        if unknown := set(self.shown) - set(SHOWN):
+            raise LineamentError(f"cannot draw {', '.join(sorted(unknown))}; choose from {', '.join(SHOWN)}")
+
+    def changed(self, values: Mapping[str, object]) -> Self:
+        """With these values, as a browser sent them: a JSON object."""
+        known = {field.name for field in fields(self)}
+        if unknown := set(values) - known:
+            raise LineamentError(f"no setting is called {', '.join(sorted(map(str, unknown)))}")
+        try:
+            return replace(self, **{name: _CASTS[name](value) for name, value in values.items()})
+        except (TypeError, ValueError) as error:
+            raise LineamentError(f"a setting has a value of the wrong kind: {error}") from None
+
+    @property
+    def track(self) -> TrackConfig:
+        return TrackConfig(max_faces=self.max_faces, min_confidence=self.confidence, smooth=self.smooth)
+
+    @property
+    def view(self) -> DrawConfig:
+        points, curves = "points" in self.shown, "curves" in self.shown
+        return DrawConfig(
+            draw="both" if points and curves else "points" if points else "curves" if curves else "none",
+            schema="wflw98" if self.schema == WFLW98.name else "ibug68",
+            boxes="boxes" in self.shown,
+            pose="pose" in self.shown,
+        )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r} is no list")
+    return tuple(_text(item) for item in value)
+
+
+_CASTS: dict[str, Callable[[object], Any]] = {
+    "model": _text,
+    "max_faces": lambda value: int(_number(value)),
+    "confidence": _number,
+    "smooth": bool,
+    "schema": _text,
+    "shown": _names,
+}
