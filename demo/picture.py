@@ -1,0 +1,128 @@
+"""One picture: its faces, drawn, as JSON, CSV and .pts, and what two models make of the same one."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import time
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from demo.analyst import as_json
+from demo.models import Models
+from demo.settings import Settings
+from landmarks.geometry import crop_from_frame, warp
+from landmarks.schema import SCHEMAS, WFLW98, convert
+from landmarks.types import U8, Frame, LineamentError, Result
+from stream.detect import StillFaces
+from stream.draw import draw
+from stream.track import Tracker
+
+_TIMED_RUNS = 9
+"""of one model on one crop; the median counts"""
+_SHOWN_LONG_SIDE = 2560
+"""a drawing is shown at most this large, px: four times a screen's zoom, and bearable to send"""
+
+
+def find(bgr: U8, settings: Settings, models: Models) -> Result:
+    """Every face of a picture that stands alone. bgr: (H, W, 3)."""
+    with StillFaces() as detector:
+        tracker = Tracker(detector, models[settings.model], settings.track, still=True)
+        return tracker(Frame(bgr, "picture", 0, 0.0, time.monotonic()))
+
+
+def drawn_url(result: Result, settings: Settings) -> str:
+    """The drawing as a data: address, which no file and no later request is needed for."""
+    canvas = draw(result, WFLW98, settings.view)
+    scale = _SHOWN_LONG_SIDE / max(canvas.shape[:2])
+    if scale < 1:
+        size = (round(canvas.shape[1] * scale), round(canvas.shape[0] * scale))
+        canvas = np.asarray(cv2.resize(canvas, size, interpolation=cv2.INTER_AREA), np.uint8)
+    good, jpeg = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    if not good:
+        raise LineamentError("the drawing could not be encoded; try a smaller picture")
+    return _data_url("image/jpeg", jpeg.tobytes())
+
+
+def downloads(result: Result, settings: Settings) -> list[tuple[str, str]]:
+    """(file name, data: address) of the points: JSON, CSV, and a .pts for each face."""
+    if not result.tracks:
+        return []
+    text = json.dumps(as_json(result, settings.schema), indent=1)
+    files = [("points.json", "application/json", text), ("points.csv", "text/csv", _csv(result, settings.schema))]
+    for track in result.tracks:
+        points = convert(track.points, WFLW98, SCHEMAS[settings.schema])
+        files.append((f"face-{track.id}.pts", "text/plain", pts(points)))
+    return [(name, _data_url(kind, text.encode())) for name, kind, text in files]
+
+
+def pts(points: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
+    """As 300W writes one face. points: (K, 2) frame px; in the file they count from 1."""
+    rows = "\n".join(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points.tolist())
+    return f"version: 1\nn_points: {len(points)}\n{{\n{rows}\n}}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What one model made of a picture."""
+
+    model: str
+    result: Result
+    landmark_ms: float
+    """median of one face's crop; nan where there was no face"""
+
+
+def compare(bgr: U8, names: tuple[str, str], settings: Settings, models: Models) -> tuple[Timed, Timed, float]:
+    """Both models on the same picture, and how far apart they put the points of the faces that both found.
+
+    The distance is the mean over points, in percent of the distance of the eyes' outer corners; nan without a face.
+    """
+    first, second = (_timed(bgr, replace(settings, model=name), models) for name in names)
+    return first, second, _apart(first.result, second.result)
+
+
+def _timed(bgr: U8, settings: Settings, models: Models) -> Timed:
+    result = find(bgr, settings, models)
+    if not result.tracks:
+        return Timed(settings.model, result, float("nan"))
+    landmarker, track = models[settings.model], result.tracks[0]
+    card = landmarker.card
+    matrix = crop_from_frame(track.points, card, track.face.roll_rad)
+    crop = cv2.cvtColor(warp(bgr, matrix, card.input_hw), cv2.COLOR_BGR2RGB)
+    spent = []
+    for _ in range(_TIMED_RUNS):
+        began_s = time.perf_counter()
+        landmarker(np.asarray(crop[None], np.uint8))
+        spent.append((time.perf_counter() - began_s) * 1e3)
+    return Timed(settings.model, result, float(np.median(spent)))
+
+
+def _apart(first: Result, second: Result) -> float:
+    left, right = WFLW98.eye_corners
+    distances = []
+    for a in first.tracks:
+        ocular = float(np.linalg.norm(a.points[left] - a.points[right]))
+        means = [float(np.linalg.norm(a.points - b.points, axis=1).mean()) for b in second.tracks]
+        # the nearest one is the same face, unless the other model missed it
+        if means and ocular > 0 and min(means) < ocular:
+            distances.append(100 * min(means) / ocular)
+    return float(np.mean(distances)) if distances else float("nan")
+
+
+def _csv(result: Result, schema: str) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("face", "point", "part", "x", "y"))
+    parts = {index: name for name, indices in SCHEMAS[schema].parts.items() for index in indices}
+    for track in result.tracks:
+        for index, (x, y) in enumerate(convert(track.points, WFLW98, SCHEMAS[schema]).tolist()):
+            rows.writerow((track.id, index, parts[index], f"{x:.2f}", f"{y:.2f}"))
+    return text.getvalue()
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
