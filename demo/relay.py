@@ -1,0 +1,278 @@
+"""Relays: FFmpeg talks to this machine alone, and a relay passes on what may pass. Each serves one camera view.
+
+FFmpeg follows redirects and fetches what playlists name, wherever that leads. So it is given the address of a relay,
+which makes every connection by demo.reach: redirects are refused, the addresses in a playlist are checked one by one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import http.server
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Self
+from urllib.parse import quote, urljoin
+
+from demo.reach import Target, connect, resolve
+from landmarks.types import LineamentError
+
+_CHUNK = 65536
+_MAX_HEADER = 65536
+_MAX_PLAYLIST = 2_000_000
+_ACCEPT_TIMEOUT_S = 15.0
+
+
+class RtspRelay:
+    """One RTSP connection, over TCP. What the server says is read on the way, until it tries to lead elsewhere."""
+
+    def __init__(self, target: Target) -> None:
+        self.refused: str | None = None
+        """why the relay broke off, for the visitor"""
+        self._target = target
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """What FFmpeg is given."""
+        user = "" if self._target.user is None else quote(self._target.user, safe="")
+        if self._target.password is not None:
+            user += ":" + quote(self._target.password, safe="")
+        port = self._sockets[0].getsockname()[1]
+        return f"rtsp://{user + '@' if user else ''}127.0.0.1:{port}{self._target.rest}"
+
+    def __enter__(self) -> Self:
+        """Connects, so that what cannot be reached is told in this module's words."""
+        server = connect(self._target)
+        door = socket.create_server(("127.0.0.1", 0), backlog=1)
+        door.settimeout(_ACCEPT_TIMEOUT_S)
+        self._sockets = [door, server]
+        self._start(lambda: self._serve(door, server))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closed = True
+        for end in list(self._sockets):
+            _shut(end)
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(timeout=5)
+
+    def _start(self, job: Callable[[], None]) -> None:
+        thread = threading.Thread(target=job, name="rtsp relay", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _serve(self, door: socket.socket, server: socket.socket) -> None:
+        try:
+            client, _ = door.accept()
+        except OSError:
+            return
+        finally:
+            _shut(door)
+        self._sockets.append(client)
+        if self._closed:  # while the connection came in
+            _shut(client)
+            return
+        self._start(lambda: self._pump(client, server, lambda data: iter((data,))))
+        self._pump(server, client, RtspReplies())
+
+    def _pump(self, source: socket.socket, sink: socket.socket, allowed: Callable[[bytes], Iterator[bytes]]) -> None:
+        try:
+            while data := source.recv(_CHUNK):
+                for part in allowed(data):
+                    sink.sendall(part)
+        except LineamentError as error:
+            self.refused = str(error)
+        except OSError:
+            pass  # closed, or silent for too long: FFmpeg says so
+        finally:
+            _shut(source)
+            _shut(sink)
+
+
+class RtspReplies:
+    """Lets a server's bytes through message by message; raises LineamentError at one that leads elsewhere."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def __call__(self, data: bytes) -> Iterator[bytes]:
+        self._held += data
+        while size := self._complete():
+            message, self._held = self._held[:size], self._held[size:]
+            yield message
+
+    def _complete(self) -> int:
+        """Bytes of the first message held; 0 while it has not all come."""
+        held = self._held
+        if held[:1] == b"$":  # a packet of the stream itself: $, channel, length, data
+            size = 4 + int.from_bytes(held[2:4], "big") if len(held) >= 4 else 0
+            return size if size <= len(held) else 0
+        end = held.find(b"\r\n\r\n")
+        if end < 0:
+            if len(held) > _MAX_HEADER:
+                raise LineamentError("the camera does not speak RTSP; check the address")
+            return 0
+        header = held[:end].lstrip(b"\r\n")
+        if re.match(rb"RTSP/\d\.\d 3|REDIRECT ", header, re.IGNORECASE):
+            raise LineamentError("the camera sends on to another address, which is not followed; give that one itself")
+        length = re.search(rb"^content-length:\s*(\d{1,7})\s*$", header, re.IGNORECASE | re.MULTILINE)
+        size = end + 4 + (int(length[1]) if length else 0)
+        return size if size <= len(held) else 0
+
+
+class HttpRelay:
+    """A web server on this machine alone for one stream: files, endless MJPEG, HLS with all that it names."""
+
+    def __init__(self, target: Target, allow_private: bool) -> None:
+        self.refused: str | None = None
+        self._allow_private = allow_private
+        self._first = f"{target.scheme}://{_host(target)}{target.rest}"
+        self._login = None if target.user is None else f"{target.user}:{target.password or ''}"
+        self._origin = f"{target.scheme}://{_host(target)}"
+        self._secret = secrets.token_urlsafe(12)
+        self._server: http.server.ThreadingHTTPServer | None = None
+        self._open: set[socket.socket] = set()
+
+    @property
+    def url(self) -> str:
+        if self._server is None:
+            raise RuntimeError("the relay is not open; use it in a with block")
+        return f"http://127.0.0.1:{self._server.server_port}" + self._path(self._first)
+
+    def __enter__(self) -> Self:
+        relay = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            timeout = 30
+
+            def do_GET(self) -> None:
+                relay.serve(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass  # the addresses carry passwords
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http relay", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        server, self._server = self._server, None
+        if server:
+            server.shutdown()
+            server.server_close()
+        for upstream in list(self._open):
+            _shut(upstream)
+
+    def serve(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """Answers one request of FFmpeg's; http.server calls it on a thread of its own."""
+        try:
+            self._answer(request)
+        except LineamentError as error:
+            self.refused = str(error)
+            with contextlib.suppress(OSError):
+                request.send_error(403)
+        except (OSError, http.client.HTTPException):
+            request.close_connection = True
+
+    def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        prefix = f"/{self._secret}/"
+        if not request.path.startswith(prefix):
+            request.send_error(404)
+            return
+        scheme, _, rest = request.path.removeprefix(prefix).partition("/")
+        url = f"{scheme}://{rest}"
+        target = resolve(url, self._allow_private)
+        if target.scheme not in ("http", "https"):
+            raise LineamentError("the stream names an address that is not http or https; that is not followed")
+        upstream = http.client.HTTPConnection(target.host, target.port)
+        upstream.sock = connect(target)
+        self._open.add(upstream.sock)
+        held = upstream.sock
+        try:
+            headers = {"Host": _host(target), "User-Agent": "Lineament", "Accept": "*/*", "Connection": "close"}
+            if self._login and url.startswith(self._origin + "/"):
+                headers["Authorization"] = "Basic " + base64.b64encode(self._login.encode()).decode()
+            if asked := request.headers.get("Range"):
+                headers["Range"] = asked
+            upstream.request("GET", target.rest, headers=headers)
+            self._pass_on(request, upstream.getresponse(), url)
+        finally:
+            self._open.discard(held)
+            upstream.close()
+
+    def _pass_on(self, request: http.server.BaseHTTPRequestHandler, reply: http.client.HTTPResponse, url: str) -> None:
+        if 300 <= reply.status < 400:
+            raise LineamentError("the server sends on to another address, which is not followed; give that one itself")
+        start = reply.read1(_CHUNK) if reply.status < 300 else b""
+        if start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"#EXTM3U"):
+            body = start + reply.read(_MAX_PLAYLIST)
+            start = self._rewritten(body.decode("utf-8", "replace"), url).encode()
+            reply_length: str | None = str(len(start))
+        else:
+            if reply.status == 200 and not _is_stream(start, reply.getheader("Content-Type", "")):
+                raise LineamentError("the address leads to no video; check the path, or open it in a browser")
+            reply_length = reply.getheader("Content-Length")
+        request.send_response(reply.status)
+        for name in ("Content-Type", "Content-Range", "Accept-Ranges"):
+            if value := reply.getheader(name):
+                request.send_header(name, value.replace("\r", "").replace("\n", ""))
+        if reply_length is not None:
+            request.send_header("Content-Length", reply_length)
+        request.send_header("Connection", "close")
+        request.end_headers()
+        while start:
+            request.wfile.write(start)
+            start = reply.read1(_CHUNK)
+
+    def _rewritten(self, playlist: str, url: str) -> str:
+        """A playlist whose every address leads through this relay."""
+        lines = []
+        for line in playlist.splitlines():
+            if line.startswith("#"):
+                line = re.sub(r'URI="([^"]*)"', lambda m: f'URI="{self._path(urljoin(url, m[1]))}"', line)
+            elif line.strip():
+                line = self._path(urljoin(url, line.strip()))
+            lines.append(line)
+        return "\n".join(lines) + "\n"
+
+    def _path(self, url: str) -> str:
+        """Where this relay serves an address of the wide world; what is none is refused when it is asked for."""
+        scheme, _, rest = url.partition("://")
+        return f"/{self._secret}/{quote(scheme, safe='')}/{rest}"
+
+
+def _is_stream(start: bytes, content_type: str) -> bool:
+    """Whether a body begins as video or pictures do, and not as a list of further addresses."""
+    return (
+        start[:1] == b"\x47"  # MPEG-TS
+        or start[4:8] in (b"ftyp", b"styp", b"moof", b"moov", b"sidx", b"mdat", b"free")  # MP4
+        or start.startswith((b"\xff\xd8", b"\x1aE\xdf\xa3", b"FLV", b"\x89PNG", b"RIFF", b"GIF8", b"OggS"))
+        or content_type.lower().startswith("multipart/x-mixed-replace")
+    )
+
+
+def _host(target: Target) -> str:
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    return f"{host}:{target.port}"
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        end.close()
