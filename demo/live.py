@@ -1,0 +1,249 @@
+"""The live views: sockets that carry frames one way and points the other. Owns what one open view has here.
+
+    webcam   page --JPEG--> here --points--> page, which draws them on the frame that it sent
+    camera   here --JPEG and points--> page, which draws them and asks for the next
+
+In both a frame goes only when the one before is done: none waits in a queue, and a slow line or a busy machine shows
+fewer frames, not older ones. Nothing is kept: with the socket goes all that it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from demo.analyst import Analyst, as_json
+from demo.config import DemoConfig
+from demo.models import Models
+from demo.network_camera import NetworkCamera
+from demo.settings import Settings
+from demo.uploads import decode_frame
+from demo.visitors import Door
+from landmarks.types import Frame, LineamentError, Result
+from stream.pipeline import Pipeline
+
+IDLE_S = 300.0
+"""a view that sends nothing for so long is closed; the page opens another when it is looked at again"""
+_JPEG_QUALITY = 80
+_CAMERA_LONG_SIDE = 960
+"""a network camera's frames are made this small before they are sent on, px"""
+_REFUSED, _FULL = 4403, 4429
+"""closing codes of the socket that the page knows"""
+
+
+class LiveViews:
+    """Serves the sockets. One instance for all visitors; what a visitor has lives in the call that serves it."""
+
+    def __init__(self, models: Models, door: Door, cfg: DemoConfig, workers: int) -> None:
+        """workers: frames that may be analysed at the same time, of all visitors."""
+        self._models, self._door, self._cfg = models, door, cfg
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="live")
+        # opening and waiting for a camera takes seconds and must not take the place of somebody's frame
+        self._waiters = ThreadPoolExecutor(cfg.limits.visitors, thread_name_prefix="camera")
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._waiters.shutdown(wait=False, cancel_futures=True)
+
+    async def webcam(self, socket: WebSocket) -> None:
+        if not await self._admitted(socket):
+            return
+        analyst, index, began_s = Analyst(self._models, Settings()), 0, time.monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                message = await asyncio.wait_for(socket.receive(), IDLE_S)
+                if message["type"] == "websocket.disconnect":
+                    return
+                try:
+                    if (data := message.get("bytes")) is not None:
+                        reply = await loop.run_in_executor(
+                            self._workers, _analysed, analyst, data, index, time.monotonic() - began_s
+                        )
+                        index += 1
+                        await socket.send_text(reply)
+                    else:
+                        analyst.settings = _changed(analyst.settings, message.get("text") or "")
+                except LineamentError as error:
+                    await socket.send_text(json.dumps({"error": str(error)}))
+        except (WebSocketDisconnect, TimeoutError):
+            pass
+        finally:
+            await self._gone(socket, analyst)
+
+    async def camera(self, socket: WebSocket) -> None:
+        """First message: {"url": ..., settings}; then settings, or {"next": true} for another frame."""
+        if not await self._admitted(socket):
+            return
+        analyst = Analyst(self._models, Settings())
+        try:
+            if not self._cfg.camera_tab:
+                raise LineamentError("network cameras are switched off here; the demo's owner can allow them")
+            first = _object(await asyncio.wait_for(socket.receive_text(), IDLE_S))
+            url = first.pop("url", None)
+            if not isinstance(url, str):
+                raise LineamentError("the address of a camera is missing; write rtsp://user:password@host/path")
+            analyst.settings = analyst.settings.changed(first)
+            await self._show(socket, NetworkCamera(url, self._cfg.allow_private), analyst)
+        except LineamentError as error:
+            if socket.application_state is WebSocketState.CONNECTED:
+                await socket.send_text(json.dumps({"error": str(error)}))
+        except (WebSocketDisconnect, TimeoutError):
+            pass
+        finally:
+            await self._gone(socket, analyst)
+
+    async def _show(self, socket: WebSocket, source: NetworkCamera, analyst: Analyst) -> None:
+        loop = asyncio.get_running_loop()
+        wanted = threading.Event()
+        wanted.set()
+
+        def send(text: str, jpeg: bytes) -> None:
+            asyncio.run_coroutine_threadsafe(_send(socket, text, jpeg), loop).result(IDLE_S)
+
+        # from the start, so that a page that leaves while the camera is still opening is noticed
+        listener = asyncio.create_task(_listen(socket, analyst, wanted, source))
+        try:
+            ended = await loop.run_in_executor(
+                self._waiters, _watch, source, analyst, wanted, send, self._cfg.limits.camera_s
+            )
+            if not listener.done():
+                await socket.send_text(json.dumps({"ended": ended}))
+        finally:
+            listener.cancel()
+            source.close()
+
+    async def _admitted(self, socket: WebSocket) -> bool:
+        """Whether a view may go on; where it may not, the page has been told why."""
+        await socket.accept()
+        if not self._door.redeem(socket.query_params.get("ticket", "")):
+            await socket.close(_REFUSED, "reload the page")
+            return False
+        try:
+            self._door.enter()
+        except LineamentError as error:
+            await socket.send_text(json.dumps({"error": str(error)}))
+            await socket.close(_FULL, "full")
+            return False
+        return True
+
+    async def _gone(self, socket: WebSocket, analyst: Analyst) -> None:
+        self._door.leave()
+        analyst.close()
+        if WebSocketState.DISCONNECTED not in (socket.application_state, socket.client_state):
+            await socket.close()
+
+
+def _analysed(analyst: Analyst, data: bytes, index: int, time_s: float) -> str:
+    """A webcam's JPEG to the JSON of its faces."""
+    began_s = time.monotonic()
+    bgr = decode_frame(data)
+    decode_ms = (time.monotonic() - began_s) * 1e3
+    result = analyst(Frame(bgr, "webcam", index, time_s, began_s))
+    ms = {"decode": decode_ms, **result.ms, "server": (time.monotonic() - began_s) * 1e3}
+    return json.dumps(as_json(replace(result, ms=ms), analyst.settings.schema))
+
+
+def _watch(
+    source: NetworkCamera,
+    analyst: Analyst,
+    wanted: threading.Event,
+    send: Callable[[str, bytes], None],
+    seconds: float,
+) -> str:
+    """Shows a camera until it ends, is closed or its time is over; says which. Runs on a thread of its own.
+
+    wanted: set whenever the page can take another frame; until then newer frames replace older ones.
+    """
+    with Pipeline(source, analyst) as results:
+        frames, ends_s = iter(results), time.monotonic() + seconds
+        while not source.closed:
+            if not wanted.wait(0.5):
+                continue
+            wanted.clear()
+            result = next(frames, None)
+            if result is None:
+                break
+            if time.monotonic() > ends_s:
+                return f"{seconds / 60:g} minutes are over; start it again to go on"
+            send(*_encoded(result, analyst.settings.schema, results.dropped))
+    return "the stream has ended"
+
+
+def _encoded(result: Result, schema: str, dropped: int) -> tuple[str, bytes]:
+    """A result as JSON and JPEG."""
+    result = _small(result)
+    good, jpeg = cv2.imencode(".jpg", result.frame.bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not good:
+        raise LineamentError("a frame could not be encoded; start the camera again")
+    age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
+    meta = as_json(replace(result, ms={**result.ms, "age": age_ms}), schema)
+    return json.dumps({**meta, "dropped": dropped}), jpeg.tobytes()
+
+
+async def _send(socket: WebSocket, text: str, jpeg: bytes) -> None:
+    try:
+        await socket.send_text(text)
+        await socket.send_bytes(jpeg)
+    except (WebSocketDisconnect, RuntimeError):
+        pass  # the page has left, which the listener hears too
+
+
+def _small(result: Result) -> Result:
+    """The result on a frame of at most _CAMERA_LONG_SIDE; points and boxes follow."""
+    height, width = result.frame.bgr.shape[:2]
+    scale = _CAMERA_LONG_SIDE / max(height, width)
+    if scale >= 1:
+        return result
+    size = (round(width * scale), round(height * scale))
+    bgr = np.asarray(cv2.resize(result.frame.bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
+    tracks = tuple(
+        replace(
+            track,
+            face=replace(track.face, box_xyxy=(track.face.box_xyxy + 0.5) * scale - 0.5),
+            points=(track.points + 0.5) * scale - 0.5,
+        )
+        for track in result.tracks
+    )
+    return replace(result, frame=replace(result.frame, bgr=bgr), tracks=tracks)
+
+
+async def _listen(socket: WebSocket, analyst: Analyst, wanted: threading.Event, source: NetworkCamera) -> None:
+    """Hears the page of a camera view until it leaves, falls silent or says what it may not: then the camera closes."""
+    try:
+        while True:
+            values = _object(await asyncio.wait_for(socket.receive_text(), IDLE_S))
+            if values.pop("next", False):
+                wanted.set()
+            if values:
+                analyst.settings = analyst.settings.changed(values)
+    except (WebSocketDisconnect, TimeoutError, LineamentError):
+        pass
+    finally:
+        source.close()
+        wanted.set()
+
+
+def _changed(settings: Settings, text: str) -> Settings:
+    return settings.changed(_object(text))
+
+
+def _object(text: str) -> dict[str, object]:
+    if len(text) > 10_000:
+        raise LineamentError("a message came that is too long")
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise LineamentError("a message came that is no JSON object")
+    return values
