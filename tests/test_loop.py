@@ -107,6 +107,20 @@ def test_a_run_leaves_all_that_its_folder_should_hold(tmp_path: Path) -> None:
     assert json.loads((fitted.run / "environment.json").read_text())["torch"] == torch.__version__
 
 
+def test_a_run_begins_by_saying_what_the_mean_face_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = faces(tmp_path, 8)
+    # of the box, round which both are cropped
+    middle = (train[0].points.max(0) + train[0].points.min(0)) / 2
+    narrow = (train[0].points - middle) * np.float32([0.5, 1]) + middle
+    with caplog.at_level("INFO", "train.loop"):
+        cfg = config(tmp_path, epochs=1, crop=CropConfig("rect", level=False))
+        fit(cfg, train, [replace(train[0], points=narrow)])
+    # the mean face is the training faces' one shape, as high as the narrow one and twice as wide
+    off = float(np.abs(narrow - middle)[:, 0].mean()) / np.linalg.norm(narrow[60] - narrow[72]) * 100
+    said = next(m for m in caplog.messages if m.startswith("the mean face"))
+    assert float(said.split()[-1]) == pytest.approx(off, abs=1e-3)
+
+
 @pytest.mark.parametrize("head", ["coords", "heatmap", "star", "simcc"])
 def test_every_head_learns(tmp_path: Path, head: str) -> None:
     # the same eight over and over: epochs cost more than steps

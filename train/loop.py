@@ -175,6 +175,7 @@ def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEp
         resumed = run.resume()
         if here.first and not resumed:
             run.describe()
+            run.say_baseline()
         try:
             return run.go(on_epoch)
         finally:
@@ -361,6 +362,18 @@ class Run:
             self.writer.add_image("val", picture[..., ::-1].copy(), self.epoch, dataformats="HWC")
         self.net.train()
         return float(errors.mean())
+
+    def say_baseline(self) -> None:
+        """What a net would score that has learnt nothing but where a face's points are on average."""
+        if self.val is None:
+            return
+        truth = np.stack([self.val.input_crop(i).points for i in range(len(self.val))])
+        known = np.stack([self.crops.input_crop(i).points for i in range(len(self.crops))])
+        mean = np.broadcast_to(np.nanmean(known, axis=0), truth.shape)
+        labelled = np.isfinite(truth).all((1, 2))
+        if labelled.any():
+            errors = metrics.nme(mean[labelled], truth[labelled], SCHEMAS[self.cfg.schema])
+            log.info("the mean face of the training crops has a held-out NME of %.3f", errors.mean())
 
     def _save_best(self, nme: float) -> None:
         card = new_card(self.judged, self.cfg.name, self.cfg.crop.scale)
