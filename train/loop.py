@@ -33,6 +33,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -240,7 +241,7 @@ class Run:
     def go(self, on_epoch: OnEpoch | None) -> Fitted:
         cfg = self.cfg
         began_s = saved_s = time.monotonic()
-        loader = self._loader()
+        loader = self.loader()
         with _stopped_by_signals(self):
             while self.epoch < cfg.epochs:
                 self.batches.start(self.epoch, self.batch_in_epoch)
@@ -275,26 +276,30 @@ class Run:
         factor = cfg.schedule.factor(step, len(self.batches), cfg.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = cfg.lr * factor
-        rgb, points, weight = (t.to(here.device, non_blocking=True) for t in batch)
-        with torch.autocast(here.device.type, self.dtype) if self.dtype else nullcontext():
-            raw, presence = self.stepper(rgb)
-        loss = self._loss(raw, presence, points, weight)
+        with record_function("forward"):
+            rgb, points, weight = (t.to(here.device, non_blocking=True) for t in batch)
+            with torch.autocast(here.device.type, self.dtype) if self.dtype else nullcontext():
+                raw, presence = self.stepper(rgb)
+            loss = self._loss(raw, presence, points, weight)
         # one exchange for both, so that all processes stop after the same step
         total, stop = _summed(torch.stack([loss.detach(), loss.new_tensor(float(self.stop))]), here)
         self.stop = stop > 0
         if not math.isfinite(total):
             raise self._not_finite("the loss", total, batch)
         # DDP averages gradients over processes; the loss is a share of the global batch's mean
-        self.scaler.scale(loss * here.world).backward()
+        with record_function("backward"):
+            self.scaler.scale(loss * here.world).backward()
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), cfg.clip_norm))
         if not self.scaler.is_enabled() and not math.isfinite(norm):
             raise self._not_finite("the gradient", norm, batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update(self.net, step)
+        with record_function("optimizer"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        with record_function("average"):
+            if self.ema:
+                self.ema.update(self.net, step)
         if self.writer and step % 10 == 0:
             for name, value in (("loss", total), ("lr", cfg.lr * factor), ("gradient norm", norm)):
                 self.writer.add_scalar(f"step/{name}", value, step)
@@ -475,7 +480,7 @@ class Run:
         if self.writer:
             self.writer.close()
 
-    def _loader(self) -> DataLoader[Any]:
+    def loader(self) -> DataLoader[Any]:
         cfg = self.cfg
         return DataLoader(
             _Augmented(self.crops, cfg),
@@ -496,6 +501,8 @@ class Run:
         return tqdm(total=total, initial=self.batch_in_epoch, desc=text, disable=quiet, leave=False, dynamic_ncols=True)
 
 
+STAGES = ("forward", "backward", "optimizer", "average")
+"""the parts of a step, as PyTorch's profiler sees them"""
 PRESENCE_WEIGHT = 2.0
 """of presence beside the points' loss: a clear mistake then costs as much as being off by a pixel"""
 
@@ -593,7 +600,7 @@ def _quiet_worker(number: int) -> None:
 def _processes(cfg: TrainConfig) -> Iterator[Here]:
     """Joins the processes that torchrun started; alone otherwise."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = _device(cfg.device)
+    device = pick_device(cfg.device)
     if world == 1:
         yield Here(0, 1, device)
         return
@@ -607,7 +614,7 @@ def _processes(cfg: TrainConfig) -> Iterator[Here]:
         dist.destroy_process_group()
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
