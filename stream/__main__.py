@@ -47,9 +47,11 @@ class StreamConfig:
     """A camera number, file, image, folder of images, rtsp:// or http:// URL, or 'sample' (a clip made from a public
     domain portrait). 'auto' is the webcam if one opens, else the sample."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "mesh"
-    """The landmark model: 'mesh', which needs no download, or 'mesh-fast', at half its time without the iris."""
+    """The landmark model: 'mesh', which needs no download; 'mesh-fast', at half its time without the iris; or a file:
+    a .engine or .onnx that `make engine` wrote, or a .safetensors that `make train` wrote, which needs PyTorch."""
     device: str = "auto"
-    """Where the model runs. 'auto' takes the best there is and says so; a named device never falls back."""
+    """Where the model runs: cpu, cuda, or a runtime's name (openvino, onnxruntime, tensorrt, torch). 'auto' takes the
+    best there is and says so when that is not the usual; a named device never falls back."""
     out: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-o"], metavar="PATH"), tyro.conf.UseAppendAction] = ()
     """Where to write; may be given several times. The ending says what: .mp4 .mkv .mov .webm video, .jsonl points, a
     folder/ or .png .jpg pictures."""

@@ -168,6 +168,42 @@ def test_the_source_is_never_written_over(astronaut: U8, tmp_path: Path) -> None
     assert picture.read_bytes() == before
 
 
+def test_a_model_file_puts_its_points_on_the_sample(tmp_path: Path) -> None:
+    """The model sees the mean face in every crop. A checkpoint is streamed in test_chain."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    from landmarks.adapter import mean_shape
+    from tests.test_engines import tint
+
+    model = onnx.load(path := tint(tmp_path / "mean.onnx"))
+    said = {"matrix": np.zeros((3, 196)), "offset": (0.5 + 0.35 * mean_shape()[:, :2]).ravel()}
+    for tensor in model.graph.initializer:
+        if tensor.name in said:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(said[tensor.name].astype(np.float32), tensor.name))
+    onnx.save(model, path)
+    for device in ("auto", "openvino", "cpu"):
+        done = stream("--source", "sample", "--frames", "3", "--model", path, "--device", device, "--jsonl", "-")
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(lines) == 3 and len(lines[-1]["faces"][0]["points"]) == 98
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("gone.onnx", "no model file at gone.onnx"),
+        ("gone.safetensors", "no model at gone.safetensors"),
+        ("gone.engine", "gone.engine"),
+        ("picture.png", "ends in .png"),
+        ("b7", "no model is called 'b7'"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_clear_error(model: str, says: str) -> None:
+    done = stream("--source", "sample", "--frames", "2", "--no-window", "--model", model)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and says in done.stderr and "Traceback" not in done.stderr
+
+
 def test_help_names_every_option_with_its_reason() -> None:
     done = stream("--help")
     assert done.returncode == 0
