@@ -13,13 +13,15 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
 
 .DEFAULT_GOAL := help
-.PHONY: help stream bench fit-mesh train test lint types clean
+.PHONY: help stream engine bench bench-engines fit-mesh train test lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
 	@echo 'make stream SOURCE=clip.mp4    the same on a file, folder, camera number, rtsp:// or http:// URL'
 	@echo 'make stream ARGS="--help"      everything it can do: outputs, drawing, tracking'
+	@echo 'make engine MODEL=a.safetensors  the fastest engine this machine can run: TensorRT, or for the CPU'
 	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
+	@echo 'make bench-engines MODEL=a.safetensors  one model by every runtime here; DATA=/path/to/WFLW adds its error'
 	@echo 'make train DATA=/path/to/WFLW  trains EfficientNet-B5; ARGS="--help" shows the rest'
 	@echo 'make test                      lint, types and tests'
 	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
@@ -27,6 +29,14 @@ help:
 
 stream: $(VENV)/.serve
 	@$(PY) -m stream --source "$(SOURCE)" --model "$(MODEL)" $(ARGS)
+
+bench-engines: $(VENV)/.train
+	@$(if $(filter-out mesh,$(MODEL)),,$(if $(findstring --help,$(ARGS)),,\
+		echo 'which model? make bench-engines MODEL=runs/b5/best.safetensors' >&2; exit 2;)) \
+		$(PY) -m engines.bench $(filter-out mesh,$(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+engine: $(VENV)/.train $(if $(shell command -v nvidia-smi),$(VENV)/.gpu)
+	@$(PY) -m engines.build $(if $(filter-out mesh,$(MODEL)),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 bench: $(VENV)/.serve
 	@$(PY) -m stream.bench $(ARGS)
@@ -51,7 +61,7 @@ types: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.train
+$(VENV)/.dev: requirements-dev.txt requirements-rtx.txt $(VENV)/.train
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,$(APT_TEST))
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
@@ -62,6 +72,11 @@ $(VENV)/.train: requirements-train.txt $(VENV)/.serve
 	@# albumentations brings a headless OpenCV, which writes over the one with a GUI
 	@$(PIP) --force-reinstall --no-deps $$(grep ^opencv-python== requirements.txt)
 	@touch $@
+
+$(VENV)/.gpu: requirements-gpu.txt $(VENV)/.train
+	@echo 'installing TensorRT, some 2 GB, once'
+	@if $(PIP) -r requirements-gpu.txt; then touch $@; \
+	else echo 'could not install TensorRT; going on without' >&2; fi
 
 $(VENV)/.serve: requirements.txt | $(VENV)/bin/python
 	@echo 'installing the serving packages, about a minute, once'

@@ -15,10 +15,11 @@ import warnings
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cv2
 import numpy as np
+import tyro
 
 from landmarks.card import ModelCard
 from landmarks.geometry import crop_from_frame, warp
@@ -41,15 +42,13 @@ OPSET = 20
 class ExportConfig:
     """Turns a trained model into an ONNX file."""
 
-    model: Path
+    model: Annotated[Path, tyro.conf.Positional]
     """best.safetensors of a run."""
     out: Path
     """The .onnx to write."""
 
 
 def main() -> int:
-    import tyro
-
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     cfg = tyro.cli(ExportConfig, prog="python -m engines.export")
     try:

@@ -1,0 +1,179 @@
+"""`make engine` ends with an engine that was held against PyTorch, on any machine, and says what it is worth."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines import build, openvino_build
+from engines.build import BuildConfig, Row, main, run, table, targets
+from engines.engine_file import read_card
+from engines.openvino_build import Built
+from engines.plan_file import ANY_RTX, Gpu, read_header
+from engines.tensorrt_library import installed
+from landmarks.types import LineamentError
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("openvino")
+
+from train.model import LandmarkNet, NetSpec, new_card, save  # noqa: E402 - after the check that it can
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint whose points move with the picture."""
+    torch.manual_seed(0)
+    net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64)))
+    with torch.no_grad():
+        net.get_parameter("head.linear.weight").mul_(1000)
+    path = tmp_path_factory.mktemp("run") / "tiny.safetensors"
+    save(net, new_card(net, "tiny", 1.3), path)
+    return path
+
+
+@pytest.fixture
+def no_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph as it is, for tests that are not about what else a CPU can do: that takes its time."""
+    monkeypatch.setattr(
+        openvino_build, "candidates", lambda path, card, *others: [Built(path, "fp32", "the graph as exported")]
+    )
+
+
+def no_gpu() -> Gpu:
+    raise LineamentError("this machine has no NVIDIA driver")
+
+
+@pytest.mark.usefixtures("no_int8")
+def test_a_checkpoint_becomes_a_file_for_this_cpu_and_a_table(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", str(model), "--out", str(tmp_path), "--target", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "x ONNX Runtime" in said and f"make stream MODEL={tmp_path / 'tiny.onnx'}" in said
+    assert read_card(tmp_path / "tiny.onnx").name == "tiny"
+
+
+def test_what_the_cpu_gets_is_proven_and_ready_to_stream(model: Path, tmp_path: Path) -> None:
+    rows, ort_ms = run(BuildConfig(model, tmp_path, "cpu"))
+    assert rows[0].path == tmp_path / "tiny.onnx" and rows[0].error_px < 0.05
+    assert all(row.ms and row.ms > 0 and row.path.is_file() for row in rows) and ort_ms > 0
+    assert [row.precision for row in rows[:2]] == ["fp32", "fp32"]
+
+
+@pytest.mark.usefixtures("no_int8")
+def test_an_engine_for_rtx_is_built_and_its_graph_proven_where_no_gpu_is(model: Path, tmp_path: Path) -> None:
+    if not installed("tensorrt-rtx"):
+        pytest.skip("needs tensorrt-rtx: pip install -r requirements-rtx.txt")
+    rows, _ = run(BuildConfig(model, tmp_path, "tensorrt-rtx"))
+    row = rows[-1]
+    assert row.path.name == "tiny-rtx.engine" and row.precision == "fp16"
+    assert 0 < row.error_px < 0.5 and row.ms is None
+    header = read_header(row.path)
+    assert header.key.gpu == ANY_RTX and header.source == str(model)
+    assert header.key.weights_sha256 == read_card(tmp_path / "tiny.onnx").weights_sha256 != ""
+    assert run(BuildConfig(model, tmp_path, "tensorrt-rtx"))[0][-1].build_s == 0, "the same engine was built twice"
+
+
+@pytest.mark.usefixtures("no_int8")
+def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(path: Path, out: Path, *others: object) -> object:
+        out.write_bytes(b"an engine")
+        return type("Report", (), {"build_s": 1.0, "checked": "", "key": type("Key", (), {"gpu": ANY_RTX})})
+
+    monkeypatch.setattr(build, "build", lambda path, out, *others, **more: wrong(path, out))
+    real = build.run_onnx
+    monkeypatch.setattr(build, "run_onnx", lambda data, rgb: real(data, rgb) + np.float32(0.01))
+    monkeypatch.setattr("engines.cuda.first_gpu", no_gpu)
+    with pytest.raises(LineamentError, match=r"3\.6\d px of a 256-px crop from PyTorch's, allowed are 0\.5"):
+        run(BuildConfig(model, tmp_path, "tensorrt-rtx"))
+    assert not (tmp_path / "tiny-rtx.engine").exists()
+
+
+@pytest.mark.usefixtures("no_int8")
+def test_an_onnx_file_is_its_own_reference(model: Path, tmp_path: Path) -> None:
+    run(BuildConfig(model, tmp_path / "first", "cpu"))
+    rows, _ = run(BuildConfig(tmp_path / "first" / "tiny.onnx", tmp_path / "second", "cpu"))
+    assert rows[0].path == tmp_path / "second" / "tiny.onnx" and rows[0].error_px == 0
+
+
+@pytest.mark.parametrize(
+    ("gpu", "packages", "wanted"),
+    [
+        (True, {"tensorrt", "tensorrt-rtx"}, ["tensorrt"]),
+        (True, {"tensorrt-rtx"}, ["tensorrt-rtx"]),
+        (True, set(), ["cpu"]),
+        (False, {"tensorrt", "tensorrt-rtx"}, ["tensorrt-rtx", "cpu"]),
+        (False, {"tensorrt"}, ["cpu"]),
+        (False, set(), ["cpu"]),
+    ],
+)
+def test_auto_takes_the_best_that_is_here(
+    gpu: bool, packages: set[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.cuda.first_gpu", (lambda: Gpu("NVIDIA H200", (9, 0))) if gpu else no_gpu)
+    monkeypatch.setattr(build, "installed", lambda name: name in packages)
+    assert targets("auto") == wanted
+
+
+def test_a_target_that_is_named_is_taken_and_never_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "installed", lambda name: False)
+    for target in ("tensorrt", "tensorrt-rtx", "cpu"):
+        assert targets(target) == [target]  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", str(tmp_path / "absent.safetensors")]) == 1
+    (tmp_path / "b5.pth").write_bytes(b"x")
+    assert main(["--model", str(tmp_path / "b5.pth")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "no model at" in said[0] and "neither a .safetensors" in said[1] and len(said) == 2
+
+
+def test_without_a_model_the_one_that_ships_is_built(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SHIPPED", model.parent)
+    assert build._chosen(BuildConfig(out=tmp_path)) == (model, tmp_path)
+    assert build._chosen(BuildConfig()) == (model, build.UNPLACED)
+
+
+def test_where_none_ships_an_untrained_one_is_built_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(build, "SHIPPED", tmp_path)
+    monkeypatch.setattr(build, "_save_untrained", made.append)
+    with caplog.at_level(logging.WARNING):
+        chosen, out = build._chosen(BuildConfig(out=tmp_path / "out"))
+    assert made == [chosen] == [tmp_path / "out" / "b5-untrained.safetensors"] and out == tmp_path / "out"
+    assert "learnt NOTHING" in caplog.text and len(caplog.records) == 1
+
+
+def test_the_table_has_a_line_for_each_engine(tmp_path: Path) -> None:
+    path = tmp_path / "b5.engine"
+    path.write_bytes(bytes(2_500_000))
+    lines = table([Row(path, "fp16", 1.5, 0.04, 1.0, "on a GPU"), Row(path, "fp16", 0, 0.1, None)], 20.0).splitlines()
+    assert len(lines) == 3 and lines[0].split()[:2] == ["engine", "precision"]
+    assert lines[1].split()[1:] == ["fp16", "2.5", "1.5", "s", "0.040", "px", "1.00", "0.05", "on", "a", "GPU"]
+    assert lines[2].split()[1:] == ["fp16", "2.5", "before", "0.100", "px", "-", "-"]
+
+
+@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")
+def test_the_b5_becomes_a_real_engine_in_half_precision(tmp_path: Path) -> None:
+    """The model that this project is about, by NVIDIA's own compiler: no GPU is needed to build."""
+    from engines.export import graph_of, put_card
+    from engines.tensorrt_build import build as build_engine
+    from train.model import write_atomically
+
+    torch.manual_seed(0)
+    net = LandmarkNet(NetSpec()).eval()
+    graph = graph_of(net)
+    put_card(graph, new_card(net, "b5", 1.3))
+    data = graph.SerializeToString()
+    write_atomically(tmp_path / "b5.onnx", lambda temp: temp.write_bytes(data))
+    report = build_engine(tmp_path / "b5.onnx", tmp_path / "b5.engine", "tensorrt-rtx", progress=False)
+    assert (report.n_half, report.n_single) == (195, 1)
+    assert report.n_bytes < 0.6 * len(data)
