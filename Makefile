@@ -7,18 +7,21 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 # What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in; for the tests a display and an RTSP
-# server.
+# server, and a browser.
 APT_SERVE := libgl1 libglib2.0-0 python3-venv
 APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
+APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream engine bench bench-engines fit-mesh train test lint types clean
+.PHONY: help stream demo bench-demo engine bench bench-engines fit-mesh train test lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
 	@echo 'make stream SOURCE=clip.mp4    the same on a file, folder, camera number, rtsp:// or http:// URL'
 	@echo 'make stream ARGS="--help"      everything it can do: outputs, drawing, tracking'
+	@echo 'make demo                      the demo in your browser; SHARE=1 gives a public link, ARGS="--help" shows the rest'
+	@echo 'make bench-demo                its latency from browser frame to drawn frame; needs chromium'
 	@echo 'make engine MODEL=a.safetensors  the fastest engine this machine can run: TensorRT, or for the CPU'
 	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
 	@echo 'make bench-engines MODEL=a.safetensors  one model by every runtime here; DATA=/path/to/WFLW adds its error'
@@ -29,6 +32,12 @@ help:
 
 stream: $(VENV)/.serve
 	@$(PY) -m stream --source "$(SOURCE)" --model "$(MODEL)" $(ARGS)
+
+demo: $(VENV)/.demo
+	@$(PY) -m demo $(if $(filter-out 0 no false,$(SHARE)),--share) $(if $(filter-out mesh,$(MODEL)),--model "$(MODEL)") $(ARGS)
+
+bench-demo: $(VENV)/.dev
+	@$(PY) -m demo.bench $(ARGS)
 
 bench-engines: $(VENV)/.train
 	@$(if $(filter-out mesh,$(MODEL)),,$(if $(findstring --help,$(ARGS)),,\
@@ -61,8 +70,9 @@ types: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.dev: requirements-dev.txt requirements-rtx.txt $(VENV)/.train
+$(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt $(VENV)/.train
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,$(APT_TEST))
+	@$(call apt,command -v chromium || command -v google-chrome,$(APT_BROWSER))
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
@@ -77,6 +87,11 @@ $(VENV)/.gpu: requirements-gpu.txt $(VENV)/.train
 	@echo 'installing TensorRT, some 2 GB, once'
 	@if $(PIP) -r requirements-gpu.txt; then touch $@; \
 	else echo 'could not install TensorRT; going on without' >&2; fi
+
+$(VENV)/.demo: requirements-demo.txt $(VENV)/.serve
+	@echo 'installing the packages of the demo, half a minute, once'
+	@$(PIP) -r requirements-demo.txt
+	@touch $@
 
 $(VENV)/.serve: requirements.txt | $(VENV)/bin/python
 	@echo 'installing the serving packages, about a minute, once'

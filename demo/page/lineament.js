@@ -365,10 +365,12 @@ window.Lineament = (() => {
   }
 
   const views = {};
+  let chosen = [{}, {}]; // settings and view, also for a view that is not there yet
+  const add = (name, view) => { views[name] = view; view.set(...chosen); };
   return {
-    webcam(element, server, sample) { views.webcam = new Webcam(element, server, sample); },
-    camera(element, server) { views.camera = new NetworkCamera(element, server); },
-    set(name, settings, view) { views[name]?.set(settings, view); },
+    webcam(element, server, sample) { add("webcam", new Webcam(element, server, sample)); },
+    camera(element, server) { add("camera", new NetworkCamera(element, server)); },
+    set(settings, view) { chosen = [settings, view]; Object.values(views).forEach((open) => open.set(settings, view)); },
     zoomable, views,
   };
 })();

@@ -1,0 +1,77 @@
+"""The demo, from the command line.
+
+python -m demo
+python -m demo --share --auth name:password
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+
+import cv2
+import tyro
+
+from demo.config import DemoConfig
+from landmarks.types import LineamentError
+
+log = logging.getLogger("lineament")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 stopped by the user, 1 failed, 2 wrong arguments."""
+    # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
+    cv2.setNumThreads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        run(tyro.cli(DemoConfig, args=args, prog="python -m demo"))
+    except (LineamentError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(cfg: DemoConfig) -> None:
+    """Serves until Ctrl-C or SIGTERM."""
+    from demo.server import serving
+
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    if cfg.public:
+        log.warning(_warning(cfg))
+    with serving(cfg) as address:
+        print(f"open {address.local}", flush=True)
+        if address.public:
+            print(f"public link, for a week at most: {address.public}", flush=True)
+        elif cfg.share:
+            log.warning(
+                "could not get a public link (is there internet here?); the demo is served on this machine only"
+            )
+        while not stopped.wait(1.0):
+            pass
+
+
+def _warning(cfg: DemoConfig) -> str:
+    """What becomes public."""
+    who = "everybody who has the link" if cfg.share else "everybody in the network"
+    known = cfg.auth or os.environ.get("LINEAMENT_AUTH")
+    lines = [
+        f"{who} can use this demo, its models and this machine's processor; files elsewhere on it stay closed",
+        "a password is asked for" if known else "no password is asked for; --auth name:password asks for one",
+    ]
+    if cfg.share:
+        lines.append("traffic goes through Gradio's relay, which can see it")
+    if not cfg.camera:
+        lines.append("network cameras are off; --camera lets visitors have this machine open addresses")
+    elif cfg.allow_private:
+        lines.append("visitors can have this machine open addresses of its own network")
+    return "\n".join(f"note: {line}" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The page's own HTML: what Gradio has no component for. Everything that a visitor could have written is escaped."""
+
+from __future__ import annotations
+
+import json
+import math
+from html import escape
+from importlib.resources import files
+
+from demo.clip import Annotated
+from demo.picture import Timed, downloads, drawn_url
+from demo.settings import Settings
+from landmarks.schema import SCHEMAS
+from landmarks.types import Result
+
+_FOLDER = files("demo") / "page"
+
+
+def css() -> str:
+    return (_FOLDER / "lineament.css").read_text("utf-8")
+
+
+def head() -> str:
+    """The page's script, told the parts of each set of points."""
+    schemas = {
+        name: [
+            {"name": part, "indices": list(indices), "closed": part in schema.closed}
+            for part, indices in schema.parts.items()
+        ]
+        for name, schema in SCHEMAS.items()
+    }
+    script = (_FOLDER / "lineament.js").read_text("utf-8").replace("/*SCHEMAS*/ {}", json.dumps(schemas))
+    return f"<script>{script}</script>"
+
+
+def view(name: str) -> str:
+    """A live view: "live" or "camera"."""
+    return (_FOLDER / f"{name}.html").read_text("utf-8")
+
+
+def error(text: object) -> str:
+    return f'<p class="ln-error" role="alert">{escape(str(text))}</p>'
+
+
+def empty(text: str) -> str:
+    return f'<p class="ln-empty">{escape(text)}</p>'
+
+
+def note(text: str) -> str:
+    return f'<p class="ln-status" role="status">{escape(text)}</p>'
+
+
+def picture(result: Result, settings: Settings) -> str:
+    """A drawing to zoom, what was found, and the points to download."""
+    faces = len(result.tracks)
+    height, width = result.frame.bgr.shape[:2]
+    spent_ms = sum(result.ms.values())
+    found = f"{faces} {'face' if faces == 1 else 'faces'} in {width} x {height} px, {spent_ms:.0f} ms"
+    if not faces:
+        found += "; a larger or sharper face helps, or a lower confidence"
+    links = "".join(
+        f'<a class="ln-button" download="{escape(name)}" href="{url}">{escape(name)}</a>'
+        for name, url in downloads(result, settings)
+    )
+    return f'{_zoom(drawn_url(result, settings), found)}<div class="ln-bar">{links}</div>'
+
+
+def compared(first: Timed, second: Timed, apart_percent: float, settings: Settings) -> tuple[str, str, str]:
+    """Both drawings, and a table of what each took."""
+    rows = "".join(
+        f"<tr><td>{escape(timed.model)}</td><td>{len(timed.result.tracks)}</td><td>{_number(timed.landmark_ms)}</td>"
+        f"<td>{_number(sum(timed.result.ms.values()))}</td></tr>"
+        for timed in (first, second)
+    )
+    table = (
+        '<table class="ln-table"><thead><tr><th>model</th><th>faces</th><th>one face, ms</th>'
+        f"<th>whole picture, ms</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+    if math.isnan(apart_percent):
+        told = "No face that both found."
+    else:
+        told = (
+            f"Their points lie {apart_percent:.2f} % of the distance between the eyes' outer corners apart, on average."
+        )
+    drawings = [_zoom(drawn_url(timed.result, settings), timed.model) for timed in (first, second)]
+    return drawings[0], drawings[1], table + note(told)
+
+
+def clip(made: Annotated, folder_url: str) -> str:
+    """The annotated clip to play and to download."""
+    faces = "1 face" if made.faces == 1 else f"{made.faces} faces"
+    found = f"{made.frames} frames, {faces}, {made.landmark_ms:.1f} ms a frame for the landmarks"
+    links = "".join(
+        f'<a class="ln-button" download="{name}" href="{folder_url}/{name}">{name}</a>'
+        for name in (made.video.name, made.jsonl.name)
+    )
+    source = f"{folder_url}/{made.video.name}"
+    return (
+        f'<video class="ln-video" controls muted autoplay loop playsinline src="{source}"></video>'
+        f'{note(found)}<div class="ln-bar">{links}</div>'
+    )
+
+
+def _zoom(url: str, caption: str) -> str:
+    buttons = "".join(
+        f'<button type="button" class="ln-button" data-ln-zoom="{step}" aria-label="{label}">{sign}</button>'
+        for step, label, sign in (("in", "zoom in", "+"), ("out", "zoom out", "-"), ("all", "show all", "1:1"))
+    )
+    return (
+        f'<div class="ln-zoom" data-ln="zoom" tabindex="0" aria-label="drawing; plus and minus zoom, arrows move">'
+        f'<img src="{url}" alt="{escape(caption)}" draggable="false"></div>'
+        f'<div class="ln-bar">{buttons}<span class="ln-status" role="status">{escape(caption)}</span></div>'
+    )
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"

@@ -1,0 +1,121 @@
+"""Serves the page: Gradio's app with the live sockets, the results of clips, and rules for what may go in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+
+from demo import page_parts
+from demo.app import RESULTS_URL, SAMPLE_URL, Page
+from demo.config import DemoConfig
+from demo.guard import Guard
+from demo.live import LiveViews
+from demo.models import Models
+from demo.sample_clip import SampleClip
+from demo.visitors import Door, Tabs
+from landmarks.types import LineamentError
+
+log = logging.getLogger(__name__)
+
+_FONT = ("system-ui", "sans-serif")
+_RESULTS = ("annotated.mp4", "points.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the demo can be found."""
+
+    local: str
+    public: str | None
+    """None where no public link was asked for, or none could be had"""
+
+
+@contextmanager
+def serving(cfg: DemoConfig) -> Iterator[Address]:
+    """The demo runs inside the block. All that visitors left is deleted after it."""
+    with TemporaryDirectory(prefix="lineament-", ignore_cleanup_errors=True) as name, Models(cfg.model) as models:
+        folder = Path(name)
+        os.environ["GRADIO_TEMP_DIR"] = name
+        door, tabs = Door(cfg.limits.visitors), Tabs(folder)
+        sample = SampleClip(folder / "sample")
+        live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)
+        blocks = Page(cfg, models, door, tabs, sample).build()
+        routes: list[BaseRoute] = [
+            WebSocketRoute("/lineament/live", live.webcam),
+            WebSocketRoute("/lineament/camera", live.camera),
+            Route(f"/{SAMPLE_URL}", _sample_route(sample)),
+            Route(f"/{RESULTS_URL}/{{folder}}/{{name}}", _result_route(folder)),
+        ]
+        try:
+            yield _launch(blocks, cfg, routes)
+        finally:
+            tabs.close_all()
+            live.close()
+            with contextlib.redirect_stdout(io.StringIO()):
+                blocks.close(verbose=False)
+
+
+def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute]) -> Address:
+    auth = cfg.auth or os.environ.get("LINEAMENT_AUTH")
+    user, _, password = (auth or "").partition(":")
+    said = io.StringIO()
+    try:
+        # it speaks of other programs to install; what matters is said by demo.__main__
+        with contextlib.redirect_stdout(said):
+            _, local, public = blocks.launch(
+                server_name=cfg.host,
+                server_port=cfg.port,
+                share=cfg.share,
+                auth=(user, password) if auth else None,
+                prevent_thread_lock=True,
+                quiet=True,
+                inbrowser=False,
+                show_error=False,
+                ssr_mode=False,
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                footer_links=["api", "settings"],
+                max_file_size=int(cfg.limits.upload_mb * 1_000_000),
+                theme=gr.themes.Soft(font=_FONT, font_mono=("ui-monospace", "monospace")),
+                css=page_parts.css(),
+                head=page_parts.head(),
+                app_kwargs={"routes": routes, "middleware": [Middleware(Guard)]},
+            )
+    except OSError as error:
+        where = f"{cfg.host}:{cfg.port or '7860 and the ports after it'}"
+        raise LineamentError(f"cannot listen on {where}: {error}; give another --port or --host") from None
+    return Address(local.rstrip("/") + "/", public or None)
+
+
+def _sample_route(sample: SampleClip) -> Callable[[Request], Response]:
+    def serve(_: Request) -> Response:
+        return FileResponse(sample.path(), media_type="video/mp4")
+
+    return serve
+
+
+def _result_route(folder: Path) -> Callable[[Request], Response]:
+    def serve(request: Request) -> Response:
+        """The folder's name is the secret that lets one in."""
+        token, name = request.path_params["folder"], request.path_params["name"]
+        path = folder / token / name
+        if not re.fullmatch(r"[\w-]{20,40}", token) or name not in _RESULTS or not path.is_file():
+            return PlainTextResponse("this result is no longer here; make it again", 404)
+        return FileResponse(path, headers={"Cache-Control": "no-store"})
+
+    return serve
