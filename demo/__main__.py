@@ -7,7 +7,6 @@ python -m demo --share --auth name:password
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -59,10 +58,9 @@ def run(cfg: DemoConfig) -> None:
 def _warning(cfg: DemoConfig) -> str:
     """What becomes public."""
     who = "everybody who has the link" if cfg.share else "everybody in the network"
-    known = cfg.auth or os.environ.get("LINEAMENT_AUTH")
     lines = [
         f"{who} can use this demo, its models and this machine's processor; files elsewhere on it stay closed",
-        "a password is asked for" if known else "no password is asked for; --auth name:password asks for one",
+        "a password is asked for" if cfg.login else "no password is asked for; --auth name:password asks for one",
     ]
     if cfg.share:
         lines.append("traffic goes through Gradio's relay, which can see it")

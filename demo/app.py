@@ -129,7 +129,7 @@ class Page:
     def _image(self, controls: _Controls) -> None:
         chosen = gr.State("")
         with gr.Row():
-            file = gr.File(label="A picture", file_types=["image"], height=120, elem_id="image-file")
+            file = gr.File(label="A picture", height=120, elem_id="image-file")
             samples = {name: gr.Button(name, scale=0, min_width=160) for name in _SAMPLES}
         shown = gr.HTML(
             page_parts.empty("Drop a picture above, or take a sample."),
@@ -181,7 +181,7 @@ class Page:
             left = gr.Dropdown(names, value=names[0], label="Left model")
             right = gr.Dropdown(names, value=names[1], label="Right model")
         with gr.Row():
-            file = gr.File(label="A picture", file_types=["image"], height=120, elem_id="compare-file")
+            file = gr.File(label="A picture", height=120, elem_id="compare-file")
             samples = {name: gr.Button(name, scale=0, min_width=160) for name in _SAMPLES}
         table = gr.HTML(page_parts.empty("Drop a picture above, or take a sample."), elem_id="compare-table")
         with gr.Row():
@@ -223,7 +223,6 @@ class Page:
         rows = gr.State(list[Row]())
         file = gr.File(
             label=f"A clip of at most {limits.clip_s:g} s and {limits.upload_mb} MB",
-            file_types=["video", ".mkv", ".gif"],
             height=120,
             elem_id="video-file",
         )
@@ -317,7 +316,7 @@ class Page:
         usual = Settings()
         with gr.Group(visible=False):
             inputs = [
-                gr.File(label="picture", file_types=["image"]),
+                gr.File(label="picture"),
                 gr.Textbox(usual.model, label="model"),
                 gr.Number(usual.max_faces, label="max_faces"),
                 gr.Number(usual.confidence, label="confidence"),

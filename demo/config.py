@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -62,11 +63,18 @@ class DemoConfig:
     limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.auth is not None and not all(self.auth.partition(":")):
-            raise LineamentError("auth lacks a name or a password; write --auth name:password")
+        for where, auth in (("--auth", self.auth), ("LINEAMENT_AUTH", os.environ.get("LINEAMENT_AUTH"))):
+            if auth is not None and not all(auth.partition(":")):
+                raise LineamentError(f"{where} lacks a name or a password; write name:password")
         for path in self.model:
             if not Path(path).expanduser().is_file():
                 raise LineamentError(f"--model {path}: no such file; give a .onnx, .engine or .safetensors")
+
+    @property
+    def login(self) -> tuple[str, str] | None:
+        """Name and password, if they are asked for."""
+        name, _, password = (self.auth or os.environ.get("LINEAMENT_AUTH", "")).partition(":")
+        return (name, password) if name else None
 
     @property
     def public(self) -> bool:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,27 +61,41 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
             Route(f"/{SAMPLE_URL}", _sample_route(sample)),
             Route(f"/{RESULTS_URL}/{{folder}}/{{name}}", _result_route(folder)),
         ]
-        try:
-            yield _launch(blocks, cfg, routes)
-        finally:
-            tabs.close_all()
-            live.close()
-            with contextlib.redirect_stdout(io.StringIO()):
+        with _swept(tabs, cfg.limits.keep_s), contextlib.closing(live):
+            try:
+                yield _launch(blocks, cfg, routes)
+            finally:
+                tabs.close_all()
                 blocks.close(verbose=False)
 
 
-def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute]) -> Address:
-    auth = cfg.auth or os.environ.get("LINEAMENT_AUTH")
-    user, _, password = (auth or "").partition(":")
-    said = io.StringIO()
+@contextmanager
+def _swept(tabs: Tabs, age_s: float) -> Iterator[None]:
+    """Files of pages that went without a word are deleted inside the block, by a thread that ends with it."""
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.wait(min(60.0, age_s)):
+            tabs.sweep(age_s)
+
+    thread = threading.Thread(target=sweep, name="sweeper", daemon=True)
+    thread.start()
     try:
-        # it speaks of other programs to install; what matters is said by demo.__main__
-        with contextlib.redirect_stdout(said):
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)
+
+
+def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute]) -> Address:
+    try:
+        # it speaks of programs to install; what matters is said by demo.__main__
+        with contextlib.redirect_stdout(io.StringIO()):
             _, local, public = blocks.launch(
                 server_name=cfg.host,
                 server_port=cfg.port,
                 share=cfg.share,
-                auth=(user, password) if auth else None,
+                auth=cfg.login,
                 prevent_thread_lock=True,
                 quiet=True,
                 inbrowser=False,
@@ -96,9 +111,9 @@ def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute]) -> Addr
                 head=page_parts.head(),
                 app_kwargs={"routes": routes, "middleware": [Middleware(Guard)]},
             )
-    except OSError as error:
-        where = f"{cfg.host}:{cfg.port or '7860 and the ports after it'}"
-        raise LineamentError(f"cannot listen on {where}: {error}; give another --port or --host") from None
+    except OSError:
+        ports = cfg.port or "7860 and the ports after it"
+        raise LineamentError(f"cannot listen on {cfg.host}, port {ports}: taken; give another --port") from None
     return Address(local.rstrip("/") + "/", public or None)
 
 

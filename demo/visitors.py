@@ -70,6 +70,7 @@ class _Tab:
     """of the jobs under way"""
     folders: list[Path] = field(default_factory=list)
     uploads: set[Path] = field(default_factory=set)
+    used_s: float = field(default_factory=time.monotonic)
 
 
 class Tabs:
@@ -91,7 +92,7 @@ class Tabs:
         folder.mkdir(parents=True)
         cancelled = threading.Event()
         with self._lock:
-            tab = self._tabs.setdefault(session, _Tab())
+            tab = self._tab(session)
             old, tab.folders = tab.folders, [folder]
             tab.cancelled.append(cancelled)
         _delete(old)
@@ -103,12 +104,13 @@ class Tabs:
             tab = self._tabs.get(session)
             if tab and cancelled in tab.cancelled:
                 tab.cancelled.remove(cancelled)
+                tab.used_s = time.monotonic()
 
     def uploaded(self, session: str, path: str | None) -> None:
         """Notes a file that the page sent, so that it goes with the page."""
         if path:
             with self._lock:
-                self._tabs.setdefault(session, _Tab()).uploads.add(Path(path))
+                self._tab(session).uploads.add(Path(path))
 
     def cancel(self, session: str) -> bool:
         """Whether there was a job to end."""
@@ -123,12 +125,26 @@ class Tabs:
         _delete(tab.folders)
         _delete([path.parent for path in tab.uploads - others if self._folder in path.parents])
 
+    def sweep(self, age_s: float) -> None:
+        """Closes the pages that did nothing for so long: their visitors left without a word, or forgot them."""
+        oldest_s = time.monotonic() - age_s
+        with self._lock:
+            idle = [session for session, tab in self._tabs.items() if tab.used_s < oldest_s and not tab.cancelled]
+        for session in idle:
+            self.close(session)
+
     def close_all(self) -> None:
         for session in list(self._tabs):
             self.close(session)
 
     def __len__(self) -> int:
         return len(self._tabs)
+
+    def _tab(self, session: str) -> _Tab:
+        """The page's, made at its first use; the lock is held."""
+        tab = self._tabs.setdefault(session, _Tab())
+        tab.used_s = time.monotonic()
+        return tab
 
     def _end_jobs(self, session: str) -> bool:
         with self._lock:

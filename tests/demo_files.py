@@ -1,0 +1,85 @@
+"""Files that visitors send: broken, hostile, and a good one."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import av
+import numpy as np
+
+from landmarks.types import Frame, Result
+from stream.sample import Sample
+from stream.sink import VideoSink
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims this size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+WRONG_PICTURES: dict[str, tuple[bytes, str]] = {
+    "empty.png": (b"", "0 bytes"),
+    "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+    "drawing.png": (b"\xef\xbb\xbf <?xml version='1.0'?><svg/>", "SVG"),
+    "page.jpg": (b"<!DOCTYPE html><html>", "web page"),
+    "text.jpg": (b"hello " * 50, "no picture"),
+    "bomb.png": (png_header(60000, 60000), "too many pixels|more than 40 million"),
+    "large.png": (png_header(8000, 8000), "more than 40 million"),
+    "cut.png": (png_header(100, 100)[:40], "no picture|damaged"),
+    "hollow.png": (png_header(100, 100), "damaged"),
+    "script.pdf": (b"%PDF-1.4 ...", "no picture"),
+    "print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
+}
+WRONG_CLIPS: dict[str, tuple[bytes, str]] = {
+    "empty.mp4": (b"", "0 bytes"),
+    "text.mp4": (b"hello " * 50, "no video"),
+    "playlist.m3u8": (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "no video"),
+    "playlist.mp4": (b"#EXTM3U\n#EXTINF:10,\nhttp://169.254.169.254/latest\n#EXT-X-ENDLIST\n", "no video"),
+    "concat.mp4": (b"ffconcat version 1.0\nfile 'other.mp4'\n", "no video"),
+    "session.sdp": (b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n", "no video"),
+    "picture.mp4": (png_header(100, 100), "no video"),
+    "cut.mp4": (b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + bytes(100), "no video|damaged|sound"),
+}
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return path
+
+
+def raw_h264(path: Path, frames: int) -> Path:
+    """Pictures alone: no container says how many there are, or when they are shown."""
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for _ in range(frames):
+            picture = av.VideoFrame.from_ndarray(np.zeros((120, 160, 3), np.uint8), format="bgr24")
+            for packet in stream.encode(picture):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+def sample_clip(path: Path, frames: int, size_hw: tuple[int, int] = (240, 320)) -> Path:
+    """The sample's first frames, 30 a second."""
+    sample = Sample(size_hw=size_hw)
+    with VideoSink(path, sample.fps) as sink:
+        for index in range(frames):
+            bgr = sample.render(index)
+            sink.write(Result(Frame(bgr, "sample", index, index / sample.fps, 0.0), ()), bgr)
+    return path

@@ -1,0 +1,316 @@
+"""What the demo takes from visitors, what it refuses and how it says so, without a browser."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from demo.analyst import Analyst
+from demo.clip import Cancelled, annotate
+from demo.config import DemoConfig, Limits
+from demo.models import Models
+from demo.picture import compare, downloads, find, pts
+from demo.settings import Settings
+from demo.uploads import check_clip, decode_frame, read_picture
+from demo.visitors import Door, Tabs
+from landmarks.types import U8, Frame, LineamentError
+from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, png_header, raw_h264, sample_clip
+
+LIMITS = Limits()
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return Models()
+
+
+# ---- start
+
+
+def test_what_others_can_reach_is_public_and_has_no_camera_tab_unless_asked_for() -> None:
+    assert not DemoConfig().public and DemoConfig().camera_tab
+    for cfg in (DemoConfig(share=True), DemoConfig(host="0.0.0.0"), DemoConfig(host="::"), DemoConfig(host="demo.lan")):
+        assert cfg.public and not cfg.camera_tab
+    assert DemoConfig(share=True, camera=True).camera_tab
+    assert not DemoConfig(host="localhost").public
+
+
+def test_a_log_in_comes_from_the_command_line_or_unseen_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert DemoConfig().login is None
+    assert DemoConfig(auth="ann:a:b").login == ("ann", "a:b")
+    monkeypatch.setenv("LINEAMENT_AUTH", "bob:secret")
+    assert DemoConfig().login == ("bob", "secret")
+    for auth in ("ann", "ann:", ":secret", ""):
+        with pytest.raises(LineamentError, match="name:password"):
+            DemoConfig(auth=auth)
+
+
+def test_a_model_file_that_is_not_there_is_told_at_the_start() -> None:
+    with pytest.raises(LineamentError, match="no such file"):
+        DemoConfig(model=("nowhere.onnx",))
+
+
+def test_limits_are_above_zero() -> None:
+    with pytest.raises(LineamentError, match="upload_mb is 0"):
+        Limits(upload_mb=0)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"colour": "red"}, "no setting is called colour"),
+        ({"max_faces": 0}, "max faces is 0"),
+        ({"max_faces": 1e9}, "max faces is 1000000000"),
+        ({"max_faces": "many"}, "wrong kind"),
+        ({"max_faces": float("nan")}, "wrong kind"),
+        ({"confidence": 2}, "confidence is 2"),
+        ({"confidence": None}, "wrong kind"),
+        ({"schema": "wflw99"}, "no set of points is called"),
+        ({"schema": ["wflw98"]}, "wrong kind"),
+        ({"shown": ["hats"]}, "cannot draw hats"),
+        ({"shown": "points"}, "wrong kind"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(values: dict[str, object], says: str) -> None:
+    with pytest.raises(LineamentError, match=says):
+        Settings().changed(values)
+
+
+def test_a_visitor_can_have_the_models_on_offer_and_no_path(models: Models) -> None:
+    for name in ("/etc/passwd", "../models/b5.onnx", "", "Mesh"):
+        with pytest.raises(LineamentError, match="choose one of mesh, mesh-fast"):
+            models[name]
+    assert models["mesh"] is models["mesh"]
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif", ".ppm"])
+def test_the_usual_kinds_of_pictures_are_taken_whatever_they_are_called(tmp_path: Path, ending: str) -> None:
+    rgb = np.zeros((40, 60, 3), np.uint8)
+    rgb[:, :30] = (250, 0, 0)
+    path = tmp_path / "picture"
+    Image.fromarray(rgb).save(path, {".jpg": "JPEG", ".ppm": "PPM"}.get(ending, ending[1:].upper()))
+    bgr = read_picture(path, LIMITS)
+    assert bgr.shape == (40, 60, 3)
+    assert bgr[20, 10, 2] > 200 and bgr[20, 50, 2] < 60
+
+
+def test_a_photo_taken_sideways_comes_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg", LIMITS).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize("name", WRONG_PICTURES)
+def test_each_wrong_picture_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    content, says = WRONG_PICTURES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LineamentError, match=says) as failure:
+        read_picture(tmp_path / name, LIMITS)
+    assert "\n" not in str(failure.value) and str(tmp_path) not in str(failure.value)
+
+
+def test_a_picture_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(bytes(1_000_001))
+    with pytest.raises(LineamentError, match="at most 1 MB are taken"):
+        read_picture(tmp_path / "a.png", Limits(upload_mb=1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF    WEBP"])
+)
+def test_whatever_bytes_come_they_are_a_picture_or_a_sentence(tail: bytes, start: bytes) -> None:
+    try:
+        assert decode_frame(start + tail).dtype == np.uint8
+    except LineamentError as error:
+        assert "frame" in str(error)
+
+
+def test_a_webcam_frame_larger_than_the_page_sends_is_refused_undecoded() -> None:
+    good, jpeg = cv2.imencode(".jpg", np.zeros((1200, 2000, 3), np.uint8))
+    assert good
+    with pytest.raises(LineamentError, match="2000 x 1200"):
+        decode_frame(jpeg.tobytes())
+    with pytest.raises(LineamentError, match="no JPEG"):
+        decode_frame(png_header(10, 10))
+
+
+# ---- clips
+
+
+@pytest.mark.parametrize("name", WRONG_CLIPS)
+def test_each_wrong_clip_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    content, says = WRONG_CLIPS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LineamentError, match=says) as failure:
+        check_clip(tmp_path / name, LIMITS)
+    assert "\n" not in str(failure.value) and str(tmp_path) not in str(failure.value)
+
+
+def test_a_clip_of_sound_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match="sound only"):
+        check_clip(audio_only(tmp_path / "sound.mp4"), LIMITS)
+
+
+def test_a_clip_over_a_limit_is_refused_with_the_limit(tmp_path: Path) -> None:
+    clip = sample_clip(tmp_path / "a.mp4", frames=60, size_hw=(120, 160))
+    check_clip(clip, LIMITS)
+    for limits, says in (
+        (Limits(clip_s=1), "at most 1 s"),
+        (Limits(clip_frames=30), "30 frames are taken"),
+        (Limits(clip_megapixels=0.01), "more than 0.01 million"),
+    ):
+        with pytest.raises(LineamentError, match=says):
+            check_clip(clip, limits)
+
+
+def test_a_clip_that_hides_its_length_is_ended_by_the_limit(tmp_path: Path, models: Models) -> None:
+    clip = raw_h264(tmp_path / "a.h264", frames=40)
+    with pytest.raises(LineamentError, match="longer than it says"):
+        annotate(clip, tmp_path, Settings(), models, Limits(clip_frames=30), threading.Event())
+
+
+def test_a_clip_becomes_a_video_lines_of_json_and_signals(tmp_path: Path, models: Models) -> None:
+    clip = sample_clip(tmp_path / "a.mp4", frames=12)
+    told: list[tuple[int, int | None]] = []
+    made = annotate(
+        clip, tmp_path / "out", Settings(), models, LIMITS, threading.Event(), lambda n, total: told.append((n, total))
+    )
+    with av.open(str(made.video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 12
+    assert len(made.jsonl.read_text().splitlines()) == made.frames == 12
+    assert told[-1] == (12, 12)
+    assert made.faces == 1 and len(made.rows) >= 10
+    _, seconds, signals = made.rows[-1]
+    assert seconds == pytest.approx(11 / 30, abs=0.01)
+    assert set(signals) == {"left eye", "right eye", "mouth", "yaw", "pitch", "roll"}
+    assert str(tmp_path) not in made.jsonl.read_text()
+
+
+def test_a_clip_that_nobody_wants_any_more_ends_after_a_few_frames(tmp_path: Path, models: Models) -> None:
+    clip, cancelled = sample_clip(tmp_path / "a.mp4", frames=60, size_hw=(120, 160)), threading.Event()
+    frames = []
+
+    def told(done: int, total: int | None) -> None:
+        frames.append(done)
+        if done == 3:
+            cancelled.set()
+
+    with pytest.raises(Cancelled):
+        annotate(clip, tmp_path / "out", Settings(), models, LIMITS, cancelled, told)
+    assert frames == [1, 2, 3]
+    assert not [thread for thread in threading.enumerate() if "clip" in thread.name]
+
+
+# ---- faces
+
+
+def test_points_can_be_had_as_json_csv_and_pts_of_either_schema(astronaut: U8, models: Models) -> None:
+    result = find(astronaut, Settings(), models)
+    assert len(result.tracks) == 1
+    assert [name for name, _ in downloads(result, Settings())] == ["points.json", "points.csv", "face-1.pts"]
+    text = pts(result.tracks[0].points)
+    assert text.startswith("version: 1\nn_points: 98\n{\n")
+    points = np.array([line.split() for line in text.splitlines()[3:-1]], float)
+    np.testing.assert_allclose(points - 1, result.tracks[0].points, atol=1e-3)
+
+
+def test_a_picture_without_a_face_has_nothing_to_download(models: Models) -> None:
+    result = find(np.zeros((200, 200, 3), np.uint8), Settings(), models)
+    assert result.tracks == () and downloads(result, Settings()) == []
+
+
+def test_a_model_agrees_with_itself_and_not_quite_with_another(astronaut: U8, models: Models) -> None:
+    first, second, apart = compare(astronaut, ("mesh", "mesh"), Settings(), models)
+    assert apart == 0 and first.landmark_ms > 0 and second.landmark_ms > 0
+    assert 0 < compare(astronaut, ("mesh", "mesh-fast"), Settings(), models)[2] < 10
+
+
+def test_visitors_do_not_see_one_anothers_faces(astronaut: U8, models: Models) -> None:
+    """The tracker that has seen a face goes on where it left off; a new one starts from nothing."""
+    empty = np.zeros_like(astronaut)
+    with Analyst(models, Settings()) as first, Analyst(models, Settings()) as second:
+        for index in range(3):
+            assert len(first(Frame(astronaut, "webcam", index, index / 30, 0.0)).tracks) == 1
+        assert second(Frame(empty, "webcam", 0, 0.1, 0.0)).tracks == ()
+        assert second(Frame(astronaut, "webcam", 1, 0.2, 0.0)).tracks[0].id == 1
+
+
+# ---- visitors
+
+
+def test_a_ticket_lets_in_once_and_a_full_house_says_so() -> None:
+    door = Door(places=1)
+    ticket = door.ticket()
+    assert door.redeem(ticket) and not door.redeem(ticket) and not door.redeem("")
+    door.enter()
+    with pytest.raises(LineamentError, match="all 1 live views are taken"):
+        door.enter()
+    door.leave()
+    door.enter()
+
+
+def test_with_a_page_go_its_jobs_and_files_and_nobody_elses(tmp_path: Path) -> None:
+    tabs = Tabs(tmp_path)
+    own, both = tmp_path / "own" / "a.png", tmp_path / "both" / "b.png"
+    for path in (own, both):
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+    tabs.uploaded("ann", str(own))
+    tabs.uploaded("ann", str(both))
+    tabs.uploaded("bob", str(both))
+    cancelled, folder = tabs.begin("ann")
+    others, others_folder = tabs.begin("bob")
+    tabs.close("ann")
+    assert cancelled.is_set() and not folder.exists() and not own.exists()
+    assert not others.is_set() and others_folder.exists() and both.exists()
+    tabs.close_all()
+    assert list(tmp_path.iterdir()) == [] and len(tabs) == 0
+
+
+def test_a_page_has_one_result_at_a_time(tmp_path: Path) -> None:
+    tabs = Tabs(tmp_path)
+    first, old = tabs.begin("ann")
+    second, new = tabs.begin("ann")
+    assert first.is_set() and not second.is_set()
+    assert not old.exists() and new.exists()
+    assert tabs.cancel("ann") and second.is_set()
+    for job in (first, second):
+        tabs.end("ann", job)
+    assert not tabs.cancel("ann")
+
+
+def test_what_a_page_names_outside_of_the_folder_of_uploads_is_not_deleted(tmp_path: Path) -> None:
+    tabs = Tabs(tmp_path / "uploads")
+    kept = tmp_path / "kept" / "a.png"
+    kept.parent.mkdir()
+    kept.write_bytes(b"x")
+    tabs.uploaded("ann", str(kept))
+    tabs.close("ann")
+    assert kept.exists()
+
+
+def test_pages_that_went_without_a_word_are_swept_and_those_at_work_are_not(tmp_path: Path) -> None:
+    tabs = Tabs(tmp_path)
+    done, finished = tabs.begin("ann")
+    tabs.end("ann", done)
+    _, working = tabs.begin("bob")
+    tabs.sweep(age_s=60)
+    assert finished.exists()
+    tabs.sweep(age_s=-1)
+    assert not finished.exists() and working.exists()
