@@ -25,8 +25,8 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
     """The landmarker called `model`: one of MODELS, or the path of a file that holds a model card.
 
         .onnx         auto, cpu: OpenVINO, or ONNX Runtime where OpenVINO is absent; auto takes the GPU if the package
-                      onnxruntime-gpu is installed. By name: openvino, onnxruntime (CPU), cuda, tensorrt (both of ONNX
-                      Runtime)
+                      onnxruntime-gpu is installed. By name: openvino, openvino-throughput (many crops a call, at the
+                      cost of each), onnxruntime (CPU), cuda, tensorrt (both of ONNX Runtime)
         .engine       auto, cuda, tensorrt: TensorRT, on the kind of GPU that it was built for
         .safetensors  auto, torch: PyTorch, on the GPU if there is one; cpu, cuda
 
@@ -73,8 +73,8 @@ def _load_onnx(path: Path, device: str, threads: int | None) -> Landmarker:
                 log.warning("%s runs by ONNX Runtime, for OpenVINO cannot be imported (%s)", path.name, reason)
                 return _onnxruntime(path, "cpu", threads)
             return _openvino(path, threads)
-        case "openvino":
-            return _openvino(path, threads)
+        case "openvino" | "openvino-throughput":
+            return _openvino(path, threads, device == "openvino-throughput")
         case "onnxruntime":
             return _onnxruntime(path, "cpu", threads)
         case "cuda" | "tensorrt":
@@ -82,7 +82,7 @@ def _load_onnx(path: Path, device: str, threads: int | None) -> Landmarker:
         case _:
             raise LineamentError(
                 f"{path.name} cannot run on device {device!r}; "
-                "choose one of auto, cpu, openvino, onnxruntime, cuda, tensorrt"
+                "choose one of auto, cpu, openvino, openvino-throughput, onnxruntime, cuda, tensorrt"
             )
 
 
@@ -120,12 +120,12 @@ def _load_checkpoint(path: Path, device: str, threads: int | None) -> Landmarker
             )
 
 
-def _openvino(path: Path, threads: int | None) -> Landmarker:
+def _openvino(path: Path, threads: int | None, throughput: bool = False) -> Landmarker:
     if reason := _not_usable("openvino"):
         raise LineamentError(f"OpenVINO cannot be imported ({reason}); run `pip install -r requirements.txt`")
     from engines.openvino_backend import OpenVinoLandmarker
 
-    return OpenVinoLandmarker(path, threads=threads)
+    return OpenVinoLandmarker(path, threads=threads, throughput=throughput)
 
 
 def _onnxruntime(path: Path, device: Device, threads: int | None) -> Landmarker:

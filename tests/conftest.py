@@ -10,9 +10,20 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import U8
+from landmarks.types import U8, LineamentError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs an NVIDIA GPU where there is none, and says why there is none."""
+    if item.get_closest_marker("gpu"):
+        from engines.cuda import first_gpu
+
+        try:
+            first_gpu()
+        except LineamentError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

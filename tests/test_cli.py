@@ -173,7 +173,7 @@ def test_a_model_file_puts_its_points_on_the_sample(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("openvino")
     from landmarks.adapter import mean_shape
-    from tests.test_engines import tint
+    from tests.tint import tint
 
     model = onnx.load(path := tint(tmp_path / "mean.onnx"))
     said = {"matrix": np.zeros((3, 196)), "offset": (0.5 + 0.35 * mean_shape()[:, :2]).ravel()}

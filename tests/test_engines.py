@@ -1,7 +1,4 @@
-"""Every backend runs the same file to the same points, and says plainly what is wrong with a bad one.
-
-The model here turns the mean colour of a crop into points by a known matrix, so that its answer can be worked out.
-"""
+"""Model files: which backend runs one, that it agrees with PyTorch, and what is said of a bad one."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,192 +18,20 @@ from hypothesis import strategies as st
 
 import engines
 from engines.engine_file import FileLandmarker, read_card
-from landmarks.card import ModelCard
-from landmarks.types import F32, U8, Landmarker, LineamentError
+from landmarks.types import U8, LineamentError
 
 onnx = pytest.importorskip("onnx")
-helper, numpy_helper = onnx.helper, onnx.numpy_helper
 
+from tests.tint import CARD, answer, crops, tint  # noqa: E402 - after the check that it can
+
+helper = onnx.helper
 BACKENDS = ("openvino", "onnxruntime")
-CARD = ModelCard(name="tint", schema="wflw98", input_hw=(12, 16), crop_scale=1.3)
-RNG = np.random.default_rng(0)
-MATRIX, OFFSET = RNG.normal(0, 0.5, (3, 196)).astype(np.float32), RNG.normal(0, 0.5, 196).astype(np.float32)
-
-
-def tint(
-    path: Path,
-    card: str | None = CARD.to_json(),
-    batch: int | str = "N",
-    hw: tuple[int, int] = (12, 16),
-    n_points: int = 98,
-    judges: bool = False,
-    names: tuple[str, str] = ("rgb", "points"),
-    dtype: int = onnx.TensorProto.UINT8,
-) -> Path:
-    """Writes a model whose points are (mean RGB / 255) @ MATRIX + OFFSET, and whose confidence is the mean green."""
-    constants = {
-        "scale": np.float32(1 / 255),
-        "matrix": MATRIX[:, : 2 * n_points],
-        "offset": OFFSET[: 2 * n_points],
-        "shape": np.array([-1, n_points, 2]),
-        "green": np.int64(1),
-    }
-    nodes = [
-        helper.make_node("Cast", [names[0]], ["rgb_float"], to=onnx.TensorProto.FLOAT),
-        helper.make_node("Mul", ["rgb_float", "scale"], ["light"]),
-        helper.make_node("ReduceMean", ["light"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("MatMul", ["mean", "matrix"], ["turned"]),
-        helper.make_node("Add", ["turned", "offset"], ["flat"]),
-        helper.make_node("Reshape", ["flat", "shape"], [names[1]]),
-    ]
-    outputs = [helper.make_tensor_value_info(names[1], onnx.TensorProto.FLOAT, [batch, n_points, 2])]
-    if judges:
-        nodes.append(helper.make_node("Gather", ["mean", "green"], ["confidence"], axis=1))
-        outputs.append(helper.make_tensor_value_info("confidence", onnx.TensorProto.FLOAT, [batch]))
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "tint",
-            [helper.make_tensor_value_info(names[0], dtype, [batch, *hw, 3])],
-            outputs,
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
-    if card is not None:
-        helper.set_model_props(model, {"card": card})
-    onnx.save(model, path)
-    return path
-
-
-def crops(n: int) -> U8:
-    return np.random.default_rng(n).integers(0, 256, (n, 12, 16, 3)).astype(np.uint8)
-
-
-def answer(rgb_NHWC: U8) -> F32:
-    mean = rgb_NHWC.astype(np.float64).mean((1, 2)) / 255
-    return np.asarray(mean @ MATRIX + OFFSET, np.float32).reshape(-1, 98, 2)
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     pytest.importorskip(request.param)
     return str(request.param)
-
-
-CONTENDERS = {
-    "openvino": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "openvino"),
-    "openvino, batch 1": lambda folder: engines.load(str(tint(folder / "tint.onnx", batch=1)), "openvino"),
-    "openvino, throughput": lambda folder: many_at_once(tint(folder / "tint.onnx")),
-    "openvino, one thread": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "openvino", threads=1),
-    "onnxruntime": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "onnxruntime"),
-    "onnxruntime, batch 1": lambda folder: engines.load(str(tint(folder / "tint.onnx", batch=1)), "onnxruntime"),
-    "onnxruntime, one thread": lambda folder: engines.load(str(tint(folder / "tint.onnx")), "onnxruntime", threads=1),
-    "torch": lambda folder: engines.load(str(folder / "tint.safetensors"), "cpu"),
-}
-
-
-@pytest.fixture(params=CONTENDERS)
-def landmarker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Landmarker]:
-    pytest.importorskip(request.param.partition(",")[0])
-    if request.param == "torch":
-        monkeypatch.setattr("train.model.load", lambda path, device: (tint_net(), CARD))
-    with CONTENDERS[request.param](tmp_path) as landmarker:
-        yield landmarker
-
-
-def many_at_once(path: Path) -> Landmarker:
-    from engines.openvino_backend import OpenVinoLandmarker
-
-    return OpenVinoLandmarker(path, throughput=True)
-
-
-def tint_net() -> Any:
-    """The same model as PyTorch has it, of the methods that a LandmarkNet is asked for."""
-    import torch
-
-    from train.heads import Prediction
-
-    class Tint(torch.nn.Module):
-        def points(self, rgb_BHW3: torch.Tensor) -> tuple[Prediction, None]:
-            mean = rgb_BHW3.float().mean((1, 2)) / 255
-            points = mean @ torch.from_numpy(MATRIX) + torch.from_numpy(OFFSET)
-            return Prediction(points.unflatten(1, (98, 2)), None), None
-
-    return Tint()
-
-
-# ---- what every backend does
-
-
-def test_its_points_are_those_that_can_be_worked_out(landmarker: Landmarker) -> None:
-    for n in (1, 2, 5):
-        found = landmarker(crops(n))
-        np.testing.assert_allclose(found.points_unit, answer(crops(n)), atol=1e-5)
-        np.testing.assert_array_equal(found.confidence, np.ones(n))
-        assert found.points_unit.dtype == found.confidence.dtype == np.float32
-
-
-def test_no_crops_give_no_points(landmarker: Landmarker) -> None:
-    found = landmarker(np.empty((0, 12, 16, 3), np.uint8))
-    assert found.points_unit.shape == (0, 98, 2) and found.confidence.shape == (0,)
-    assert found.points_unit.dtype == found.confidence.dtype == np.float32
-
-
-def test_its_card_is_the_one_in_the_file(landmarker: Landmarker) -> None:
-    assert landmarker.card == CARD
-
-
-def test_what_it_returned_does_not_change_with_the_next_call(landmarker: Landmarker) -> None:
-    first = landmarker(crops(2))
-    kept = first.points_unit.copy()
-    landmarker(crops(3))
-    np.testing.assert_array_equal(first.points_unit, kept)
-
-
-def test_a_batch_may_be_a_view(landmarker: Landmarker) -> None:
-    view = np.ascontiguousarray(crops(3)[..., ::-1])[..., ::-1]
-    np.testing.assert_allclose(landmarker(view).points_unit, answer(crops(3)), atol=1e-5)
-
-
-def test_its_input_may_be_read_only_and_is_left_alone(landmarker: Landmarker) -> None:
-    rgb_NHWC = crops(2)
-    rgb_NHWC.flags.writeable = False
-    landmarker(rgb_NHWC)
-    np.testing.assert_array_equal(rgb_NHWC, crops(2))
-
-
-def test_threads_take_turns(landmarker: Landmarker) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        for n, found in zip(
-            [1, 2, 3, 4] * 10, pool.map(lambda n: landmarker(crops(n)), [1, 2, 3, 4] * 10), strict=True
-        ):
-            np.testing.assert_allclose(found.points_unit, answer(crops(n)), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        np.zeros((1, 12, 16, 3), np.float32),
-        np.zeros((12, 16, 3), np.uint8),
-        np.zeros((1, 16, 12, 3), np.uint8),
-        np.zeros((1, 3, 12, 16), np.uint8),
-        np.zeros((), np.uint8),
-    ],
-    ids=["float", "no batch", "another size", "channels first", "a number"],
-)
-def test_a_wrong_input_is_refused_with_what_was_got_and_wanted(landmarker: Landmarker, wrong: U8) -> None:
-    with pytest.raises(ValueError, match=r"\(N, 12, 16, 3\) uint8 RGB, got \(") as caught:
-        landmarker(wrong)
-    assert str(wrong.dtype) in str(caught.value)
-
-
-def test_a_closed_landmarker_closes_again_and_says_so_when_called(landmarker: Landmarker) -> None:
-    landmarker.close()
-    landmarker.close()
-    with pytest.raises(LineamentError, match=r"closed.*engines\.load"):
-        landmarker(crops(1))
 
 
 def test_a_model_that_judges_is_believed(backend: str, tmp_path: Path) -> None:
@@ -554,7 +378,7 @@ def test_an_engine_runs_on_a_gpu_alone(tmp_path: Path) -> None:
 
 
 def test_an_unknown_device_or_kind_of_file_is_refused_with_the_choice_there_is(tmp_path: Path) -> None:
-    with pytest.raises(LineamentError, match="'quantum'; choose one of auto, cpu, openvino, onnxruntime"):
+    with pytest.raises(LineamentError, match="'quantum'; choose one of auto, cpu, openvino, openvino-thr"):
         engines.load(str(tint(tmp_path / "tint.onnx")), "quantum")
     with pytest.raises(LineamentError, match=r"ends in \.pth.*\.onnx"):
         engines.load(str(tmp_path / "b5.pth"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ import engines
 from engines.mesh import MeshLandmarker
 from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Landmarks, LineamentError
+from landmarks.types import F32, F64, U8, LineamentError
 from stream.detect import BlazeFace
 from train import data, metrics
 
@@ -100,76 +99,11 @@ def test_a_face_turned_in_its_plane_is_levelled(landmarker: MeshLandmarker, astr
     assert _mean_distance(points, apply(np.asarray(turn, np.float64), straight)) < 3
 
 
-def test_a_face_has_the_same_points_alone_and_in_a_batch(landmarker: MeshLandmarker, astronaut: U8) -> None:
-    crops = _crops(astronaut, landmarker, 3)
-    together = landmarker(crops)
-    for i in range(3):
-        alone = landmarker(crops[i : i + 1])
-        np.testing.assert_allclose(together.points_unit[i], alone.points_unit[0], atol=1e-4)
-        np.testing.assert_allclose(together.confidence[i], alone.confidence[0], atol=1e-5)
-
-
-def test_what_it_returned_does_not_change_with_the_next_call(landmarker: MeshLandmarker, astronaut: U8) -> None:
-    crops = _crops(astronaut, landmarker, 2)
-    first = landmarker(crops[:1])
-    kept = Landmarks(first.points_unit.copy(), first.confidence.copy())
-    landmarker(crops[1:])
-    np.testing.assert_array_equal(first.points_unit, kept.points_unit)
-    np.testing.assert_array_equal(first.confidence, kept.confidence)
-
-
-def test_a_batch_may_be_a_view(landmarker: MeshLandmarker, astronaut: U8) -> None:
-    crops = _crops(astronaut, landmarker, 1)
-    view = np.ascontiguousarray(crops[..., ::-1])[..., ::-1]
-    np.testing.assert_array_equal(landmarker(view).points_unit, landmarker(crops).points_unit)
-
-
-def test_threads_take_turns(landmarker: MeshLandmarker, astronaut: U8) -> None:
-    crops = _crops(astronaut, landmarker, 4)
-    alone = [landmarker(crops[i : i + 1]).points_unit for i in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(5):
-            found = list(pool.map(lambda i: landmarker(crops[i : i + 1]).points_unit, range(4)))
-            for a, b in zip(found, alone, strict=True):
-                np.testing.assert_array_equal(a, b)
-
-
-def test_no_crops_give_no_points(landmarker: MeshLandmarker) -> None:
-    found = landmarker(np.empty((0, 192, 192, 3), np.uint8))
-    assert found.points_unit.shape == (0, 98, 2) and found.confidence.shape == (0,)
-    assert found.points_unit.dtype == found.confidence.dtype == np.float32
-
-
 @pytest.mark.parametrize("filled", [0, 128, 255])
 def test_an_even_picture_is_no_face(landmarker: MeshLandmarker, filled: int) -> None:
     found = landmarker(np.full((1, 192, 192, 3), filled, np.uint8))
     assert np.isfinite(found.points_unit).all()
     assert found.confidence[0] < 0.5
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        np.zeros((1, 192, 192, 3), np.float32),
-        np.zeros((192, 192, 3), np.uint8),
-        np.zeros((1, 256, 256, 3), np.uint8),
-        np.zeros((1, 3, 192, 192), np.uint8),
-        np.zeros((), np.uint8),
-    ],
-    ids=["float", "no batch", "another size", "channels first", "a number"],
-)
-def test_a_wrong_input_is_refused_with_what_was_got_and_wanted(landmarker: MeshLandmarker, wrong: U8) -> None:
-    with pytest.raises(ValueError, match=r"\(N, 192, 192, 3\) uint8 RGB, got \(") as caught:
-        landmarker(wrong)
-    assert str(wrong.dtype) in str(caught.value)
-
-
-def test_a_closed_landmarker_closes_again_and_says_so_when_called() -> None:
-    landmarker = MeshLandmarker(iris=False)
-    landmarker.close()
-    landmarker.close()
-    with pytest.raises(LineamentError, match=r"closed.*engines\.load"):
-        landmarker(np.zeros((1, 192, 192, 3), np.uint8))
 
 
 def test_without_the_iris_model_points_are_nearly_the_same(landmarker: MeshLandmarker, astronaut: U8) -> None:

@@ -1,0 +1,179 @@
+"""TensorRT and CUDA as small classes that run the graph by ONNX Runtime on numpy memory: the same calls in the same
+order, and the same ways to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from engines import tensorrt_backend
+from engines.frame_graph import crop_graph
+from engines.plan_file import CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
+from engines.tensorrt_library import Library
+from landmarks.types import U8
+from tests.tint import CARD as TINT
+from tests.tint import tint
+
+CARD = replace(TINT, precision="fp16")
+H200 = Gpu("NVIDIA H200", (9, 0))
+KEY = PlanKey("a" * 64, "b" * 64, "tensorrt", "11.4.0", H200.name, H200.compute_capability, (1, 1, 6), "fp16")
+
+
+def play_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
+    """This machine now has an H200 and TensorRT 11.4.0, as far as the backend can tell."""
+    fake = FakeTrt()
+    monkeypatch.setattr(tensorrt_backend, "Cuda", FakeCuda)
+    monkeypatch.setattr(tensorrt_backend, "first_gpu", lambda: H200)
+    monkeypatch.setattr(tensorrt_backend, "library", lambda name: Library(name, fake))
+    return fake
+
+
+def engine_file(path: Path, key: PlanKey = KEY, judges: bool = False, hw: tuple[int, int] = (12, 16)) -> Path:
+    graph = tint(path.with_suffix(".onnx"), judges=judges, hw=hw).read_bytes()
+    plans = {POINTS_PLAN: graph, CROP_PLAN: crop_graph(hw).SerializeToString()}
+    write_engine(path, replace(CARD, input_hw=hw), key, "runs/b5/best.safetensors", plans)
+    return path
+
+
+class FakeCuda:
+    """engines.cuda.Cuda on numpy memory."""
+
+    made: ClassVar[list[FakeCuda]] = []
+
+    def __init__(self) -> None:
+        self.memories: dict[int, U8] = {}
+        self.captures = self.launches = self.uploaded = 0
+        self.capturing = self.closed = False
+        FakeCuda.made.append(self)
+
+    def stream(self) -> int:
+        return 7
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return np.zeros(shape, dtype)
+
+    def memory(self, n_bytes: int) -> int:
+        address = 1000 + len(self.memories)
+        self.memories[address] = np.full(n_bytes, 85, np.uint8)
+        return address
+
+    def upload(self, to: int, array: Any, stream: int) -> None:
+        self.uploaded += array.nbytes
+        self.memories[to][: array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+
+    def download(self, array: Any, source: int, stream: int) -> None:
+        assert array.flags.c_contiguous
+        array.view(np.uint8).reshape(-1)[:] = self.memories[source][: array.nbytes]
+
+    def wait(self, stream: int) -> None:
+        assert not self.capturing, "waiting breaks a capture"
+
+    def captured(self, stream: int, work: Callable[[], None]) -> Any:
+        self.captures += 1
+        self.capturing = True
+        work()
+        self.capturing = False
+        return work
+
+    def launch(self, graph: Any, stream: int) -> None:
+        self.launches += 1
+        graph()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_device_memory(self, memory: int, size: int) -> None: ...
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        memories = FakeCuda.made[-1].memories
+        if self.engine.breaks:
+            self.engine.logger.log("ERROR", "Error Code 1: Cuda Runtime (out of memory)")
+            return False
+        inputs = {}
+        for port in self.engine.session.get_inputs():
+            dtype = np.uint8 if "uint8" in port.type else np.float32
+            shape = self.shapes[port.name]
+            data = memories[self.addresses[port.name]].view(dtype)
+            inputs[port.name] = data[: int(np.prod(shape))].reshape(shape)
+        for port, found in zip(self.engine.session.get_outputs(), self.engine.session.run(None, inputs)):
+            flat = found.view(np.uint8).reshape(-1)
+            memories[self.addresses[port.name]][: len(flat)] = flat
+        return True
+
+
+class FakeEngine:
+    device_memory_size_v2 = 64
+
+    def __init__(self, plan: bytes, logger: Any) -> None:
+        self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
+        self.logger, self.breaks = logger, False
+        self.ports = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.num_io_tensors = len(self.ports)
+
+    def _port(self, name: str) -> Any:
+        return next(port for port in self.ports if port.name == name)
+
+    def get_tensor_name(self, i: int) -> str:
+        return str(self.ports[i].name)
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if any(port.name == name for port in self.session.get_inputs()) else "out"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(size if isinstance(size, int) else -1 for size in self._port(name).shape)
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "uint8" if "uint8" in self._port(name).type else "float32"
+
+    def create_execution_context(self, strategy: object) -> FakeContext:
+        return FakeContext(self)
+
+
+class FakeLogger:
+    Severity = SimpleNamespace(ERROR="ERROR", INTERNAL_ERROR="INTERNAL_ERROR")
+
+
+class FakeTrt:
+    __version__ = "11.4.0"
+    ILogger = FakeLogger
+    TensorIOMode = SimpleNamespace(INPUT="in")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="mine")
+
+    def __init__(self) -> None:
+        self.opened: list[FakeEngine] = []
+
+    @staticmethod
+    def nptype(dtype: str) -> Any:
+        return np.dtype(dtype).type
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        def deserialize_cuda_engine(plan: bytes) -> FakeEngine | None:
+            if plan.startswith(b"old"):
+                logger.log("ERROR", "IRuntime::deserializeCudaEngine: Serialization assertion stdVersionRead failed")
+                return None
+            self.opened.append(FakeEngine(plan, logger))
+            return self.opened[-1]
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
