@@ -21,8 +21,8 @@ from numpy.typing import DTypeLike, NDArray
 from engines.plan_file import Gpu
 from landmarks.types import LineamentError
 
-_DRIVER = Path("/proc/driver/nvidia/version")
-"""there if the kernel has NVIDIA's driver loaded"""
+_DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
+"""there if the kernel has NVIDIA's driver loaded; or if Windows lends its own to the Linux inside it"""
 _NO_DEVICE, _OLD_DRIVER, _NO_MEMORY = 100, 35, 2
 """of cudaError_t"""
 
@@ -135,7 +135,7 @@ def _done(runtime: Any, result: tuple[Any, ...], doing: str) -> Any:
 
 def _why_none(code: int) -> str:
     on_cpu = "or take the CPU: `make engine ARGS='--target cpu'`"
-    if not _DRIVER.exists():
+    if not _has_driver():
         return f"this machine has no NVIDIA driver, so no GPU to run on; install the driver, {on_cpu}"
     if code == _OLD_DRIVER:
         return (
@@ -143,6 +143,10 @@ def _why_none(code: int) -> str:
             f"install an older cuda-bindings and tensorrt, {on_cpu}"
         )
     return f"the NVIDIA driver ({_driver()}) shows no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, {on_cpu}"
+
+
+def _has_driver() -> bool:
+    return _DRIVER.exists() or _WSL.exists()
 
 
 def _driver() -> str:
@@ -156,6 +160,8 @@ def _runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
+        if not _has_driver():
+            raise LineamentError(_why_none(_NO_DEVICE)) from None
         raise LineamentError(
             f"NVIDIA's CUDA bindings cannot be imported ({error}); run `pip install -r requirements-gpu.txt`"
         ) from None

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.engine_file import parse_card
+from engines.engine_file import parse_card, read_card
 from landmarks.card import ModelCard
 from landmarks.types import LineamentError
 
@@ -144,6 +144,29 @@ def refuse_foreign(path: Path, header: PlanHeader, library_version: str, gpu: Gp
             f"{path} was built for {key.gpu} (compute capability {wanted}), and this machine has {gpu.name} ({got}); "
             f"{header.rebuild}"
         )
+
+
+def refuse_stale(path: Path, header: PlanHeader) -> None:
+    """Raises LineamentError where the model that path was built from is at hand and has other weights by now."""
+    built_from, now = header.key.weights_sha256, _weights_sha256(Path(header.source))
+    if now and now != built_from:
+        raise LineamentError(
+            f"{path} is stale: it was built from weights {built_from[:12]}, and {header.source} now has {now[:12]}; "
+            f"{header.rebuild}"
+        )
+
+
+def _weights_sha256(model: Path) -> str:
+    """As the card of a .safetensors or .onnx says; empty where none can be read, which is for others to complain of."""
+    try:
+        if model.suffix == ".onnx":
+            return read_card(model).weights_sha256
+        with model.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _MAX_JSON)))
+        return parse_card(model, header["__metadata__"]["card"]).weights_sha256
+    except (OSError, struct.error, ValueError, LookupError, TypeError, LineamentError):
+        return ""
 
 
 def _read(path: Path) -> tuple[PlanHeader, int]:

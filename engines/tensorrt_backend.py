@@ -20,7 +20,7 @@ import numpy as np
 from engines.cuda import Cuda, first_gpu
 from engines.engine_file import CONFIDENCE, INPUT, POINTS, FileLandmarker, Port, check_graph, landmarks_of
 from engines.frame_graph import FRAME, MATRICES
-from engines.plan_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign
+from engines.plan_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign, refuse_stale
 from engines.tensorrt_library import Library, collecting_logger, complaint, library
 from landmarks.geometry import invert, warp
 from landmarks.types import F32, F64, U8, Landmarks, LineamentError
@@ -35,8 +35,9 @@ class TensorRtLandmarker(FileLandmarker):
     def __init__(self, path: Path) -> None:
         header = read_header(path)
         super().__init__(path, header.card)
-        lib = library(header.key.library)
+        refuse_stale(path, header)
         gpu = first_gpu()
+        lib = library(header.key.library)
         refuse_foreign(path, header, lib.version, gpu)
         plans = read_plans(path)
         self._cuda = Cuda()

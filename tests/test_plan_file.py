@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from engines.plan_file import (
     read_header,
     read_plans,
     refuse_foreign,
+    refuse_stale,
     write_engine,
 )
 from landmarks.card import ModelCard
@@ -120,6 +123,42 @@ def test_an_engine_for_rtx_runs_on_any_that_is_young_enough(tmp_path: Path) -> N
         refuse_foreign(path, header, "11.4.0", gpu)
     with pytest.raises(LineamentError, match=r"8\.0 or more, and the RTX 2080 Ti has 7\.5.*requirements-gpu"):
         refuse_foreign(path, header, "11.4.0", Gpu("RTX 2080 Ti", (7, 5)))
+
+
+def test_an_engine_is_stale_when_the_model_it_was_built_from_has_other_weights(tmp_path: Path) -> None:
+    """Where that model is not at hand, or cannot be read, nobody can tell."""
+    model = tmp_path / "best.safetensors"
+    write_engine(tmp_path / "b5.engine", CARD, KEY, str(model), PLANS)
+    header = read_header(tmp_path / "b5.engine")
+    refuse_stale(tmp_path / "b5.engine", header)
+    for damaged in (b"", b"\x08" + bytes(7), b"\xff" * 400, b"\x02" + bytes(7) + b"{}", b"\x02" + bytes(7) + b"[]"):
+        model.write_bytes(damaged)
+        refuse_stale(tmp_path / "b5.engine", header)
+    model.write_bytes(checkpoint(KEY.weights_sha256))
+    refuse_stale(tmp_path / "b5.engine", header)
+    model.write_bytes(checkpoint("cc" * 32))
+    with pytest.raises(LineamentError, match=r"is stale: .*a{12}, and .*now has c{12}; rebuild.*make engine MODEL="):
+        refuse_stale(tmp_path / "b5.engine", header)
+
+
+def checkpoint(weights_sha256: str) -> bytes:
+    """What stands at the beginning of a .safetensors file that training wrote."""
+    card = replace(CARD, weights_sha256=weights_sha256).to_json()
+    header = json.dumps({"__metadata__": {"card": card, "net": "{}"}}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def test_a_checkpoint_is_told_stale_by_its_own_card(tmp_path: Path) -> None:
+    """That the layout above is the one that training writes."""
+    torch = pytest.importorskip("torch")
+    from train.model import LandmarkNet, NetSpec, new_card, save
+
+    torch.manual_seed(0)
+    net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64)))
+    save(net, new_card(net, "tiny", 1.3), model := tmp_path / "best.safetensors")
+    write_engine(tmp_path / "b5.engine", CARD, KEY, str(model), PLANS)
+    with pytest.raises(LineamentError, match="is stale"):
+        refuse_stale(tmp_path / "b5.engine", read_header(tmp_path / "b5.engine"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:

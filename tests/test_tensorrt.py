@@ -1,48 +1,44 @@
 """TensorRT engines: built for real where TensorRT-RTX is installed, run for real where there is a GPU.
 
-Where there is none, TensorRT and CUDA are played by small classes that run the graph by ONNX Runtime on numpy memory:
-the same calls in the same order, and the same ways to fail.
+Where there is none, TensorRT and CUDA are played by tests.fake_tensorrt. What all backends do alike is in
+test_conformance.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 import engines
-from engines import cuda, tensorrt_backend, tensorrt_build
+from engines import cuda, tensorrt_build
 from engines.cuda import Cuda, first_gpu
 from engines.export import real_crops
 from engines.frame_graph import FRAME, MATRICES, crop_graph
-from engines.plan_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, read_header, read_plans, write_engine
+from engines.plan_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
 from engines.tensorrt_backend import TensorRtLandmarker, bucket
 from engines.tensorrt_build import build, layers_by_precision
-from engines.tensorrt_library import Library, complaint, installed, library
+from engines.tensorrt_library import complaint, installed, library
 from landmarks.card import ModelCard
 from landmarks.geometry import crop_from_frame, invert, warp
 from landmarks.types import F64, U8, FrameLandmarker, Landmarks, LineamentError
 from stream.track import Tracker
 from tests.blobs import BlobDetector, BlobLandmarker, scene
-from tests.test_engines import CARD as TINT
-from tests.test_engines import answer, crops, tint
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-CARD = replace(TINT, precision="fp16")
-H200 = Gpu("NVIDIA H200", (9, 0))
-KEY = PlanKey("a" * 64, "b" * 64, "tensorrt", "11.4.0", H200.name, H200.compute_capability, (1, 1, 6), "fp16")
-
+from tests.fake_tensorrt import CARD, H200, KEY, FakeCuda, FakeTrt, engine_file, play_tensorrt  # noqa: E402
+from tests.tint import CARD as TINT  # noqa: E402
+from tests.tint import answer, crops, tint  # noqa: E402
 
 # ---- cutting crops by a graph
 
@@ -101,158 +97,9 @@ def test_points_in_crops_of_the_graph_are_within_half_a_pixel(astronaut: U8, sha
 # ---- the backend, on a GPU played by numpy
 
 
-class FakeCuda:
-    """engines.cuda.Cuda on numpy memory."""
-
-    made: ClassVar[list[FakeCuda]] = []
-
-    def __init__(self) -> None:
-        self.memories: dict[int, U8] = {}
-        self.captures = self.launches = self.uploaded = 0
-        self.capturing = self.closed = False
-        FakeCuda.made.append(self)
-
-    def stream(self) -> int:
-        return 7
-
-    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return np.zeros(shape, dtype)
-
-    def memory(self, n_bytes: int) -> int:
-        address = 1000 + len(self.memories)
-        self.memories[address] = np.full(n_bytes, 85, np.uint8)
-        return address
-
-    def upload(self, to: int, array: Any, stream: int) -> None:
-        self.uploaded += array.nbytes
-        self.memories[to][: array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-
-    def download(self, array: Any, source: int, stream: int) -> None:
-        assert array.flags.c_contiguous
-        array.view(np.uint8).reshape(-1)[:] = self.memories[source][: array.nbytes]
-
-    def wait(self, stream: int) -> None:
-        assert not self.capturing, "waiting breaks a capture"
-
-    def captured(self, stream: int, work: Callable[[], None]) -> Any:
-        self.captures += 1
-        self.capturing = True
-        work()
-        self.capturing = False
-        return work
-
-    def launch(self, graph: Any, stream: int) -> None:
-        self.launches += 1
-        graph()
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeContext:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
-
-    def set_device_memory(self, memory: int, size: int) -> None: ...
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = shape
-        return True
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, stream: int) -> bool:
-        memories = FakeCuda.made[-1].memories
-        if self.engine.breaks:
-            self.engine.logger.log("ERROR", "Error Code 1: Cuda Runtime (out of memory)")
-            return False
-        inputs = {}
-        for port in self.engine.session.get_inputs():
-            dtype = np.uint8 if "uint8" in port.type else np.float32
-            shape = self.shapes[port.name]
-            data = memories[self.addresses[port.name]].view(dtype)
-            inputs[port.name] = data[: int(np.prod(shape))].reshape(shape)
-        for port, found in zip(self.engine.session.get_outputs(), self.engine.session.run(None, inputs)):
-            flat = found.view(np.uint8).reshape(-1)
-            memories[self.addresses[port.name]][: len(flat)] = flat
-        return True
-
-
-class FakeEngine:
-    device_memory_size_v2 = 64
-
-    def __init__(self, plan: bytes, logger: Any) -> None:
-        self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
-        self.logger, self.breaks = logger, False
-        self.ports = [*self.session.get_inputs(), *self.session.get_outputs()]
-        self.num_io_tensors = len(self.ports)
-
-    def _port(self, name: str) -> Any:
-        return next(port for port in self.ports if port.name == name)
-
-    def get_tensor_name(self, i: int) -> str:
-        return str(self.ports[i].name)
-
-    def get_tensor_mode(self, name: str) -> str:
-        return "in" if any(port.name == name for port in self.session.get_inputs()) else "out"
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(size if isinstance(size, int) else -1 for size in self._port(name).shape)
-
-    def get_tensor_dtype(self, name: str) -> str:
-        return "uint8" if "uint8" in self._port(name).type else "float32"
-
-    def create_execution_context(self, strategy: object) -> FakeContext:
-        return FakeContext(self)
-
-
-class FakeLogger:
-    Severity = SimpleNamespace(ERROR="ERROR", INTERNAL_ERROR="INTERNAL_ERROR")
-
-
-class FakeTrt:
-    __version__ = "11.4.0"
-    ILogger = FakeLogger
-    TensorIOMode = SimpleNamespace(INPUT="in")
-    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="mine")
-
-    def __init__(self) -> None:
-        self.opened: list[FakeEngine] = []
-
-    @staticmethod
-    def nptype(dtype: str) -> Any:
-        return np.dtype(dtype).type
-
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
-        def deserialize_cuda_engine(plan: bytes) -> FakeEngine | None:
-            if plan.startswith(b"old"):
-                logger.log("ERROR", "IRuntime::deserializeCudaEngine: Serialization assertion stdVersionRead failed")
-                return None
-            self.opened.append(FakeEngine(plan, logger))
-            return self.opened[-1]
-
-        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
-
-
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
-    """This machine now has an H200 and TensorRT 11.4.0, as far as the backend can tell."""
-    fake = FakeTrt()
-    monkeypatch.setattr(tensorrt_backend, "Cuda", FakeCuda)
-    monkeypatch.setattr(tensorrt_backend, "first_gpu", lambda: H200)
-    monkeypatch.setattr(tensorrt_backend, "library", lambda name: Library(name, fake))
-    return fake
-
-
-def engine_file(path: Path, key: PlanKey = KEY, judges: bool = False, hw: tuple[int, int] = (12, 16)) -> Path:
-    graph = tint(path.with_suffix(".onnx"), judges=judges, hw=hw).read_bytes()
-    plans = {POINTS_PLAN: graph, CROP_PLAN: crop_graph(hw).SerializeToString()}
-    write_engine(path, replace(CARD, input_hw=hw), key, "runs/b5/best.safetensors", plans)
-    return path
+    return play_tensorrt(monkeypatch)
 
 
 @pytest.fixture
@@ -261,30 +108,10 @@ def landmarker(trt: FakeTrt, tmp_path: Path) -> Iterator[TensorRtLandmarker]:
         yield landmarker
 
 
-def test_its_points_are_those_that_can_be_worked_out_for_any_number_of_crops(landmarker: TensorRtLandmarker) -> None:
-    for n in (1, 2, 3, 6, 7, 13, 1):
-        found = landmarker(crops(n))
-        np.testing.assert_allclose(found.points_unit, answer(crops(n)), atol=1e-5)
-        np.testing.assert_array_equal(found.confidence, np.ones(n))
-        assert found.points_unit.dtype == found.confidence.dtype == np.float32
-
-
-def test_no_crops_give_no_points(landmarker: TensorRtLandmarker) -> None:
-    assert landmarker(np.empty((0, 12, 16, 3), np.uint8)).points_unit.shape == (0, 98, 2)
-    assert landmarker.on_frame(np.zeros((40, 40, 3), np.uint8), []).points_unit.shape == (0, 98, 2)
-
-
 def test_a_model_that_judges_says_so_of_each_crop(trt: FakeTrt, tmp_path: Path) -> None:
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", judges=True)) as landmarker:
         green = crops(9).astype(np.float64).mean((1, 2))[:, 1] / 255
         np.testing.assert_allclose(landmarker(crops(9)).confidence, green, atol=1e-5)
-
-
-def test_what_it_returned_does_not_change_with_the_next_call(landmarker: TensorRtLandmarker) -> None:
-    first = landmarker(crops(2))
-    kept = first.points_unit.copy()
-    landmarker(crops(3))
-    np.testing.assert_array_equal(first.points_unit, kept)
 
 
 def test_each_size_of_batch_is_captured_once_and_then_costs_one_launch(landmarker: TensorRtLandmarker) -> None:
@@ -302,14 +129,6 @@ def test_batches_fill_up_to_the_next_bucket_and_never_past_the_largest() -> None
     assert bucket(1, 1) == 1
 
 
-def test_threads_take_turns(landmarker: TensorRtLandmarker) -> None:
-    def right(n: int) -> bool:
-        return np.allclose(landmarker(crops(n)).points_unit, answer(crops(n)), atol=1e-5)
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(right, [1, 2, 3, 6, 7] * 4))
-
-
 def test_it_may_be_closed_twice_and_a_call_after_it_is_refused(landmarker: TensorRtLandmarker) -> None:
     landmarker(crops(1))
     landmarker.close()
@@ -319,12 +138,6 @@ def test_it_may_be_closed_twice_and_a_call_after_it_is_refused(landmarker: Tenso
         landmarker(crops(1))
     with pytest.raises(LineamentError, match="closed"):
         landmarker.on_frame(np.zeros((40, 40, 3), np.uint8), [np.eye(2, 3)])
-
-
-def test_a_wrong_dtype_or_shape_is_refused(landmarker: TensorRtLandmarker) -> None:
-    for wrong in (crops(1).astype(np.float32), crops(1)[0], crops(1)[:, :5]):
-        with pytest.raises(ValueError, match=r"takes crops \(N, 12, 16, 3\)"):
-            landmarker(wrong)
 
 
 def test_engines_load_opens_it(trt: FakeTrt, tmp_path: Path) -> None:
@@ -467,6 +280,7 @@ def test_a_machine_without_a_gpu_is_told_why(
     if driver is not None:
         (tmp_path / "version").write_text(driver)
     monkeypatch.setattr(cuda, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(cuda, "_WSL", tmp_path / "absent")
     monkeypatch.setattr(cuda, "_runtime", lambda: cuda_of(cudaGetDeviceCount=result))
     with pytest.raises(LineamentError, match=said):
         first_gpu()
@@ -515,10 +329,18 @@ def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.Mon
         library("tensorrt")
     with pytest.raises(LineamentError, match=r"tensorrt-rtx cannot be imported.*requirements-rtx\.txt"):
         library("tensorrt-rtx")
-    with pytest.raises(LineamentError, match=r"CUDA bindings cannot be imported.*requirements-gpu\.txt"):
-        first_gpu()
-    with pytest.raises(LineamentError, match=r"requirements-gpu\.txt"):
-        engines.load(str(engine_file(tmp_path / "tint.engine")))
+    engine = str(engine_file(tmp_path / "tint.engine"))
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX 580.1")
+    monkeypatch.setattr(cuda, "_WSL", tmp_path / "no")
+    for driver, said in (
+        (tmp_path / "version", r"bindings cannot be.*requirements-gpu\.txt"),
+        (tmp_path / "no", "no NVIDIA driver"),
+    ):
+        monkeypatch.setattr(cuda, "_DRIVER", driver)
+        with pytest.raises(LineamentError, match=said):
+            first_gpu()
+        with pytest.raises(LineamentError, match=said):
+            engines.load(engine)
 
 
 def test_a_release_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,18 +457,10 @@ def test_a_bar_shows_the_progress(exported: Path, tmp_path: Path, capsys: pytest
 # ---- a real GPU
 
 
-def gpu_or_skip() -> None:
-    try:
-        first_gpu()
-    except LineamentError as error:
-        pytest.skip(str(error))
-    if not installed("tensorrt"):
-        pytest.skip("needs tensorrt: pip install -r requirements-gpu.txt")
-
-
 @pytest.mark.gpu
 def test_on_a_gpu_an_engine_agrees_with_pytorch_on_crops_and_on_frames(astronaut: U8, tmp_path: Path) -> None:
-    gpu_or_skip()
+    if not installed("tensorrt"):
+        pytest.skip("needs tensorrt: pip install -r requirements-gpu.txt")
     import torch
 
     from engines.export import export, run_torch
@@ -661,7 +475,7 @@ def test_on_a_gpu_an_engine_agrees_with_pytorch_on_crops_and_on_frames(astronaut
     build(tmp_path / "tiny.onnx", tmp_path / "tiny.engine", "tensorrt")
     with TensorRtLandmarker(tmp_path / "tiny.engine") as landmarker:
         for n in (1, 3, 16, 20):
-            rgb = real_crops(card, n + 1)[:-1]
+            rgb = real_crops(card, n)
             error = np.linalg.norm(landmarker(rgb).points_unit - run_torch(net, rgb), axis=-1).max()
             assert error * 256 < 0.5
         matrices = matrices_on(astronaut, card, 5, (15, 50))
