@@ -130,6 +130,8 @@ def main(args: list[str] | None = None) -> int:
 
 def bench(cfg: BenchConfig) -> list[Row]:
     """Builds, opens, compares and times every contender. The first is what the others are compared with."""
+    from engines.export import real_crops
+
     cfg.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".crops-", dir=cfg.out)))
@@ -146,7 +148,7 @@ def bench(cfg: BenchConfig) -> list[Row]:
         if not opened:
             raise LineamentError(f"nothing here can run {cfg.model}; what was tried is said above")
         card = _one_card([landmarker for _, landmarker, _ in opened], cfg)
-        crops = _crops(card, max(cfg.batches))
+        crops = real_crops(card, max(cfg.batches))
         latency = _timed([(contender.name, landmarker) for contender, landmarker, _ in opened], crops, cfg)
         points = [landmarker(crops).points_unit for _, landmarker, _ in opened]
         nme = _nme(card, cache, cfg)
@@ -353,14 +355,6 @@ def _one_card(landmarkers: Sequence[Landmarker], cfg: BenchConfig) -> ModelCard:
                 f"{cards[0].schema} as {cfg.model} has them; bench it alone"
             )
     return cards[0]
-
-
-def _crops(card: ModelCard, n: int) -> U8:
-    """(n, H, W, 3)."""
-    from engines.export import real_crops
-
-    # the last one is black
-    return real_crops(card, n + 1)[:-1]
 
 
 def _timed(landmarkers: Sequence[tuple[str, Landmarker]], crops: U8, cfg: BenchConfig) -> dict[str, dict[int, Latency]]:

@@ -15,9 +15,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,9 +41,10 @@ MAX_P99_PX = 0.5
 """how far an engine in half precision may put 99 of 100 points from PyTorch's, px of a 256-px crop"""
 CALIBRATION = 300
 """faces to find INT8's ranges on"""
-_CROPS = 17
-"""to prove on; one more than the usual largest batch"""
-_ROUNDS = 25
+_CROPS = 16
+"""to prove on: the usual largest batch"""
+_ROUNDS, _WARM_UP = 25, 5
+"""runs of each engine, in turn, that count for its time, and before them some that do not"""
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,24 @@ class BuildConfig:
     """Fewest, usual and most crops at once that a TensorRT engine takes."""
     data: Path | None = None
     """A labelled folder, such as WFLW: its training faces set INT8's ranges, its test faces judge the outcome."""
+    label_shift_px: float = 0.0
+    """Taken off every label: 0.5 for sets that count from a pixel's corner."""
 
 
 class Row(NamedTuple):
     """One engine, in the table."""
 
     path: Path
+    by: str
+    """what runs it"""
     precision: str
     build_s: float
+    """0 for a file that was there"""
     error_px: float
     """largest, of any point from PyTorch's, px of a 256-px crop"""
-    ms: float | None
-    """median of one crop; None where it cannot run here"""
     note: str = ""
+    ms: float | None = None
+    """median of one crop; None where it cannot run here"""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -83,38 +91,40 @@ def main(args: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.INFO)
     cfg = tyro.cli(BuildConfig, args=args, prog="python -m engines.build")
     try:
-        rows, ort_ms = run(cfg)
+        rows = run(cfg)
     except LineamentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(table(rows, ort_ms))
-    here = [row for row in rows if row.ms is not None]
-    if here:
-        best = min(here, key=lambda row: row.ms or 0)
-        print(f"\nfastest here: make stream MODEL={best.path}")
+    print(table(rows))
+    best = min((row for row in rows if row.ms is not None), key=lambda row: row.ms or 0)
+    by_name = ' ARGS="--device onnxruntime"' * (best is rows[0])
+    print(f"\nfastest here: make stream MODEL={best.path}{by_name}")
     return 0
 
 
-def run(cfg: BuildConfig) -> tuple[list[Row], float]:
-    """What was built, and the median ms of ONNX Runtime on the CPU to compare with. Raises LineamentError."""
+def run(cfg: BuildConfig) -> list[Row]:
+    """What was built; first the graph as ONNX Runtime runs it on the CPU, to compare with. Raises LineamentError."""
     names = targets(cfg.target)
     model, out = _chosen(cfg)
     onnx_path = out / f"{model.stem}.onnx"
     began_s = time.perf_counter()
     reference, card = _exported(model, onnx_path)
     export_s = time.perf_counter() - began_s
-    # the last is black, on which INT8, whose ranges come from faces, owes nothing
-    crops = real_crops(card, _CROPS)[:-1]
+    crops = real_crops(card, _CROPS)
     wanted = reference(crops)
-    with _loaded(onnx_path, "onnxruntime") as landmarker:
-        ort_px, ort_ms = _error_px(landmarker(crops).points_unit, wanted), median_ms(landmarker, crops)
-    rows = [Row(onnx_path, "fp32", export_s, ort_px[0], ort_ms, "by ONNX Runtime, to compare with")]
-    for name in names:
-        if name == "cpu":
-            rows += _for_cpu(cfg, onnx_path, card, crops, wanted)
-        else:
-            rows.append(_for_gpu(cfg, name, onnx_path, model, crops, wanted))
-    return rows, ort_ms
+    with ExitStack() as stack:
+        by_ort = stack.enter_context(_loaded(onnx_path, "onnxruntime"))
+        most_px, _ = _error_px(by_ort(crops).points_unit, wanted)
+        made: list[tuple[Row, Landmarker | None]] = [
+            (Row(onnx_path, "ONNX Runtime", card.precision, export_s, most_px, "to compare with"), by_ort)
+        ]
+        for name in names:
+            if name == "cpu":
+                made += _for_cpu(cfg, onnx_path, card, crops, wanted, stack)
+            else:
+                made.append(_for_gpu(cfg, name, onnx_path, model, crops, wanted, stack))
+        times = iter(median_ms([landmarker for _, landmarker in made if landmarker], crops))
+        return [row._replace(ms=next(times)) if landmarker else row for row, landmarker in made]
 
 
 def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
@@ -136,46 +146,49 @@ def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
     return ["cpu"]
 
 
-def table(rows: Sequence[Row], ort_ms: float) -> str:
-    """rows as text, one a line, times beside that of ONNX Runtime."""
-    lines = [("engine", "precision", "MB", "built in", "max error", "ms", "x ONNX Runtime", "")]
+def table(rows: Sequence[Row]) -> str:
+    """rows as text, one a line, times beside that of the first; below, what there is to say of each."""
+    lines = [("engine", "run by", "precision", "MB", "built in", "max error", "ms a crop", "of ONNX Runtime's")]
     for row in rows:
         lines.append(
             (
-                str(row.path),
+                row.path.name,
+                row.by,
                 row.precision,
                 f"{row.path.stat().st_size / 1e6:.1f}",
-                f"{row.build_s:.1f} s" if row.build_s else "before",
+                f"{row.build_s:.1f} s" if row.build_s else "-",
                 f"{row.error_px:.3f} px",
                 "-" if row.ms is None else f"{row.ms:.2f}",
-                "-" if row.ms is None else f"{row.ms / ort_ms:.2f}",
-                row.note,
+                "-" if row.ms is None or rows[0].ms is None else f"{row.ms / rows[0].ms:.2f}",
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    left = (0, 1, 7)
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
-        ).rstrip()
+    told = [
+        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
         for line in lines
-    )
+    ]
+    notes = [f"{row.path.name} by {row.by}: {row.note}" for row in rows if row.note]
+    return "\n".join([*told, "", *notes])
 
 
-def median_ms(landmarker: Landmarker, crops_NHWC: U8) -> float:
-    """Of one crop at a time, after some that do not count."""
-    times = []
-    for i in range(_ROUNDS + 5):
+def median_ms(landmarkers: Sequence[Landmarker], crops_NHWC: U8) -> list[float]:
+    """Of one crop at a time. They run in turns, so that a slow moment of the machine is slow for all."""
+    times: list[list[float]] = [[] for _ in landmarkers]
+    for i in range(_ROUNDS + _WARM_UP):
         crop = crops_NHWC[i % len(crops_NHWC)][None]
-        began_s = time.perf_counter()
-        landmarker(crop)
-        times.append((time.perf_counter() - began_s) * 1e3)
-    return statistics.median(times[5:])
+        for landmarker, ms in zip(landmarkers, times):
+            began_s = time.perf_counter()
+            landmarker(crop)
+            ms.append((time.perf_counter() - began_s) * 1e3)
+    return [statistics.median(ms[_WARM_UP:]) for ms in times]
 
 
-def _for_gpu(cfg: BuildConfig, name: LibraryName, onnx_path: Path, model: Path, crops: U8, wanted: F32) -> Row:
+def _for_gpu(
+    cfg: BuildConfig, name: LibraryName, onnx_path: Path, model: Path, crops: U8, wanted: F32, stack: ExitStack
+) -> tuple[Row, Landmarker | None]:
     path = onnx_path.with_name(f"{onnx_path.stem}-rtx.engine" if name == "tensorrt-rtx" else f"{onnx_path.stem}.engine")
     report = build(onnx_path, path, name, str(model), cfg.batches, progress=sys.stderr.isatty())
+    landmarker = None
     try:
         from engines.cuda import first_gpu
 
@@ -188,12 +201,11 @@ def _for_gpu(cfg: BuildConfig, name: LibraryName, onnx_path: Path, model: Path, 
         from engines.fp16 import half_precision
 
         # its own arithmetic, by another runtime
-        found, ms = run_onnx(half_precision(onnx.load(onnx_path)).SerializeToString(), crops), None
-        note = f"for {report.key.gpu}; error of its graph, as no GPU is here; half: {report.checked}"
+        found = run_onnx(half_precision(onnx.load(onnx_path)).SerializeToString(), crops)
+        note = f"for {report.key.gpu}, none of which is here: its error is that of its graph by ONNX Runtime"
     else:
-        with _loaded(path, "auto") as landmarker:
-            found, ms = landmarker(crops).points_unit, median_ms(landmarker, crops)
-        note = f"on {report.key.gpu}; half: {report.checked}"
+        landmarker = stack.enter_context(_loaded(path, "auto"))
+        found, note = landmarker(crops).points_unit, f"for {report.key.gpu}"
     most_px, p99_px = _error_px(found, wanted)
     if not p99_px <= MAX_P99_PX:
         path.unlink()
@@ -202,27 +214,26 @@ def _for_gpu(cfg: BuildConfig, name: LibraryName, onnx_path: Path, model: Path, 
             f"{MAX_P99_PX}, so it was not kept; a net whose values leave half precision's range does that: "
             "take `--target cpu`, or train with weight decay"
         )
-    return Row(path, "fp16", report.build_s, most_px, ms, note)
+    by = "TensorRT-RTX" if name == "tensorrt-rtx" else "TensorRT"
+    return Row(path, by, "fp16", report.build_s, most_px, f"{note}; in half precision: {report.checked}"), landmarker
 
 
-def _for_cpu(cfg: BuildConfig, onnx_path: Path, card: ModelCard, crops: U8, wanted: F32) -> list[Row]:
+def _for_cpu(
+    cfg: BuildConfig, onnx_path: Path, card: ModelCard, crops: U8, wanted: F32, stack: ExitStack
+) -> list[tuple[Row, Landmarker | None]]:
     from engines.labelled import calibration_crops, nme_on
     from engines.openvino_build import candidates
 
     calibration = nme = None
     if cfg.data is not None:
-        calibration = calibration_crops(cfg.data, card, CALIBRATION)
-        nme = nme_on(cfg.data, card, onnx_path.parent / "crops")
-    began_s = time.perf_counter()
-    found = candidates(onnx_path, card, calibration, onnx_path.parent, nme)
-    build_s = time.perf_counter() - began_s
-    rows = []
-    for built in found:
-        with _loaded(built.path, "cpu") as landmarker:
-            most_px, _ = _error_px(landmarker(crops).points_unit, wanted)
-            ms = median_ms(landmarker, crops)
-        rows.append(Row(built.path, built.precision, build_s if built is found[-1] else 0.0, most_px, ms, built.note))
-    return rows
+        calibration = calibration_crops(cfg.data, card, CALIBRATION, cfg.label_shift_px)
+        nme = nme_on(cfg.data, card, Path(stack.enter_context(TemporaryDirectory(prefix="crops-"))), cfg.label_shift_px)
+    made: list[tuple[Row, Landmarker | None]] = []
+    for built in candidates(onnx_path, card, calibration, onnx_path.parent, nme):
+        landmarker = stack.enter_context(_loaded(built.path, "cpu"))
+        most_px, _ = _error_px(landmarker(crops).points_unit, wanted)
+        made.append((Row(built.path, "OpenVINO", built.precision, built.build_s, most_px, built.note), landmarker))
+    return made
 
 
 def _chosen(cfg: BuildConfig) -> tuple[Path, Path]:

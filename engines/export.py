@@ -17,9 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import cv2
 import numpy as np
 import tyro
+from PIL import Image
 
 from landmarks.card import ModelCard
 from landmarks.geometry import crop_from_frame, warp
@@ -73,7 +73,8 @@ def export(net: LandmarkNet, card: ModelCard, path: Path) -> float:
     model = graph_of(net)
     put_card(model, replace(card, built_with={**card.built_with, "onnx": version("onnx")}))
     data = model.SerializeToString()
-    crops = real_crops(card, 9)
+    crops = real_crops(card, 8)
+    crops = np.concatenate([crops, np.zeros_like(crops[:1])])
     error_px = largest_difference_px(run_onnx(data, crops), run_torch(net, crops))
     if not error_px <= MAX_ERROR_PX:
         raise LineamentError(
@@ -129,20 +130,21 @@ def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
 
 
 def real_crops(card: ModelCard, n: int) -> U8:
-    """(n, H, W, 3) RGB: the face of scikit-image's astronaut, each time cut a little differently; the last is black."""
+    """(n, H, W, 3) RGB: the face of scikit-image's astronaut, each time cut a little differently."""
     spec = importlib.util.find_spec("skimage")
     path = Path(spec.origin).parent / "data" / "astronaut.png" if spec and spec.origin else None
-    bgr = None if path is None else cv2.imread(str(path))
-    if bgr is None:
+    if path is None or not path.is_file():
         raise LineamentError(f"the proof needs scikit-image's astronaut.png, not at {path}; pip install scikit-image")
+    # Pillow, for OpenCV warns of the file's colour profile
+    rgb = np.asarray(Image.open(path).convert("RGB"), np.uint8)
     rng = np.random.default_rng(0)
     crops = []
-    for _ in range(n - 1):
+    for _ in range(n):
         center, half = np.array([225.0, 122.0]) + rng.normal(0, 8, 2), rng.uniform(45, 90)
         box = np.concatenate([center - half, center + half])
         matrix = crop_from_frame(box, card, float(rng.normal(0, 0.3)))
-        crops.append(warp(np.ascontiguousarray(bgr[..., ::-1], np.uint8), matrix, card.input_hw))
-    return np.stack([*crops, np.zeros_like(crops[0])])
+        crops.append(warp(rgb, matrix, card.input_hw))
+    return np.stack(crops)
 
 
 def run_torch(net: LandmarkNet, rgb_NHWC: U8) -> F32:

@@ -82,11 +82,14 @@ class Judged:
         return None
 
     def __str__(self) -> str:
-        nme = "" if self.nme is None else f", NME {self.nme:.2f}"
         return (
             f"{self.built.precision}: {self.ms:.1f} ms, from f32 {self.mean_px:.3f} px on average, "
-            f"{self.p99_px:.2f} in 1 of 100, {self.max_px:.2f} at most{nme}; {self.built.note}"
+            f"{self.p99_px:.2f} in 1 of 100, {self.max_px:.2f} at most{self.score}; {self.built.note}"
         )
+
+    @property
+    def score(self) -> str:
+        return "" if self.nme is None else f", NME {self.nme:.2f}"
 
 
 def candidates(
@@ -103,13 +106,13 @@ def candidates(
     takes crops of one public-domain portrait. nme: as engines.labelled.nme_on gives it.
     """
     kept: list[Judged] = []
-    crops, of = _crops(card, calibration)
+    crops, _ = _crops(card, calibration)
     for judged in judge(variants(onnx_path, card, calibration, workdir), crops[-_held_back(crops) :], nme):
         reason = judged.refusal(kept)
         log.info("%s%s", judged, f" - not kept: {reason}" if reason else "")
         if reason is None:
-            away = f", points {judged.mean_px:.3f} px from f32 on {of}" if kept else ""
-            note = f"{judged.built.note}; {judged.ms:.1f} ms{away}"
+            away = f"; points {judged.mean_px:.2f} px from f32 on those held back" if kept else ""
+            note = f"{judged.built.note}{away}{judged.score}"
             kept.append(replace(judged, built=judged.built._replace(note=note)))
     return [judged.built for judged in kept]
 
@@ -229,10 +232,7 @@ def _crops(card: ModelCard, calibration: U8 | None) -> tuple[U8, str]:
     from engines.export import real_crops
 
     if calibration is None:
-        # the last is black
-        return real_crops(card, CALIBRATION + HELD_BACK + 1)[
-            :-1
-        ], "crops of one portrait, for want of a labelled folder"
+        return real_crops(card, CALIBRATION + HELD_BACK), "crops of one portrait, for want of a labelled folder"
     if len(calibration) < 4:
         raise LineamentError(f"there are {len(calibration)} crops to calibrate with, wanted at least 4, better 128")
     return calibration, "crops of the given faces"

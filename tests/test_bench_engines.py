@@ -149,7 +149,7 @@ def test_who_cannot_run_is_left_out_and_named_and_the_others_run(
 
 
 def test_models_of_other_crops_are_not_compared(told: tuple[str, Path], tmp_path: Path) -> None:
-    from tests.test_engines import tint
+    from tests.tint import tint
 
     cfg = BenchConfig(told[1] / "tiny.onnx", also=(tint(tmp_path / "tint.onnx"),), out=tmp_path, n=1, batches=(1,))
     with pytest.raises(LineamentError, match=r"tint takes crops of \(12, 16\).*\(64, 64\)"):

@@ -14,7 +14,7 @@ from engines.engine_file import read_card
 from engines.openvino_build import Built
 from engines.plan_file import ANY_RTX, Gpu, read_header
 from engines.tensorrt_library import installed
-from landmarks.types import LineamentError
+from landmarks.types import U8, LineamentError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
@@ -52,14 +52,15 @@ def test_a_checkpoint_becomes_a_file_for_this_cpu_and_a_table(
 ) -> None:
     assert main(["--model", str(model), "--out", str(tmp_path), "--target", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "x ONNX Runtime" in said and f"make stream MODEL={tmp_path / 'tiny.onnx'}" in said
+    assert "of ONNX Runtime's" in said and f"make stream MODEL={tmp_path / 'tiny.onnx'}" in said
     assert read_card(tmp_path / "tiny.onnx").name == "tiny"
 
 
 def test_what_the_cpu_gets_is_proven_and_ready_to_stream(model: Path, tmp_path: Path) -> None:
-    rows, ort_ms = run(BuildConfig(model, tmp_path, "cpu"))
+    rows = run(BuildConfig(model, tmp_path, "cpu"))
     assert rows[0].path == tmp_path / "tiny.onnx" and rows[0].error_px < 0.05
-    assert all(row.ms and row.ms > 0 and row.path.is_file() for row in rows) and ort_ms > 0
+    assert all(row.ms and row.ms > 0 and row.path.is_file() for row in rows)
+    assert [row.by for row in rows[:2]] == ["ONNX Runtime", "OpenVINO"]
     assert [row.precision for row in rows[:2]] == ["fp32", "fp32"]
 
 
@@ -67,14 +68,13 @@ def test_what_the_cpu_gets_is_proven_and_ready_to_stream(model: Path, tmp_path: 
 def test_an_engine_for_rtx_is_built_and_its_graph_proven_where_no_gpu_is(model: Path, tmp_path: Path) -> None:
     if not installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx: pip install -r requirements-rtx.txt")
-    rows, _ = run(BuildConfig(model, tmp_path, "tensorrt-rtx"))
-    row = rows[-1]
+    row = run(BuildConfig(model, tmp_path, "tensorrt-rtx"))[-1]
     assert row.path.name == "tiny-rtx.engine" and row.precision == "fp16"
     assert 0 < row.error_px < 0.5 and row.ms is None
     header = read_header(row.path)
     assert header.key.gpu == ANY_RTX and header.source == str(model)
     assert header.key.weights_sha256 == read_card(tmp_path / "tiny.onnx").weights_sha256 != ""
-    assert run(BuildConfig(model, tmp_path, "tensorrt-rtx"))[0][-1].build_s == 0, "the same engine was built twice"
+    assert run(BuildConfig(model, tmp_path, "tensorrt-rtx"))[-1].build_s == 0, "the same engine was built twice"
 
 
 @pytest.mark.usefixtures("no_int8")
@@ -95,7 +95,7 @@ def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, mon
 @pytest.mark.usefixtures("no_int8")
 def test_an_onnx_file_is_its_own_reference(model: Path, tmp_path: Path) -> None:
     run(BuildConfig(model, tmp_path / "first", "cpu"))
-    rows, _ = run(BuildConfig(tmp_path / "first" / "tiny.onnx", tmp_path / "second", "cpu"))
+    rows = run(BuildConfig(tmp_path / "first" / "tiny.onnx", tmp_path / "second", "cpu"))
     assert rows[0].path == tmp_path / "second" / "tiny.onnx" and rows[0].error_px == 0
 
 
@@ -152,13 +152,36 @@ def test_where_none_ships_an_untrained_one_is_built_and_that_is_said(
     assert "learnt NOTHING" in caplog.text and len(caplog.records) == 1
 
 
-def test_the_table_has_a_line_for_each_engine(tmp_path: Path) -> None:
-    path = tmp_path / "b5.engine"
-    path.write_bytes(bytes(2_500_000))
-    lines = table([Row(path, "fp16", 1.5, 0.04, 1.0, "on a GPU"), Row(path, "fp16", 0, 0.1, None)], 20.0).splitlines()
-    assert len(lines) == 3 and lines[0].split()[:2] == ["engine", "precision"]
-    assert lines[1].split()[1:] == ["fp16", "2.5", "1.5", "s", "0.040", "px", "1.00", "0.05", "on", "a", "GPU"]
-    assert lines[2].split()[1:] == ["fp16", "2.5", "before", "0.100", "px", "-", "-"]
+def test_the_table_has_a_line_and_a_note_for_each_engine(tmp_path: Path) -> None:
+    (onnx := tmp_path / "b5.onnx").write_bytes(bytes(5_000_000))
+    (engine := tmp_path / "b5.engine").write_bytes(bytes(2_500_000))
+    lines = table(
+        [
+            Row(onnx, "ONNX Runtime", "fp32", 0, 0.0, ms=20.0),
+            Row(engine, "TensorRT", "fp16", 1.5, 0.04, "for a GPU", 1.0),
+            Row(engine, "TensorRT-RTX", "fp16", 1.5, 0.1),
+        ]
+    ).splitlines()
+    assert lines[0].split()[:3] == ["engine", "run", "by"]
+    assert lines[1].split()[4:] == ["5.0", "-", "0.000", "px", "20.00", "1.00"]
+    assert lines[2].split() == ["b5.engine", "TensorRT", "fp16", "2.5", "1.5", "s", "0.040", "px", "1.00", "0.05"]
+    assert lines[3].split()[-2:] == ["-", "-"]
+    assert lines[4:] == ["", "b5.engine by TensorRT: for a GPU"]
+
+
+def test_engines_are_timed_in_turns() -> None:
+    asked: list[str] = []
+
+    class Listed:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, rgb_NHWC: U8) -> None:
+            assert rgb_NHWC.shape == (1, 4, 4, 3)
+            asked.append(self.name)
+
+    found = build.median_ms([Listed("a"), Listed("b")], np.zeros((3, 4, 4, 3), np.uint8))  # type: ignore[list-item]
+    assert len(found) == 2 and "".join(asked) == "ab" * (len(asked) // 2)
 
 
 @pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")

@@ -60,7 +60,7 @@ def built(exported: tuple[Path, ModelCard], tmp_path_factory: pytest.TempPathFac
 def crops(card: ModelCard, n: int) -> U8:
     from engines.export import real_crops
 
-    return real_crops(card, n + 1)[:-1]
+    return real_crops(card, n)
 
 
 # ---- what is made
