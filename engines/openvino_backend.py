@@ -22,12 +22,8 @@ log = logging.getLogger(__name__)
 class OpenVinoLandmarker(FileLandmarker):
     """A landmarks.types.Landmarker. Reads and compiles in the constructor, so that a bad file is found before a stream.
 
-    Faces run one after the other, in a graph compiled for one. On two cores that costs no more than batches do, and a
-    frame with more faces than any before never waits for a graph of its size. Medians in ms, 2-core AMD EPYC,
-    OpenVINO 2026.4.1, f32, by number of faces: fixed batch / dynamic batch / one by one.
-
-        PFLD at 112 px          1: 1.44 / 1.56 / 1.47    2: 2.61 / 2.93 / 2.71
-        small CNN at 256 px     1: 4.72 / 4.88 / 4.91    2: 10.2 / 10.1 / 10.4    8: 29.3 / 28.7 / 30.1
+    Faces run one after the other, in a graph compiled for one, so that a frame with more faces than any before never
+    waits for a graph of its size. On few cores batches would gain little: docs/engines.md has crops/s by batch.
     """
 
     def __init__(
