@@ -3,9 +3,9 @@
     make bench-engines MODEL=runs/b5/best.safetensors ARGS="--data WFLW"
 
 A checkpoint is exported and built for what is there: PyTorch, ONNX Runtime, OpenVINO in f32, bf16 and INT8, the last in
-its throughput mode too, and on an NVIDIA GPU also TensorRT. Of an .onnx or .engine file there is no PyTorch to compare with, so the first row is compared
-with. Latency is of one call from crops in memory to points in memory; each round runs every contender once, so that a
-slow minute of the machine is slow for all of them.
+its throughput mode too, and on an NVIDIA GPU also TensorRT. Of an .onnx or .engine file there is no PyTorch to compare
+with, so the first row is compared with. Latency is of one call from crops in memory to points in memory; each round
+runs every contender once, so that a slow minute of the machine is slow for all of them.
 """
 
 from __future__ import annotations
