@@ -38,9 +38,21 @@ def by(device: str, batch: int | str = "N", threads: int | None = None) -> Calla
 
 def by_torch(device: str) -> Callable[[Path], Landmarker]:
     def load(folder: Path) -> Landmarker:
+        torch = pytest.importorskip("torch")
+        if device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("needs a CUDA build of torch")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("train.model.load", lambda path, device: (tint.tint_net().to(device), tint.CARD))
             return engines.load(str(folder / "tint.safetensors"), device)
+
+    return load
+
+
+def by_onnxruntime_on_a_gpu(device: str, provider: str) -> Callable[[Path], Landmarker]:
+    def load(folder: Path) -> Landmarker:
+        if provider not in pytest.importorskip("onnxruntime").get_available_providers():
+            pytest.skip("needs onnxruntime-gpu in place of onnxruntime")
+        return by(device)(folder)
 
     return load
 
@@ -68,8 +80,8 @@ CASES: dict[str, Callable[[Path], Landmarker]] = {
 }
 ON_GPU: dict[str, Callable[[Path], Landmarker]] = {
     "torch, cuda": by_torch("cuda"),
-    "onnxruntime, cuda": by("cuda"),
-    "onnxruntime, tensorrt": by("tensorrt"),
+    "onnxruntime, cuda": by_onnxruntime_on_a_gpu("cuda", "CUDAExecutionProvider"),
+    "onnxruntime, tensorrt": by_onnxruntime_on_a_gpu("tensorrt", "TensorrtExecutionProvider"),
     "tensorrt": by_tensorrt_on_a_gpu,
 }
 
@@ -78,7 +90,7 @@ ON_GPU: dict[str, Callable[[Path], Landmarker]] = {
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name = str(request.param)
     package = name.partition(",")[0]
-    if package in ("openvino", "torch"):
+    if package == "openvino":
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
