@@ -133,7 +133,7 @@ class Page:
             samples = {name: gr.Button(name, scale=0, min_width=160) for name in _SAMPLES}
         shown = gr.HTML(
             page_parts.empty("Drop a picture above, or take a sample."),
-            js_on_load="Lineament.zoomable(element)",
+            js_on_load="Lineament.zoomable(element, watch)",
             elem_id="image-result",
         )
 
@@ -186,7 +186,7 @@ class Page:
         table = gr.HTML(page_parts.empty("Drop a picture above, or take a sample."), elem_id="compare-table")
         with gr.Row():
             drawings = [
-                gr.HTML(js_on_load="Lineament.zoomable(element)", min_width=280, elem_id=f"compare-{side}")
+                gr.HTML(js_on_load="Lineament.zoomable(element, watch)", min_width=280, elem_id=f"compare-{side}")
                 for side in ("left", "right")
             ]
 

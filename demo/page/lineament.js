@@ -316,7 +316,7 @@ window.Lineament = (() => {
 
   // ---- a picture to zoom ---------------------------------------------------------------------------------------
 
-  function zoomable(element) {
+  function zoomable(element, watch) {
     let scale = 1, x = 0, y = 0, pointers = new Map();
     const stage = () => element.querySelector("[data-ln=zoom]");
     const apply = () => {
@@ -362,6 +362,7 @@ window.Lineament = (() => {
       const step = event.target.closest("[data-ln-zoom]")?.dataset.lnZoom;
       if (step) zoom(step === "in" ? 1.5 : step === "out" ? 1 / 1.5 : 1 / scale);
     });
+    watch("value", apply); // another drawing keeps the zoom
   }
 
   const views = {};

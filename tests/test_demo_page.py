@@ -1,0 +1,500 @@
+"""The demo as visitors meet it: a real server, a real headless browser with a fake camera, and the Python client.
+
+The server runs with the training packages absent and small limits. One server and one browser serve all tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file  # type: ignore[import-untyped]
+from gradio_client.exceptions import AppError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from landmarks.types import U8
+from stream.sample import Sample
+from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
+
+Points = NDArray[np.float64]
+
+ROOT = Path(__file__).resolve().parent.parent
+VISITORS = 5
+WAIT_MS = 30_000
+SERVER = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "timm", "tensorrt", "albumentations"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from demo.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    folder: Path
+    """where everything is that it writes"""
+    log: Path
+
+
+@contextmanager
+def serving(folder: Path, *args: str, **env: str) -> Iterator[Server]:
+    """A server process of its own, ended as Ctrl-C ends it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "log"
+    command = [sys.executable, "-c", SERVER, "--port", str(port), *args]
+    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(folder), "HOME": str(folder), "OMP_NUM_THREADS": "1", **env}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        until(lambda: "open http" in log.read_text() or process.poll() is not None, 60, log.read_text)
+        assert process.poll() is None, log.read_text()
+        yield Server(f"http://127.0.0.1:{port}/", folder, log)
+    finally:
+        process.terminate()
+        code = process.wait(20)
+    assert code == 0, log.read_text()
+
+
+def until(holds: Callable[[], bool], seconds: float, told: Callable[[], object] = lambda: "") -> None:
+    """Waits for something that another process does."""
+    ends_s = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends_s, told()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    limits = ["--visitors", str(VISITORS), "--upload-mb", "2", "--clip-s", "20"]
+    with serving(tmp_path_factory.mktemp("server"), "--allow-private", *limits) as server:
+        yield server
+        assert "Traceback" not in server.log.read_text(), server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """With a fake camera: the shared clip of a turning face where it is, else the sample."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs a browser; apt-get install chromium")
+    film = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
+    film.write_bytes(b"".join(cv2.imencode(".jpg", bgr)[1].tobytes() for bgr in _film()))
+    flags = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--no-sandbox"]
+    with sync_playwright() as playwright:
+        flags.append(f"--use-file-for-fake-video-capture={film}")
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+def _film() -> list[U8]:
+    clip = ROOT.parent / "shared" / "clips" / "head-pose-face-detection-female.gif"
+    if not clip.is_file():
+        return [Sample().render(index) for index in range(0, 90, 2)]
+    with av.open(str(clip)) as container:
+        frames = [frame.to_ndarray(format="bgr24") for _, frame in zip(range(60), container.decode(video=0))]
+    height, width = frames[0].shape[:2]
+    size = (640, round(height * 640 / width / 2) * 2)
+    return [np.asarray(cv2.resize(frame, size), np.uint8) for frame in frames]
+
+
+@contextmanager
+def visit(browser: Browser, server: Server, **context: Any) -> Iterator[Page]:
+    """A visitor's page: nothing on it may fail or come from elsewhere."""
+    wrong: list[str] = []
+    with browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}) as visitor:
+        page = visitor.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("pageerror", lambda error: wrong.append(f"script failed: {error}"))
+        page.on("request", lambda r: None if _is_here(r.url, server) else wrong.append(f"fetched {r.url}"))
+        page.goto(server.url)
+        page.wait_for_selector("#live [data-ln=start]")
+        page.wait_for_function("Object.keys(Lineament.views.webcam?.settings ?? {}).length > 1")
+        yield page
+    assert wrong == []
+
+
+def _is_here(url: str, server: Server) -> bool:
+    return url.startswith((server.url, server.url.replace("http", "ws", 1), "data:", "blob:"))
+
+
+def tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def running(page: Page, view: str = "webcam", frames: int = 5) -> None:
+    """Waits until the view has drawn so many frames, the last of them with a face."""
+    page.wait_for_function(
+        "([view, frames]) => { const v = Lineament.views[view];"
+        " return v?.element.dataset.state === 'running' && v.meter.frames >= frames && v.result.faces.length > 0; }",
+        arg=[view, frames],
+    )
+
+
+def points(page: Page) -> Points:
+    """(K, 2) of the first face, px of the webcam's frame."""
+    return np.array(page.evaluate("Lineament.views.webcam.result.faces[0].points"), float)
+
+
+# ---- live
+
+
+def test_live_draws_moving_landmarks_and_says_how_fast(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        page.click("#live [data-ln=start]")
+        running(page)
+        first = points(page)
+        page.wait_for_function("Lineament.views.webcam.meter.frames > 25")
+        assert first.shape == (98, 2) and np.ptp(first, axis=0).min() > 20
+        assert not np.allclose(first, points(page), atol=0.5)
+        status = page.inner_text("#live [data-ln=status]")
+        assert "fps" in status and " ms" in status and "1 face" in status
+
+
+DRAWN = """() => {
+    const v = Lineament.views.webcam, face = v.result.faces[0];
+    if (v.inFlight || v.view.mirror || !face) return null;  // in flight, the frame sent is not the one drawn on
+    const { width, height } = v.result;
+    const [drawn, sent] = [v.canvas, v.grab].map((c) => c.getContext("2d").getImageData(0, 0, width, height).data);
+    const differs = (x, y) => {
+        const at = 4 * (y * width + x);
+        return [at, at + 1, at + 2].some((i) => Math.abs(drawn[i] - sent[i]) > 30);
+    };
+    const steps = [-1, 0, 1];
+    const near = ([px, py]) =>
+        steps.some((dy) => steps.some((dx) => differs(Math.round(px) + dx, Math.round(py) + dy)));
+    const [x1, y1, x2, y2] = face.box_xyxy;
+    let outside = 0;
+    for (let y = 0; y < height; y++)
+        for (let x = 0; x < width; x++)
+            outside += (x < x1 - 8 || x > x2 + 8 || y < y1 - 40 || y > y2 + 8) && differs(x, y);
+    return { near: face.points.filter(near).length, outside };
+}"""
+
+
+def test_the_points_are_drawn_where_they_were_found_and_nothing_elsewhere(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        page.get_by_label("Mirror the webcam").uncheck()
+        page.click("#live [data-ln=start]")
+        running(page)
+        drawn = page.wait_for_function(DRAWN).json_value()
+        assert drawn["near"] > 90 and drawn["outside"] == 0
+
+
+def test_settings_hold_at_once(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        page.click("#live [data-ln=sample]")
+        running(page)
+        page.get_by_label("68 (iBUG)").check()
+        page.wait_for_function("Lineament.views.webcam.result.faces[0]?.points.length === 68")
+        page.get_by_label("Confidence").first.fill("1")
+        page.wait_for_function("Lineament.views.webcam.settings.confidence === 1")
+        before = page.evaluate("Lineament.views.webcam.meter.frames")
+        page.wait_for_function(f"Lineament.views.webcam.meter.frames > {before + 5}")
+        page.wait_for_function("Lineament.views.webcam.result.faces.length === 0")
+
+
+REMEMBER_IDS = """() => {
+    const [view, ids] = [Lineament.views.webcam, (window.ids = [])];
+    const heard = view.heard.bind(view);
+    view.heard = (text) => { ids.push(...(JSON.parse(text).faces ?? []).map((face) => face.id)); heard(text); };
+}"""
+
+
+def test_five_visitors_at_once_each_have_their_own_faces_and_a_sixth_is_told(browser: Browser, server: Server) -> None:
+    with ExitStack() as stack:
+        pages = [stack.enter_context(visit(browser, server)) for _ in range(VISITORS)]
+        for page in pages:
+            page.evaluate(REMEMBER_IDS)
+            page.click("#live [data-ln=start]")
+        for page in pages:
+            running(page)
+            # a tracker for all would have gone on counting
+            assert page.evaluate("ids[0]") == 1
+        sixth = stack.enter_context(visit(browser, server))
+        sixth.click("#live [data-ln=start]")
+        expect(sixth.locator("#live [data-ln=error]")).to_contain_text("all 5 live views are taken", timeout=WAIT_MS)
+        pages[0].click("#live [data-ln=stop]")
+        until(lambda: _starts(sixth), 20)
+
+
+def _starts(page: Page) -> bool:
+    """Tries to start; the place of who left is free some moments later."""
+    page.click("#live [data-ln=start]")
+    page.wait_for_function("['running', 'error'].includes(Lineament.views.webcam.element.dataset.state)")
+    return bool(page.evaluate("Lineament.views.webcam.element.dataset.state === 'running'"))
+
+
+def test_a_camera_that_is_not_allowed_is_explained(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        page.evaluate(
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }, null"
+        )
+        page.click("#live [data-ln=start]")
+        expect(page.locator("#live [data-ln=error]")).to_contain_text("allow it beside the address")
+
+
+# ---- picture
+
+
+def upload(page: Page, where: str, path: Path) -> None:
+    page.set_input_files(f"#{where} input[type=file]", str(path))
+
+
+def test_a_picture_is_drawn_zoomed_by_keys_and_downloaded(
+    browser: Browser, server: Server, astronaut: U8, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "astronaut.png"), astronaut)
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        upload(page, "image-file", tmp_path / "astronaut.png")
+        expect(page.locator("#image-result")).to_contain_text("1 face in 512 x 512 px")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="points.json").click()
+        assert len(json.loads(download.value.path().read_text())["faces"][0]["points"]) == 98
+        page.locator("#image-result [data-ln=zoom]").focus()
+        page.keyboard.press("+")
+        expect(page.locator("#image-result [data-scale]")).to_have_attribute("data-scale", "1.40")
+        drawing = page.get_attribute("#image-result img", "src")
+        page.get_by_label("68 (iBUG)").check()
+        expect(page.locator("#image-result img")).not_to_have_attribute("src", str(drawing))
+        with page.expect_download() as download:
+            page.get_by_role("link", name="face-1.pts").click()
+        assert "n_points: 68" in download.value.path().read_text()
+        assert "scale(1.4)" in page.evaluate("document.querySelector('#image-result img').style.transform")
+
+
+def test_a_wrong_picture_gets_a_sentence_and_the_next_one_works(
+    browser: Browser, server: Server, tmp_path: Path
+) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        for name in ("empty.png", "drawing.svg", "bomb.png", "text.jpg"):
+            content, says = WRONG_PICTURES[name]
+            (tmp_path / name).write_bytes(content)
+            upload(page, "image-file", tmp_path / name)
+            expect(page.locator("#image-result [role=alert]")).to_contain_text(says.split("|")[0])
+            page.locator("#image-file [aria-label=Clear]").click()
+            expect(page.locator("#image-result")).to_contain_text("Drop a picture")
+        page.get_by_role("button", name="Three faces").locator("visible=true").click()
+        expect(page.locator("#image-result")).to_contain_text("3 faces")
+
+
+def test_a_file_over_the_limit_is_refused_with_the_limit(browser: Browser, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(bytes(3_000_000))
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        upload(page, "image-file", tmp_path / "large.png")
+        expect(page.get_by_text("maximum allowed size")).to_be_visible()
+
+
+def test_two_models_are_shown_side_by_side_with_their_times(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Compare")
+        page.get_by_role("button", name="One face").locator("visible=true").click()
+        expect(page.locator("#compare-table")).to_contain_text("mesh-fast")
+        expect(page.locator("#compare-table")).to_contain_text("% of the distance")
+        for side in ("left", "right"):
+            expect(page.locator(f"#compare-{side} img")).to_be_visible()
+
+
+# ---- clip
+
+
+def test_a_clip_becomes_a_video_that_plays_points_and_plots(browser: Browser, server: Server, tmp_path: Path) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Video")
+        upload(page, "video-file", sample_clip(tmp_path / "a.mp4", frames=30))
+        page.get_by_text("a.mp4").first.wait_for()
+        page.get_by_role("button", name="Annotate").click()
+        expect(page.locator("#video-result")).to_contain_text("30 frames, 1 face")
+        page.wait_for_function("document.querySelector('#video-result video').readyState >= 2")
+        for plot in ("openness", "angles"):
+            expect(page.locator(f"#plot-{plot} canvas, #plot-{plot} svg").first).to_be_visible()
+        page.locator("#video-signals").get_by_label("yaw").uncheck()
+        expect(page.locator("#plot-angles")).to_be_hidden()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="points.jsonl").click()
+        assert len(download.value.path().read_text().splitlines()) == 30
+
+
+def test_a_clip_can_be_cancelled(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Video")
+        page.get_by_role("button", name="Use the sample").locator("visible=true").click()
+        expect(page.locator("#video-result")).to_contain_text("frames", timeout=WAIT_MS)
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#video-result")).to_contain_text("Cancelled.")
+        assert page.locator("#video-result video").count() == 0
+
+
+def test_a_wrong_clip_gets_a_sentence(browser: Browser, server: Server, tmp_path: Path) -> None:
+    files = [audio_only(tmp_path / "sound.mp4"), sample_clip(tmp_path / "long.mp4", frames=630, size_hw=(48, 64))]
+    for name in ("empty.mp4", "text.mp4", "playlist.mp4"):
+        (tmp_path / name).write_bytes(WRONG_CLIPS[name][0])
+        files.append(tmp_path / name)
+    with visit(browser, server) as page:
+        tab(page, "Video")
+        for path, says in zip(files, ("sound only", "at most 20 s", "0 bytes", "no video", "no video")):
+            upload(page, "video-file", path)
+            page.get_by_text(path.name[:4]).first.wait_for()
+            page.get_by_role("button", name="Annotate").click()
+            expect(page.locator("#video-result [role=alert]")).to_contain_text(says)
+            page.locator("#video-file [aria-label=Clear]").click()
+
+
+# ---- leaving
+
+
+def test_a_closed_tab_leaves_nothing(browser: Browser, server: Server, astronaut: U8, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "mine.png"), astronaut[::2, ::2])
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        upload(page, "image-file", tmp_path / "mine.png")
+        expect(page.locator("#image-result")).to_contain_text("256 x 256 px")
+        tab(page, "Video")
+        page.get_by_role("button", name="Use the sample").locator("visible=true").click()
+        expect(page.locator("#video-result")).to_contain_text("frames")
+        assert _left(server)
+    until(lambda: not _left(server), 15, lambda: _left(server))
+
+
+def _left(server: Server) -> list[Path]:
+    """What visitors have on the server's disk; the sample is nobody's."""
+    files = [path for path in server.folder.glob("lineament-*/**/*") if path.is_file() and path.stat().st_size]
+    return [path for path in files if path.parent.name != "sample"]
+
+
+# ---- looks
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen_and_all_tabs_can_be_reached(
+    browser: Browser, server: Server
+) -> None:
+    with visit(browser, server, viewport={"width": 375, "height": 720}, has_touch=True, is_mobile=True) as page:
+        page.click("#live [data-ln=sample]")
+        running(page)
+        _fits(page)
+        page.get_by_role("tab", name="Image", exact=True).click()
+        page.get_by_role("button", name="One face").locator("visible=true").click()
+        expect(page.locator("#image-result img")).to_be_visible()
+        _fits(page)
+
+
+def _fits(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_dark_mode_is_followed(browser: Browser, server: Server) -> None:
+    with visit(browser, server, color_scheme="dark") as page:
+        red, green, blue = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)")
+        assert max(int(red), int(green), int(blue)) < 60
+
+
+def test_the_live_tab_can_be_used_by_keys_alone(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.dataset.ln") == "sample":
+                break
+        page.keyboard.press("Enter")
+        running(page)
+
+
+# ---- programming interface, and what is refused at it
+
+
+def test_the_client_gets_points_of_a_picture(server: Server, astronaut: U8, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), astronaut)
+    with client(server) as api:
+        found = api.predict(handle_file(str(tmp_path / "a.png")), api_name="/landmarks")
+        assert found["schema"] == "wflw98" and len(found["faces"]) == 1
+        box, eye = found["faces"][0]["box_xyxy"], found["faces"][0]["points"][96]
+        assert box[0] < eye[0] < box[2] and 175 < eye[0] < 275
+        fewer = api.predict(handle_file(str(tmp_path / "a.png")), schema="ibug68", api_name="/landmarks")
+        assert len(fewer["faces"][0]["points"]) == 68
+
+
+def test_the_client_gets_a_sentence_for_what_is_wrong(server: Server, astronaut: U8, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), astronaut)
+    (tmp_path / "text.jpg").write_bytes(WRONG_PICTURES["text.jpg"][0])
+    with client(server) as api:
+        with pytest.raises(AppError, match="no picture"):
+            api.predict(handle_file(str(tmp_path / "text.jpg")), api_name="/landmarks")
+        with pytest.raises(AppError, match="choose one of mesh"):
+            api.predict(handle_file(str(tmp_path / "a.png")), model="/etc/passwd", api_name="/landmarks")
+
+
+@contextmanager
+def client(server: Server) -> Iterator[Client]:
+    api = Client(server.url, verbose=False)
+    try:
+        yield api
+    finally:
+        api.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/file=/etc/passwd",
+        "gradio_api/file=http://169.254.169.254/latest/meta-data",
+        "gradio_api/file=file:///etc/passwd",
+        "gradio_api/proxy=http://127.0.0.1:1/",
+        "lineament/result/..%2f..%2fetc/passwd",
+        "lineament/result/AAAAAAAAAAAAAAAAAAAAAA/annotated.mp4",
+    ],
+)
+def test_no_file_and_no_address_can_be_had_that_is_not_the_visitors(server: Server, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(server.url + path, timeout=10)
+    assert refused.value.code in (403, 404)
+    refused.value.close()
+
+
+@pytest.mark.parametrize("where", ["http://169.254.169.254/latest", "file:///etc/passwd", "HTTP://example.com/a.png"])
+def test_a_picture_by_its_address_is_not_fetched(server: Server, where: str) -> None:
+    body = {"data": [{"path": where, "meta": {"_type": "gradio.FileData"}}], "session_hash": "x"}
+    for route in ("gradio_api/queue/join", "gradio_api/run/landmarks", "gradio_api/call/landmarks"):
+        request = urllib.request.Request(
+            server.url + route, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert refused.value.code == 400
+        refused.value.close()
+
+
+def test_a_live_view_opens_to_a_ticket_alone(server: Server) -> None:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect
+
+    for path in ("lineament/live", "lineament/live?ticket=guessed", "lineament/camera?ticket="):
+        with connect(server.url.replace("http", "ws", 1) + path) as view, pytest.raises(ConnectionClosed) as closed:
+            view.recv(timeout=10)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 4403
