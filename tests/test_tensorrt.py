@@ -36,7 +36,17 @@ from tests.blobs import BlobDetector, BlobLandmarker, scene
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from tests.fake_tensorrt import CARD, H200, KEY, FakeCuda, FakeTrt, engine_file, play_tensorrt  # noqa: E402
+from tests.fake_tensorrt import (  # noqa: E402
+    CARD,
+    H200,
+    KEY,
+    FakeContext,
+    FakeCuda,
+    FakeEngine,
+    FakeTrt,
+    engine_file,
+    play_tensorrt,
+)
 from tests.tint import CARD as TINT  # noqa: E402
 from tests.tint import answer, crops, tint  # noqa: E402
 
@@ -447,6 +457,15 @@ def test_a_graph_of_one_fixed_batch_is_refused(exported: Path, tmp_path: Path) -
         build(path, tmp_path / "one.engine", "tensorrt-rtx", progress=False)
     with pytest.raises(LineamentError, match="batches are"):
         build(exported, tmp_path / "one.engine", "tensorrt-rtx", batches=(2, 1, 4), progress=False)
+
+
+@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")
+def test_the_tensorrt_that_is_played_has_no_call_that_the_real_one_lacks() -> None:
+    real = library("tensorrt-rtx").module
+    for played, kind in ((FakeContext, real.IExecutionContext), (FakeEngine, real.ICudaEngine)):
+        assert {name for name in vars(played) if not name.startswith("_")} <= set(dir(kind))
+    assert real.ExecutionContextAllocationStrategy.USER_MANAGED and real.TensorIOMode.INPUT
+    assert real.nptype(real.DataType.UINT8) is np.uint8
 
 
 def test_a_bar_shows_the_progress(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
