@@ -11,7 +11,16 @@ import pytest
 
 from engines import export as export_module
 from engines.engine_file import read_card
-from engines.export import MAX_ERROR_PX, export, largest_difference_px, main, real_crops, run_onnx, run_torch
+from engines.export import (
+    HALF_MAX_ERROR_PX,
+    MAX_ERROR_PX,
+    export,
+    largest_difference_px,
+    main,
+    real_crops,
+    run_onnx,
+    run_torch,
+)
 from landmarks.types import LineamentError
 
 onnx = pytest.importorskip("onnx")
@@ -114,3 +123,15 @@ def test_crops_to_prove_on_show_a_face_and_more_of_them_begin_alike() -> None:
     np.testing.assert_array_equal(real_crops(card, 9)[:5], crops)
     # skin is red before it is blue: a swap of channels would show
     assert (crops[:, 16:48, 16:48, 0].mean((1, 2)) > crops[:, 16:48, 16:48, 2].mean((1, 2)) + 10).all()
+
+
+def test_weights_stored_in_half_make_a_file_of_half_the_size_and_nearly_the_same_points(tmp_path: Path) -> None:
+    net = net_of("coords")
+    card = new_card(net, "tiny", 1.3)
+    export(net, card, full := tmp_path / "full.onnx")
+    assert export(net, card, half := tmp_path / "half.onnx", half=True) <= HALF_MAX_ERROR_PX
+    assert half.stat().st_size < 0.65 * full.stat().st_size
+    crops = real_crops(card, 2)
+    assert (
+        0 < largest_difference_px(*(run_onnx(path.read_bytes(), crops) for path in (full, half))) <= HALF_MAX_ERROR_PX
+    )
