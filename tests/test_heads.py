@@ -117,6 +117,7 @@ def test_star_forgives_an_error_along_the_edge_that_the_point_may_slide_on() -> 
     truth = torch.zeros(1, 1, 2)
     along = losses.star(torch.tensor([[[2.0, 0.0]]]), covariance, truth)
     across = losses.star(torch.tensor([[[0.0, 2.0]]]), covariance, truth)
-    # smooth L1 of 2 at beta 0.5 is 1.75; over the spread along (4) and across (1); plus a tenth of what the spread exceeds a cell by
+    # smooth L1 of 2 at beta 0.5 is 1.75; over the spread along (4) and across (1); plus a tenth of what the spread
+    # exceeds a cell by
     assert float(along) == pytest.approx(1.75 / 4 + 0.3, abs=1e-2)
     assert float(across) == pytest.approx(1.75 + 0.3, abs=1e-2)
