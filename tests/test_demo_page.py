@@ -5,11 +5,13 @@ The server runs with the training packages absent and small limits. One server a
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
-import shutil
-import socket
+import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,8 +28,9 @@ import pytest
 from gradio_client import Client, handle_file  # type: ignore[import-untyped]
 from gradio_client.exceptions import AppError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from demo.bench import browser_with_camera, chromium, free_port
 from landmarks.types import U8
 from stream.sample import Sample
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
@@ -62,12 +65,9 @@ class Server:
 @contextmanager
 def serving(folder: Path, *args: str, **env: str) -> Iterator[Server]:
     """A server process of its own, ended as Ctrl-C ends it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "log"
+    port, log = free_port(), folder / "log"
     command = [sys.executable, "-c", SERVER, "--port", str(port), *args]
-    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(folder), "HOME": str(folder), "OMP_NUM_THREADS": "1", **env}
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **env}
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -99,17 +99,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """With a fake camera: the shared clip of a turning face where it is, else the sample."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+    if chromium() is None:
         pytest.skip("needs a browser; apt-get install chromium")
     film = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
     film.write_bytes(b"".join(cv2.imencode(".jpg", bgr)[1].tobytes() for bgr in _film()))
-    flags = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--no-sandbox"]
-    with sync_playwright() as playwright:
-        flags.append(f"--use-file-for-fake-video-capture={film}")
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    with browser_with_camera(film) as browser:
         yield browser
-        browser.close()
 
 
 def _film() -> list[U8]:
@@ -134,7 +129,7 @@ def visit(browser: Browser, server: Server, **context: Any) -> Iterator[Page]:
         page.on("request", lambda r: None if _is_here(r.url, server) else wrong.append(f"fetched {r.url}"))
         page.goto(server.url)
         page.wait_for_selector("#live [data-ln=start]")
-        page.wait_for_function("Object.keys(Lineament.views.webcam?.settings ?? {}).length > 1")
+        page.wait_for_function("Object.keys(window.Lineament?.views.webcam?.settings ?? {}).length > 1")
         yield page
     assert wrong == []
 
@@ -388,6 +383,72 @@ def _left(server: Server) -> list[Path]:
     """What visitors have on the server's disk; the sample is nobody's."""
     files = [path for path in server.folder.glob("lineament-*/**/*") if path.is_file() and path.stat().st_size]
     return [path for path in files if path.parent.name != "sample"]
+
+
+# ---- network camera
+
+
+def test_a_network_camera_is_shown_and_can_be_stopped(browser: Browser, server: Server, tmp_path: Path) -> None:
+    sample_clip(tmp_path / "a.mkv", frames=150)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
+        with visit(browser, server) as page:
+            tab(page, "Camera")
+            page.get_by_label("address of the camera").fill(f"http://127.0.0.1:{web.server_port}/a.mkv")
+            page.click("#camera [data-ln=start]")
+            running(page, "camera", frames=3)
+            page.click("#camera [data-ln=stop]")
+            page.wait_for_function("Lineament.views.camera.element.dataset.state === 'stopped'")
+        web.shutdown()
+
+
+def test_an_address_that_may_not_be_opened_is_told_in_the_page(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Camera")
+        for address, says in (
+            ("file:///etc/passwd", "addresses of kind 'file' are not opened"),
+            ("http://169.254.169.254/latest/meta-data", "never opened from here"),
+            ("", "write the camera's address first"),
+        ):
+            page.get_by_label("address of the camera").fill(address)
+            page.click("#camera [data-ln=start]")
+            expect(page.locator("#camera [data-ln=error]")).to_contain_text(says)
+
+
+# ---- where others can reach it
+
+
+def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_on_behind_its_password(
+    browser: Browser, tmp_path: Path
+) -> None:
+    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+    with serving(tmp_path, "--share", "--auth", "ann:secret", **nowhere) as server:
+        log = server.log.read_text()
+        assert "everybody who has the link can use this demo" in log and "a password is asked for" in log
+        assert "could not get a public link" in log and "secret" not in log and "Traceback" not in log
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(server.url + "gradio_api/info", timeout=10)
+        with browser.new_context() as visitor:
+            page = visitor.new_page()
+            page.goto(server.url)
+            page.get_by_label("username").fill("ann")
+            page.get_by_label("password").fill("secret")
+            page.get_by_role("button", name="Login").click()
+            page.wait_for_selector("#live [data-ln=start]")
+            page.click("#live [data-ln=sample]")
+            running(page)
+            tab(page, "Camera")
+            expect(page.get_by_text("Network cameras are switched off")).to_be_visible()
+            assert page.locator("#camera").count() == 0
+
+
+def test_a_taken_port_is_said_in_one_line(server: Server) -> None:
+    port = server.url.rstrip("/").rpartition(":")[2]
+    command = [sys.executable, "-m", "demo", "--port", port]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: cannot listen on 127.0.0.1, port {port}: taken; give another --port"
 
 
 # ---- looks

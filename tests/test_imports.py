@@ -41,6 +41,28 @@ def test_the_contract_needs_numpy_and_opencv_alone() -> None:
         assert imported(path) - set(sys.stdlib_module_names) <= {"landmarks", "numpy", "cv2"}, path.name
 
 
+def test_the_demo_finds_faces_with_the_training_packages_absent() -> None:
+    script = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "timm", "tensorrt", "albumentations"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import demo.__main__, demo.server
+from demo.models import Models
+from demo.picture import find
+from demo.settings import Settings
+from stream.sample import Sample
+assert len(find(Sample().render(0), Settings(), Models()).tracks) == 1
+assert "mediapipe" not in sys.modules and "openvino_telemetry.main" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_streaming_runs_with_the_training_packages_absent_and_without_importing_mediapipe(tmp_path: Path) -> None:
     script = f"""
 import sys
