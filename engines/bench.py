@@ -4,8 +4,8 @@
 
 A checkpoint is exported and built for what is there: PyTorch, ONNX Runtime, OpenVINO in f32, bf16 and INT8, the last in
 its throughput mode too, and on an NVIDIA GPU also TensorRT. Of an .onnx or .engine file there is no PyTorch to compare
-with, so the first row is compared with. Latency is of one call from crops in memory to points in memory; each round
-runs every contender once, so that a slow minute of the machine is slow for all of them.
+with, so the first row is compared with. Latency is of one call from crops in memory to points in memory; contenders
+take turns (see engines.timing).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -30,14 +31,13 @@ import tyro
 from tqdm import tqdm
 
 import engines
+from engines import timing
 from landmarks.card import ModelCard
 from landmarks.types import F32, F64, U8, Landmarker, LineamentError
 
 log = logging.getLogger("lineament")
 
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-rtx", "numpy")
-WARM_UP = 3
-"""calls before the clock starts, by contender and batch"""
 
 
 @dataclass(frozen=True)
@@ -364,18 +364,11 @@ def _one_card(landmarkers: Sequence[Landmarker], cfg: BenchConfig) -> ModelCard:
 def _timed(landmarkers: Sequence[tuple[str, Landmarker]], crops: U8, cfg: BenchConfig) -> dict[str, dict[int, Latency]]:
     """{name: {batch: latency}}"""
     found: dict[str, dict[int, Latency]] = {name: {} for name, _ in landmarkers}
-    bar = tqdm(total=len(cfg.batches) * (cfg.n + WARM_UP), desc="timing", leave=False, disable=None)
+    bar = tqdm(total=len(cfg.batches) * (cfg.n + timing.WARM_UP), desc="timing", leave=False, disable=None)
     for batch in cfg.batches:
-        rgb_NHWC = np.ascontiguousarray(crops[:batch])
-        times: dict[str, list[float]] = {name: [] for name, _ in landmarkers}
-        for _ in range(cfg.n + WARM_UP):
-            for name, landmarker in landmarkers:
-                began_s = time.perf_counter()
-                landmarker(rgb_NHWC)
-                times[name].append((time.perf_counter() - began_s) * 1e3)
-            bar.update()
-        for name, all_ms in times.items():
-            p50, p95 = np.percentile(all_ms[WARM_UP:], (50, 95)).tolist()
+        calls = [partial(landmarker, crops[:batch]) for _, landmarker in landmarkers]
+        for (name, _), ms in zip(landmarkers, timing.in_turns(calls, cfg.n, bar.update)):
+            p50, p95 = np.percentile(ms, (50, 95)).tolist()
             found[name][batch] = Latency(p50, p95, batch / p50 * 1e3)
     bar.close()
     return found

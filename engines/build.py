@@ -11,7 +11,6 @@ against PyTorch on real crops, and a table says what came of it.
 from __future__ import annotations
 
 import logging
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from engines.export import export, real_crops, run_onnx, run_torch
 from engines.plan_file import ANY_RTX, LibraryName
 from engines.tensorrt_build import BATCHES, build
 from engines.tensorrt_library import installed
+from engines.timing import in_turns
 from landmarks.card import ModelCard
 from landmarks.types import F32, U8, Landmarker, LineamentError
 
@@ -43,8 +43,8 @@ CALIBRATION = 300
 """faces to find INT8's ranges on"""
 _CROPS = 16
 """to prove on: the usual largest batch"""
-_ROUNDS, _WARM_UP = 25, 5
-"""runs of each engine, in turn, that count for its time, and before them some that do not"""
+ROUNDS = 25
+"""runs of each engine, in turn, to time it"""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,9 @@ def run(cfg: BuildConfig) -> list[Row]:
                 made += _for_cpu(cfg, onnx_path, card, crops, wanted, stack)
             else:
                 made.append(_for_gpu(cfg, name, onnx_path, model, crops, wanted, stack))
-        times = iter(median_ms([landmarker for _, landmarker in made if landmarker], crops))
-        return [row._replace(ms=next(times)) if landmarker else row for row, landmarker in made]
+        calls = [partial(landmarker, crops[:1]) for _, landmarker in made if landmarker]
+        times_ms = iter(np.median(in_turns(calls, ROUNDS), axis=1).tolist())
+        return [row._replace(ms=next(times_ms)) if landmarker else row for row, landmarker in made]
 
 
 def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
@@ -169,18 +170,6 @@ def table(rows: Sequence[Row]) -> str:
     ]
     notes = [f"{row.path.name} by {row.by}: {row.note}" for row in rows if row.note]
     return "\n".join([*told, "", *notes])
-
-
-def median_ms(landmarkers: Sequence[Landmarker], crops_NHWC: U8) -> list[float]:
-    """Of one crop at a time. They run in turns, so that a slow moment of the machine is slow for all."""
-    times: list[list[float]] = [[] for _ in landmarkers]
-    for i in range(_ROUNDS + _WARM_UP):
-        crop = crops_NHWC[i % len(crops_NHWC)][None]
-        for landmarker, ms in zip(landmarkers, times):
-            began_s = time.perf_counter()
-            landmarker(crop)
-            ms.append((time.perf_counter() - began_s) * 1e3)
-    return [statistics.median(ms[_WARM_UP:]) for ms in times]
 
 
 def _for_gpu(

@@ -36,6 +36,8 @@ class OnnxRuntimeLandmarker(FileLandmarker):
                 f"not {provider}; `pip uninstall onnxruntime`, then `pip install onnxruntime-gpu`"
             )
         options = onnxruntime.SessionOptions()
+        # else its threads spin on after a call, and take the cores from whatever comes next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         # what TensorRT does not take, CUDA runs

@@ -16,12 +16,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from engines.timing import in_turns
 from landmarks.card import ModelCard
 from landmarks.types import F32, F64, U8, Landmarker, LineamentError
 
@@ -37,6 +39,8 @@ MAX_NME_LOSS = 0.1
 """percent of the inter-ocular distance, where labels are at hand"""
 CALIBRATION, HELD_BACK = 128, 32
 """crops to quantise with and to compare on, where the caller gives none"""
+_OLDEST_OPSET = 13
+"""that knows ranges by channel; a foreign graph may be older, and is raised to it"""
 ROUNDS = 15
 """runs of each file, in turn, to time it"""
 
@@ -152,12 +156,7 @@ def judge(
     landmarkers = [engines.load(str(one.path), "cpu") for one in built]
     try:
         points = [np.concatenate([run(rgb[None]).points_unit for rgb in held_back]) for run in landmarkers]
-        times: list[list[float]] = [[] for _ in built]
-        for i in range(rounds):
-            for run, ms in zip(landmarkers, times):
-                began_s = time.perf_counter()
-                run(held_back[i % len(held_back)][None])
-                ms.append((time.perf_counter() - began_s) * 1e3)
+        times = in_turns([partial(run, held_back[:1]) for run in landmarkers], rounds)
         scores = [nme(run) if nme else None for run in landmarkers]
     finally:
         for run in landmarkers:
@@ -190,10 +189,14 @@ def has_bf16() -> bool:
 def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
     """model in INT8, its ranges taken from calibration (N, H, W, 3). The layers that speak the answer stay in f32."""
     nncf = _nncf()
+    import onnx
+
     from engines.engine_file import INPUT
 
     exact = last_layers(model)
     try:
+        if max(entry.version for entry in model.opset_import if not entry.domain) < _OLDEST_OPSET:
+            model = onnx.version_converter.convert_version(model, _OLDEST_OPSET)
         quantised = nncf.quantize(
             model,
             nncf.Dataset([{INPUT: rgb[None]} for rgb in calibration]),
@@ -201,7 +204,14 @@ def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
             target_device=nncf.TargetDevice.CPU,
             ignored_scope=nncf.IgnoredScope(names=exact),
         )
-    except (nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError, RuntimeError, ValueError) as error:
+    except (
+        onnx.version_converter.ConvertError,
+        nncf.ValidationError,
+        nncf.InternalError,
+        nncf.UnsupportedModelError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise LineamentError(f"NNCF {version('nncf')} cannot quantise the graph: {reason}; serve it in f32") from error
     assert isinstance(quantised, type(model))

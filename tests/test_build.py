@@ -14,7 +14,7 @@ from engines.engine_file import read_card
 from engines.openvino_build import Built
 from engines.plan_file import ANY_RTX, Gpu, read_header
 from engines.tensorrt_library import installed
-from landmarks.types import U8, LineamentError
+from landmarks.types import LineamentError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
@@ -167,21 +167,6 @@ def test_the_table_has_a_line_and_a_note_for_each_engine(tmp_path: Path) -> None
     assert lines[2].split() == ["b5.engine", "TensorRT", "fp16", "2.5", "1.5", "s", "0.040", "px", "1.00", "0.05"]
     assert lines[3].split()[-2:] == ["-", "-"]
     assert lines[4:] == ["", "b5.engine by TensorRT: for a GPU"]
-
-
-def test_engines_are_timed_in_turns() -> None:
-    asked: list[str] = []
-
-    class Listed:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def __call__(self, rgb_NHWC: U8) -> None:
-            assert rgb_NHWC.shape == (1, 4, 4, 3)
-            asked.append(self.name)
-
-    found = build.median_ms([Listed("a"), Listed("b")], np.zeros((3, 4, 4, 3), np.uint8))  # type: ignore[list-item]
-    assert len(found) == 2 and "".join(asked) == "ab" * (len(asked) // 2)
 
 
 @pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")
