@@ -29,6 +29,11 @@ class Models:
         self._loading = threading.Lock()
 
     @property
+    def usual(self) -> str:
+        """The one to begin with: what the demo was started with, else the one that is always there."""
+        return self.names[-1] if len(self.names) > len(engines.MODELS) else self.names[0]
+
+    @property
     def names(self) -> list[str]:
         return list(self._specs)
 

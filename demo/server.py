@@ -21,8 +21,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from demo import page_parts
-from demo.app import RESULTS_URL, SAMPLE_URL, Page
+from demo.app import build
 from demo.config import DemoConfig
+from demo.context import RESULTS_URL, SAMPLE_URL, Demo
 from demo.guard import Guard
 from demo.live import LiveViews
 from demo.models import Models
@@ -54,7 +55,7 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
         door, tabs = Door(cfg.limits.visitors), Tabs(folder)
         sample = SampleClip(folder / "sample")
         live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)
-        blocks = Page(cfg, models, door, tabs, sample).build()
+        blocks = build(Demo(cfg, models, door, tabs, sample))
         routes: list[BaseRoute] = [
             WebSocketRoute("/lineament/live", live.webcam),
             WebSocketRoute("/lineament/camera", live.camera),

@@ -70,6 +70,8 @@ class _Tab:
     """of the jobs under way"""
     folders: list[Path] = field(default_factory=list)
     uploads: set[Path] = field(default_factory=set)
+    result: object = None
+    """what the last job left in memory"""
     used_s: float = field(default_factory=time.monotonic)
 
 
@@ -93,18 +95,25 @@ class Tabs:
         cancelled = threading.Event()
         with self._lock:
             tab = self._tab(session)
-            old, tab.folders = tab.folders, [folder]
+            old, tab.folders, tab.result = tab.folders, [folder], None
             tab.cancelled.append(cancelled)
         _delete(old)
         return cancelled, folder
 
-    def end(self, session: str, cancelled: threading.Event) -> None:
-        """The job that `begin` gave this event is over."""
+    def end(self, session: str, cancelled: threading.Event, result: object = None) -> None:
+        """The job that `begin` gave this event is over. result: kept until the next job begins or the page goes."""
         with self._lock:
             tab = self._tabs.get(session)
             if tab and cancelled in tab.cancelled:
                 tab.cancelled.remove(cancelled)
+                tab.result = result
                 tab.used_s = time.monotonic()
+
+    def result(self, session: str) -> object:
+        """What the page's last job left; None where there is none."""
+        with self._lock:
+            tab = self._tabs.get(session)
+            return tab.result if tab else None
 
     def uploaded(self, session: str, path: str | None) -> None:
         """Notes a file that the page sent, so that it goes with the page."""

@@ -379,6 +379,18 @@ def test_a_closed_tab_leaves_nothing(browser: Browser, server: Server, astronaut
     until(lambda: not _left(server), 15, lambda: _left(server))
 
 
+def test_a_tab_closed_in_the_middle_of_a_clip_ends_its_work(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Video")
+        page.get_by_role("button", name="Use the sample").locator("visible=true").click()
+        expect(page.locator("#video-result")).to_contain_text("/250")
+    until(lambda: not _left(server), 15, lambda: _left(server))
+    with visit(browser, server) as page:
+        tab(page, "Video")
+        page.get_by_role("button", name="Annotate").click()
+        expect(page.locator("#video-result")).to_contain_text("no clip is chosen")
+
+
 def _left(server: Server) -> list[Path]:
     """What visitors have on the server's disk; the sample is nobody's."""
     files = [path for path in server.folder.glob("lineament-*/**/*") if path.is_file() and path.stat().st_size]
@@ -464,6 +476,10 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_all_tabs_can_be_reached
         page.get_by_role("tab", name="Image", exact=True).click()
         page.get_by_role("button", name="One face").locator("visible=true").click()
         expect(page.locator("#image-result img")).to_be_visible()
+        _fits(page)
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-menu").get_by_text("About").click()
+        expect(page.get_by_text("Programming interface")).to_be_visible()
         _fits(page)
 
 
