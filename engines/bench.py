@@ -31,7 +31,7 @@ import tyro
 from tqdm import tqdm
 
 import engines
-from engines import timing
+from engines.timing import in_turns
 from landmarks.card import ModelCard
 from landmarks.types import F32, F64, U8, Landmarker, LineamentError
 
@@ -364,10 +364,10 @@ def _one_card(landmarkers: Sequence[Landmarker], cfg: BenchConfig) -> ModelCard:
 def _timed(landmarkers: Sequence[tuple[str, Landmarker]], crops: U8, cfg: BenchConfig) -> dict[str, dict[int, Latency]]:
     """{name: {batch: latency}}"""
     found: dict[str, dict[int, Latency]] = {name: {} for name, _ in landmarkers}
-    bar = tqdm(total=len(cfg.batches) * (cfg.n + timing.WARM_UP), desc="timing", leave=False, disable=None)
+    bar = tqdm(total=len(cfg.batches) * len(landmarkers) * cfg.n, desc="timing", leave=False, disable=None)
     for batch in cfg.batches:
         calls = [partial(landmarker, crops[:batch]) for _, landmarker in landmarkers]
-        for (name, _), ms in zip(landmarkers, timing.in_turns(calls, cfg.n, bar.update)):
+        for (name, _), ms in zip(landmarkers, in_turns(calls, cfg.n, bar.update)):
             p50, p95 = np.percentile(ms, (50, 95)).tolist()
             found[name][batch] = Latency(p50, p95, batch / p50 * 1e3)
     bar.close()

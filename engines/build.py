@@ -137,7 +137,7 @@ def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
 
         gpu = first_gpu().name
     except LineamentError as error:
-        log.info("no engine for this machine's GPU: %s", error)
+        log.info("no engine for a GPU here: %s", str(error).partition(";")[0])
         # an engine for other machines is no reason to leave this one without
         return ["tensorrt-rtx", "cpu"] if installed("tensorrt-rtx") else ["cpu"]
     for name in ("tensorrt", "tensorrt-rtx"):

@@ -97,7 +97,7 @@ def build(
     n_half, n_single = precisions_of_layers(half)
     if _is_built(path, key):
         log.info("%s is up to date", path)
-        return BuildReport(path, key, path.stat().st_size, 0.0, n_half, n_single, "when it was built")
+        return BuildReport(path, key, path.stat().st_size, 0.0, n_half, n_single, "checked when it was built")
     began_s = time.perf_counter()
     height, width = card.input_hw
     profile = {INPUT: [(n, height, width, 3) for n in batches]}

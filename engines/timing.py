@@ -1,9 +1,9 @@
 """Times several ways to do the same thing against one another, in one run, so that none is wronged.
 
-    fast, slow = in_turns([lambda: a(crops), lambda: b(crops)], rounds=30)
+    fast_ms, slow_ms = in_turns([lambda: a(crops), lambda: b(crops)], n=30)
 
-They take turns, so that a slow minute of the machine is slow for all. Each turn is two calls, of which the second
-counts: threads of the one before may still spin in wait for more work when the first begins, and its caches are cold.
+They take turns, so that a slow minute of the machine is slow for all. A turn is some calls, of which the first does not
+count: threads of the one before may still spin in wait for more work when it begins, and the caches are cold.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import numpy as np
 
 from landmarks.types import F64
 
-WARM_UP = 2
-"""rounds before the clock starts"""
+TURN = 5
+"""calls that count, in a turn"""
 
 
-def in_turns(calls: Sequence[Callable[[], object]], rounds: int, on_round: Callable[[], object] | None = None) -> F64:
-    """(len(calls), rounds) ms. on_round: called after each round, the warm-up's too."""
-    times_ms = np.empty((len(calls), rounds))
-    for i in range(-WARM_UP, rounds):
+def in_turns(calls: Sequence[Callable[[], object]], n: int, on_call: Callable[[], object] | None = None) -> F64:
+    """(len(calls), n) ms, n of each. on_call: called after each that counts, as for a progress bar."""
+    times_ms = np.empty((len(calls), n))
+    # an empty turn first, for runtimes settle in their first calls
+    for turn in [range(0), *(range(start, min(start + TURN, n)) for start in range(0, n, TURN))]:
         for call, ms in zip(calls, times_ms):
             call()
-            began_s = time.perf_counter()
-            call()
-            if i >= 0:
+            for i in turn:
+                began_s = time.perf_counter()
+                call()
                 ms[i] = (time.perf_counter() - began_s) * 1e3
-        if on_round:
-            on_round()
+                if on_call:
+                    on_call()
     return times_ms

@@ -1,4 +1,4 @@
-"""Contenders are timed in turns, and the call that counts is never the first of its turn."""
+"""Contenders are timed in turns, and the first call of a turn never counts."""
 
 from __future__ import annotations
 
@@ -6,29 +6,27 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.timing import WARM_UP, in_turns
+from engines.timing import TURN, in_turns
 
 
-def test_each_takes_two_calls_a_round_in_turns() -> None:
+@pytest.mark.parametrize("n", [1, TURN, 2 * TURN + 1])
+def test_they_take_turns_and_each_is_timed_as_often_as_was_asked(n: int) -> None:
     called: list[str] = []
-    found = in_turns([lambda: called.append("a"), lambda: called.append("b")], 5)
-    assert found.shape == (2, 5) and (found >= 0).all()
-    assert "".join(called) == "aabb" * (5 + WARM_UP)
+    counted: list[int] = []
+    found = in_turns([lambda: called.append("a"), lambda: called.append("b")], n, lambda: counted.append(0))
+    assert found.shape == (2, n) and (found >= 0).all() and len(counted) == 2 * n
+    turns = [min(TURN, n - start) for start in range(0, n, TURN)]
+    assert "".join(called) == "ab" + "".join("a" * (1 + turn) + "b" * (1 + turn) for turn in turns)
 
 
-def test_the_second_call_of_a_turn_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, now_s = 0, 0.0
+def test_the_first_call_of_a_turn_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, last = 0.0, ""
 
-    def slow_at_first() -> None:
-        nonlocal calls, now_s
-        calls += 1
-        now_s += 5.0 if calls % 2 else 0.25
+    def slow_when_it_is_new(name: str) -> None:
+        nonlocal now_s, last
+        now_s += 0.25 if name == last else 5.0
+        last = name
 
     monkeypatch.setattr("engines.timing.time", SimpleNamespace(perf_counter=lambda: now_s))
-    assert in_turns([slow_at_first], 3).tolist() == [[250.0, 250.0, 250.0]]
-
-
-def test_every_round_is_told() -> None:
-    rounds: list[int] = []
-    in_turns([lambda: None], 4, lambda: rounds.append(0))
-    assert len(rounds) == 4 + WARM_UP
+    found = in_turns([lambda: slow_when_it_is_new("a"), lambda: slow_when_it_is_new("b")], TURN + 2)
+    assert (found == 250).all()
