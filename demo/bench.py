@@ -40,11 +40,11 @@ _START_S = 60.0
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _RECORD = """() => {
     const view = Lineament.views.webcam, shown = view.shown.bind(view);
-    window.bench = { latency: [], age: [], steps: { encode: [], reply: [], draw: [] }, mostInFlight: 0 };
+    window.bench = { latency: [], age: [], drawn: [], steps: { encode: [], reply: [], draw: [] }, mostInFlight: 0 };
     bench.inFlight = view.inFlight ? 1 : 0;
     view.shown = (result, ms) => {
         bench.inFlight -= 1;
-        bench.latency.push(ms); bench.age.push(view.steps.age);
+        bench.latency.push(ms); bench.age.push(view.steps.age); bench.drawn.push(performance.now());
         for (const step in bench.steps) bench.steps[step].push(view.steps[step]);
         shown(result, ms);
     };
@@ -178,16 +178,16 @@ def _print(cfg: BenchConfig, reports: list[dict[str, Any]], browser: str) -> Non
         f"Chromium {browser}, gradio {version('gradio')}, {platform.system()}; {cfg.model}, camera 640x480 at 30 fps\n"
     )
     print("ms, median / p95\n")
-    print("| visitor | frames | fps | latency | age | of the latency: encode | reply | draw |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| visitor | frames | fps | from one drawn frame to the next | latency | age | encode | reply | draw |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for number, report in enumerate(reports, 1):
         latency, age = np.array(report["latency"]), np.array(report["age"])
-        if not len(latency):
-            raise LineamentError(f"visitor {number} saw no frame in {cfg.seconds:g} s; the machine may be too busy")
+        if len(latency) < 2:
+            raise LineamentError(f"visitor {number} saw hardly a frame in {cfg.seconds:g} s; is the machine too busy?")
         steps = " | ".join(_both(np.array(report["steps"][step])) for step in ("encode", "reply", "draw"))
         print(
             f"| {number} | {len(latency)} | {len(latency) / report['seconds']:.1f} "
-            f"| {_both(latency)} | {_both(age)} | {steps} |"
+            f"| {_both(np.diff(report['drawn']))} | {_both(latency)} | {_both(age)} | {steps} |"
         )
     most = max(report["mostInFlight"] for report in reports)
     waiting = max(report["waiting"] for report in reports)

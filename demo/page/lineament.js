@@ -53,10 +53,10 @@ window.Lineament = (() => {
       const label = shown.has("boxes") ? `${face.id}  ${face.confidence.toFixed(2)}` : `${face.id}`;
       write(ctx, label, Math.min(x(x1), x(x2)), y1 - text * 0.5, text);
     }
-    if (shown.has("pose")) drawPose(ctx, face, schema, x, size, text);
+    if (shown.has("pose")) drawPose(ctx, face, schema, x, size, text, view.mirror);
   }
 
-  function drawPose(ctx, face, schema, x, size, text) {
+  function drawPose(ctx, face, schema, x, size, text, mirror) {
     const { yaw, pitch, roll } = face.pose_deg;
     if (yaw === null) return;
     const [a, b, c] = [yaw, pitch, roll].map((deg) => (deg * Math.PI) / 180);
@@ -70,8 +70,10 @@ window.Lineament = (() => {
     const [x1, , x2, y2] = face.box_xyxy;
     const left = Math.min(x(x1), x(x2));
     const number = (v) => (v === null ? "?" : v.toFixed(2));
-    write(ctx, `yaw ${yaw.toFixed(0)} pitch ${pitch.toFixed(0)} roll ${roll.toFixed(0)}`, left, y2 + text * 1.3, text * 0.8);
-    write(ctx, `eyes ${face.eye_aspect.map(number).join(" ")} mouth ${number(face.mouth_aspect)}`, left, y2 + text * 2.4, text * 0.8);
+    const side = mirror ? -1 : 1; // left and right are those of the picture on the screen
+    const eyes = mirror ? [...face.eye_aspect].reverse() : face.eye_aspect;
+    write(ctx, `yaw ${(side * yaw).toFixed(0)} pitch ${pitch.toFixed(0)} roll ${(side * roll).toFixed(0)}`, left, y2 + text * 1.3, text * 0.8);
+    write(ctx, `eyes ${eyes.map(number).join(" ")} mouth ${number(face.mouth_aspect)}`, left, y2 + text * 2.4, text * 0.8);
   }
 
   function write(ctx, text, left, base, size) {
