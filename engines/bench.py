@@ -1,6 +1,6 @@
 """How fast and how accurate one model is by every runtime on this machine, all in one run, taking turns.
 
-    make bench-engines MODEL=runs/b5/best.safetensors ARGS="--data WFLW"
+    make bench-engines MODEL=runs/train/best.safetensors DATA=/path/to/WFLW
 
 A checkpoint is exported and built for what is there: PyTorch, ONNX Runtime, OpenVINO in f32, bf16 and INT8, the last in
 its throughput mode too, and on an NVIDIA GPU also TensorRT. Of an .onnx or .engine file there is no PyTorch to compare
