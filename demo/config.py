@@ -33,6 +33,8 @@ class Limits:
     """Seconds that a network camera is shown before it has to be started again."""
     waiting: int = 16
     """Jobs that may wait for their turn."""
+    store_mb: int = 4000
+    """Megabytes of all visitors' files together; when they are reached, uploads are refused until some are deleted."""
     keep_s: int = 900
     """Seconds after which a file that nobody came back for is deleted; those of a closed tab go at once."""
 

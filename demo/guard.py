@@ -1,20 +1,26 @@
 """Guard: what may go into Gradio's own routes, and where the page may fetch from.
 
 Gradio fetches a file by its URL for whoever asks. That would make this machine open addresses for strangers, so such
-requests are refused. And a page that may load from nowhere but here sends nothing elsewhere either.
+requests are refused. It takes uploads without end; here they end at what the disk is meant to hold. And a page that may
+load from nowhere but here sends nothing elsewhere either.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.config import Limits
+
 MAX_JSON_BYTES = 1_000_000
 """of a request that is no upload; the page's own have some kilobytes"""
+_FORM_BYTES = 100_000
+"""what a form may have round its file"""
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss: data: blob:; object-src 'none'; base-uri 'self'"
@@ -22,10 +28,10 @@ _POLICY = (
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware. folder: where uploads and results lie."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, folder: Path, limits: Limits) -> None:
+        self._app, self._folder, self._limits = app, folder, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,7 +41,11 @@ class Guard:
         if re.search(r"/(file|proxy)=\s*[a-z]+:", path, re.IGNORECASE):
             await PlainTextResponse("addresses are not opened here; send the file itself", 403)(scope, receive, send)
             return
-        if scope["method"] == "POST" and re.search(r"/(queue/join|run/|api/|call/|component_server)", path):
+        if scope["method"] == "POST" and path.rstrip("/").endswith("/upload"):
+            if refusal := self._upload_refused(scope):
+                await refusal(scope, receive, send)
+                return
+        elif scope["method"] == "POST" and re.search(r"/(queue/join|run/|api/|call/|component_server)", path):
             body = await _body(receive)
             if body is None:
                 await PlainTextResponse("the request is too long; send files as uploads", 413)(scope, receive, send)
@@ -46,6 +56,18 @@ class Guard:
                 return
             receive = _again(body, receive)
         await self._app(scope, receive, _with_policy(send))
+
+    def _upload_refused(self, scope: Scope) -> PlainTextResponse | None:
+        """Its size is known before it is read: a request that does not tell it is refused."""
+        told = Headers(scope=scope).get("content-length", "")
+        if not told.isdecimal():
+            return PlainTextResponse("an upload must tell its length", 411)
+        if int(told) > self._limits.upload_mb * 1e6 + _FORM_BYTES:
+            return PlainTextResponse(f"a file of at most {self._limits.upload_mb} MB is taken", 413)
+        stored = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        if stored + int(told) > self._limits.store_mb * 1e6:
+            return PlainTextResponse("the store for files is full; try again in some minutes", 507)
+        return None
 
 
 async def _body(receive: Receive) -> bytes | None:

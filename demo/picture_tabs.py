@@ -93,8 +93,8 @@ def compare_tab(demo: Demo, controls: Controls) -> None:
         "inputs": {chosen, file, left, right, *controls.of_pictures},
         "outputs": [*drawings, table],
         "api_visibility": "private",
-        # alone, for what it measures is time
-        "concurrency_id": "clip",
+        "concurrency_id": "picture",
+        "concurrency_limit": 2,
     }
     file.upload(lambda: _FILE, None, chosen, queue=False, api_visibility="private").then(**work)
     for name, button in samples.items():

@@ -55,6 +55,7 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
         door, tabs = Door(cfg.limits.visitors), Tabs(folder)
         sample = SampleClip(folder / "sample")
         live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)
+        guard = Middleware(Guard, folder=folder, limits=cfg.limits)
         blocks = build(Demo(cfg, models, door, tabs, sample))
         routes: list[BaseRoute] = [
             WebSocketRoute("/lineament/live", live.webcam),
@@ -64,7 +65,7 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
         ]
         with _swept(tabs, cfg.limits.keep_s), contextlib.closing(live):
             try:
-                yield _launch(blocks, cfg, routes)
+                yield _launch(blocks, cfg, routes, guard)
             finally:
                 tabs.close_all()
                 blocks.close(verbose=False)
@@ -88,7 +89,7 @@ def _swept(tabs: Tabs, age_s: float) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute]) -> Address:
+def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute], guard: Middleware) -> Address:
     try:
         # it speaks of programs to install; what matters is said by demo.__main__
         with contextlib.redirect_stdout(io.StringIO()):
@@ -110,7 +111,7 @@ def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute]) -> Addr
                 theme=gr.themes.Soft(font=_FONT, font_mono=("ui-monospace", "monospace")),
                 css=page_parts.css(),
                 head=page_parts.head(),
-                app_kwargs={"routes": routes, "middleware": [Middleware(Guard)]},
+                app_kwargs={"routes": routes, "middleware": [guard]},
             )
     except OSError:
         ports = cfg.port or "7860 and the ports after it"

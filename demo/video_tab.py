@@ -59,8 +59,10 @@ def video_tab(demo: Demo, controls: Controls) -> None:
             demo.tabs.end(page, cancelled, rows)
         return page_parts.clip(made, f"{RESULTS_URL}/{folder.name}")
 
+    def sent(path: str | None, request: gr.Request) -> None:
+        demo.tabs.uploaded(session(request), path)
+
     def of_upload(values: Values, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008 - how Gradio is asked for one
-        demo.tabs.uploaded(session(request), values[file])
         return work(values[file], values, request, progress)
 
     def of_sample(values: Values, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
@@ -87,6 +89,7 @@ def video_tab(demo: Demo, controls: Controls) -> None:
         )
         for button, fn in ((start, of_upload), (sample, of_sample))
     ]
+    file.upload(sent, file, None, queue=False, show_progress="hidden", api_visibility="private")
     drawing: dict[str, Any] = {
         "fn": plot,
         "inputs": signals,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import threading
@@ -141,6 +142,12 @@ class Tabs:
             idle = [session for session, tab in self._tabs.items() if tab.used_s < oldest_s and not tab.cancelled]
         for session in idle:
             self.close(session)
+        # empty files that the reading of uploads leaves behind
+        before = time.time() - max(age_s, 60)
+        for path in self._folder.glob("tmp*"):
+            with contextlib.suppress(OSError):
+                if path.is_file() and path.stat().st_mtime < before:
+                    path.unlink()
 
     def close_all(self) -> None:
         for session in list(self._tabs):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -12,10 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.types import Message, Receive, Scope, Send
 
 from demo.analyst import Analyst
 from demo.clip import Cancelled, annotate
 from demo.config import DemoConfig, Limits
+from demo.guard import Guard
 from demo.models import Models
 from demo.picture import compare, downloads, find, pts
 from demo.settings import Settings
@@ -314,3 +319,45 @@ def test_pages_that_went_without_a_word_are_swept_and_those_at_work_are_not(tmp_
     assert finished.exists()
     tabs.sweep(age_s=-1)
     assert not finished.exists() and working.exists()
+
+
+# ---- guard
+
+
+def answer(folder: Path, limits: Limits, path: str, headers: dict[bytes, bytes], body: bytes = b"") -> int:
+    """The status of a POST; 204 where it comes through."""
+    statuses: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["body"] == body
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers.items())}
+    asyncio.run(Guard(app, folder, limits)(scope, receive, send))
+    return statuses[0]
+
+
+def test_uploads_are_refused_while_the_store_is_full(tmp_path: Path) -> None:
+    limits, headers = Limits(store_mb=1), {b"content-length": b"400000"}
+    (tmp_path / "a").write_bytes(bytes(500_000))
+    assert answer(tmp_path, limits, "/gradio_api/upload", headers) == 204
+    (tmp_path / "b").write_bytes(bytes(200_000))
+    assert answer(tmp_path, limits, "/gradio_api/upload", headers) == 507
+
+
+@pytest.mark.parametrize("address", ["http://x/a.png", " HTTPS://x", "file:///etc/passwd", "data:image/png;base64,AA"])
+@pytest.mark.parametrize("wrap", [lambda file: {"data": [file]}, lambda file: {"data": [{"a": [[file]]}]}])
+def test_a_file_named_by_its_address_is_refused_wherever_it_hides(
+    tmp_path: Path, address: str, wrap: Callable[[object], object]
+) -> None:
+    for path in ("/gradio_api/queue/join", "/gradio_api/run/landmarks", "/gradio_api/component_server"):
+        assert answer(tmp_path, LIMITS, path, {}, json.dumps(wrap({"path": address})).encode()) == 400
+        assert answer(tmp_path, LIMITS, path, {}, json.dumps(wrap({"path": "/tmp/a.png"})).encode()) == 204
+        assert answer(tmp_path, LIMITS, path, {}, b"[" * 2_000_000) == 413

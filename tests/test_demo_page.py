@@ -245,6 +245,16 @@ def _starts(page: Page) -> bool:
     return bool(page.evaluate("Lineament.views.webcam.element.dataset.state === 'running'"))
 
 
+def test_a_lost_connection_is_taken_up_again(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        page.click("#live [data-ln=start]")
+        running(page)
+        page.evaluate("Lineament.views.webcam.socket.close()")
+        page.wait_for_function("Lineament.views.webcam.socket === null")
+        page.evaluate("Lineament.views.webcam.meter.reset()")
+        running(page)
+
+
 def test_a_camera_that_is_not_allowed_is_explained(browser: Browser, server: Server) -> None:
     with visit(browser, server) as page:
         page.evaluate(
@@ -373,6 +383,8 @@ def test_a_closed_tab_leaves_nothing(browser: Browser, server: Server, astronaut
         upload(page, "image-file", tmp_path / "mine.png")
         expect(page.locator("#image-result")).to_contain_text("256 x 256 px")
         tab(page, "Video")
+        upload(page, "video-file", sample_clip(tmp_path / "unused.mp4", frames=3))
+        page.get_by_text("unused").first.wait_for()
         page.get_by_role("button", name="Use the sample").locator("visible=true").click()
         expect(page.locator("#video-result")).to_contain_text("frames")
         assert _left(server)
@@ -564,6 +576,18 @@ def test_a_picture_by_its_address_is_not_fetched(server: Server, where: str) -> 
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=10)
         assert refused.value.code == 400
+        refused.value.close()
+
+
+def test_uploads_end_where_the_limits_are(server: Server) -> None:
+    """Whatever the page would send: the server counts before it reads."""
+    where = server.url + "gradio_api/upload"
+    too_long = urllib.request.Request(where, b"", {"Content-Length": "3000000"}, method="POST")
+    endless = urllib.request.Request(where, iter([b"x"]), method="POST")
+    for request, code in ((too_long, 413), (endless, 411)):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert refused.value.code == code
         refused.value.close()
 
 

@@ -245,13 +245,16 @@ window.Lineament = (() => {
       this.socket = null;
       if (!this.running) return;
       if (event.code === 4429) { const told = this.error.textContent; this.stop(""); this.fail(told || "all live views are taken; try again in a moment"); return; }
-      if (this.retries++ >= 5) { this.stop(""); this.fail("the connection to the demo is lost; is it still running?"); return; }
+      if (this.retries >= 5) { this.stop(""); this.fail("the connection to the demo is lost; is it still running?"); return; }
       this.say("connection lost, trying again");
       const turn = this.turn;
-      setTimeout(async () => {
+      const again = async () => {
         if (turn !== this.turn || !this.running) return;
+        if (!this.visible()) { setTimeout(again, 1000); return; } // a view that nobody looks at takes no place
+        this.retries += 1;
         try { await this.connect(); this.socket.send(JSON.stringify(this.settings)); this.inFlight = false; } catch (error) { this.closed({}); }
-      }, 500 * 2 ** this.retries);
+      };
+      setTimeout(again, 500 * 2 ** this.retries);
     }
     stop(text) {
       this.running = false; this.turn = null; this.inFlight = false;
