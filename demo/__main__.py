@@ -43,6 +43,8 @@ def run(cfg: DemoConfig) -> None:
         signal.signal(number, lambda *_: stopped.set())
     if cfg.public:
         log.warning(_warning(cfg))
+    if cfg.share:
+        log.info("asking for a public link")
     with serving(cfg) as address:
         print(f"open {address.local}", flush=True)
         if address.public:

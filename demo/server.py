@@ -107,6 +107,7 @@ def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute], guard: 
                 enable_monitoring=False,
                 mcp_server=False,
                 footer_links=["api", "settings"],
+                state_session_capacity=1000,
                 max_file_size=int(cfg.limits.upload_mb * 1_000_000),
                 theme=gr.themes.Soft(font=_FONT, font_mono=("ui-monospace", "monospace")),
                 css=page_parts.css(),
