@@ -422,6 +422,7 @@ def test_a_network_camera_is_shown_and_can_be_stopped(browser: Browser, server: 
             page.get_by_label("address of the camera").fill(f"http://127.0.0.1:{web.server_port}/a.mkv")
             page.click("#camera [data-ln=start]")
             running(page, "camera", frames=3)
+            assert page.evaluate("Lineament.views.webcam.view.mirror && !Lineament.views.camera.view.mirror")
             page.click("#camera [data-ln=stop]")
             page.wait_for_function("Lineament.views.camera.element.dataset.state === 'stopped'")
         web.shutdown()

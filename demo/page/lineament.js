@@ -285,6 +285,7 @@ window.Lineament = (() => {
       this.address.onkeydown = (event) => { if (event.key === "Enter") this.start(); };
       window.addEventListener("pagehide", () => this.drop());
     }
+    set(settings, view) { super.set(settings, { ...view, mirror: false }); } // only oneself is looked at as in a mirror
     async start() {
       this.stop(""); this.fail("");
       if (!this.address.value.trim()) { this.fail("write the camera's address first"); this.address.focus(); return; }
