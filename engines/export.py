@@ -147,6 +147,18 @@ def halve_weights(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model)
 
 
+def restore_weights(model: onnx.ModelProto) -> None:
+    """Undoes halve_weights but for the rounding: weights are single again, and no cast stands between."""
+    from onnx import TensorProto, numpy_helper
+
+    halved = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    for node in list(model.graph.node):
+        if node.op_type == "Cast" and node.input[0] in halved and node.attribute[0].i == TensorProto.FLOAT:
+            tensor = halved[node.input[0]]
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), node.output[0]))
+            model.graph.node.remove(node)
+
+
 def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
     """The card into the metadata, in place of one that is there."""
     from engines.engine_file import CARD_KEY

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.export import restore_weights
 from landmarks.types import F32, LineamentError
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    restore_weights(whole)
     try:
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        model = onnx.shape_inference.infer_shapes(whole, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
         reason = " ".join(str(error).split())[:200]
         raise LineamentError(f"the types in the graph cannot be worked out: {reason}; export it again") from None

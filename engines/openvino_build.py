@@ -192,8 +192,12 @@ def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
     import onnx
 
     from engines.engine_file import INPUT
+    from engines.export import restore_weights
 
-    exact = last_layers(model)
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    restore_weights(whole)
+    model, exact = whole, last_layers(model)
     try:
         if max(entry.version for entry in model.opset_import if not entry.domain) < _OLDEST_OPSET:
             model = onnx.version_converter.convert_version(model, _OLDEST_OPSET)

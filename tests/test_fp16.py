@@ -10,7 +10,7 @@ import torch
 
 from engines.adopt import AdoptConfig, adopt
 from engines.engine_file import CARD_KEY, read_card
-from engines.export import graph_of, put_card, real_crops, run_onnx
+from engines.export import graph_of, halve_weights, put_card, real_crops, run_onnx
 from engines.fp16 import half_precision, precisions_of_layers
 from landmarks.card import ModelCard
 from landmarks.types import F32, LineamentError
@@ -75,6 +75,18 @@ def test_all_layers_are_half_but_the_last_that_gives_numbers_themselves(
     convs = [node.input[1] for node in half.graph.node if node.op_type == "Conv"]
     types = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
     assert convs and {types[name] for name in convs} == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_graph_whose_weights_are_stored_in_half_is_rewritten_alike(
+    pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard],
+) -> None:
+    single, half, _ = pair
+    stored = onnx.ModelProto()
+    stored.CopyFrom(single)
+    halve_weights(stored)
+    found = half_precision(stored)
+    assert precisions_of_layers(found) == precisions_of_layers(half)
+    assert [node.op_type for node in found.graph.node] == [node.op_type for node in half.graph.node]
 
 
 def test_means_and_decoding_are_single(pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard]) -> None:

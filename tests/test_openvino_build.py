@@ -135,6 +135,19 @@ def test_the_given_crops_make_the_ranges(exported: tuple[Path, ModelCard]) -> No
     assert scales[0].keys() == scales[1].keys() and scales[0] != scales[1]
 
 
+def test_a_graph_whose_weights_are_stored_in_half_is_quantised_alike(exported: tuple[Path, ModelCard]) -> None:
+    from engines.export import halve_weights
+
+    path, card = exported
+    stored = onnx.load(path)
+    halve_weights(stored)
+    kinds = [
+        sorted(node.op_type for node in quantise(model, crops(card, 4)).graph.node)
+        for model in (onnx.load(path), stored)
+    ]
+    assert kinds[0] == kinds[1] and "QuantizeLinear" in kinds[0]
+
+
 def test_an_older_graph_is_quantised_too(exported: tuple[Path, ModelCard], tmp_path: Path) -> None:
     from engines.export import run_onnx
     from tests.tint import CARD, answer, tint
