@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import cv2
 import tyro
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 import engines
 from landmarks.pose import aspect_ratios, head_pose
@@ -27,10 +28,11 @@ from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import U8, Detector, Frame, LineamentError, Result, Track
 from stream.detect import MediaPipeFaces, StillFaces, StreamFaces
 from stream.draw import DrawConfig, draw
+from stream.heal import HealingSource, RetryConfig
 from stream.pipeline import Pipeline
 from stream.report import Report
 from stream.sink import Sink, WindowSink, has_display, open_sink
-from stream.source import Source, open_source
+from stream.source import CameraSource, Source, open_source
 from stream.track import TrackConfig, Tracker
 
 log = logging.getLogger("lineament")
@@ -66,6 +68,7 @@ class StreamConfig:
     MediaPipe's own Python API: the same boxes, slower."""
     min_score: float | None = None
     """Of the detector, 0..1: a face below it is not taken in. Each detector has a measured default."""
+    retry: Annotated[RetryConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RetryConfig)
     view: Annotated[DrawConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DrawConfig)
     track: Annotated[TrackConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrackConfig)
 
@@ -77,7 +80,10 @@ class StreamConfig:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done or stopped by the user, 1 failed, 2 wrong arguments."""
+    """Runs the command line; returns the exit code: 0 done or stopped by the user, 1 failed, 2 wrong arguments.
+
+    130 interrupted before it began.
+    """
     # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
     cv2.setNumThreads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -87,6 +93,8 @@ def main(args: list[str] | None = None) -> int:
     except (LineamentError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -95,32 +103,58 @@ def run(cfg: StreamConfig) -> Report:
     report = Report()
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(cfg.model, cfg.device))
-        source = open_source(cfg.source)
+        source = _source(cfg)
         stack.callback(source.close)
         detector = stack.enter_context(_detector(cfg, source))
-        results = stack.enter_context(Pipeline(source, Tracker(detector, landmarker, cfg.track, still=source.still)))
+
+        def idle() -> None:
+            if isinstance(source, HealingSource) and source.trouble:
+                bar.set_postfix_str(f"no picture for {source.down_s:.0f} s: {source.trouble}")
+            for window in windows:
+                window.idle()
+                if window.quit:
+                    results.stop()
+
+        tracker = Tracker(detector, landmarker, cfg.track, still=source.still)
+        results = stack.enter_context(Pipeline(source, tracker, idle))
         schema = SCHEMAS[landmarker.card.schema]
         paths = _outputs(cfg, source)
         sinks: list[Sink] = [open_sink(path, source.fps, cfg.view.schema, _measure, cfg.source) for path in paths]
-        if cfg.window and has_display():
-            sinks.append(WindowSink(still=source.still, paced=not source.live))
+        wanted = cfg.window and has_display()
+        windows = [WindowSink(still=source.still, paced=not source.live)] if wanted else []
+        sinks += windows
         for sink in sinks:
             stack.enter_context(sink)
         stack.enter_context(_stopped_by_signals(results))
         bar = stack.enter_context(_progress(source, cfg.frames))
+        stack.enter_context(logging_redirect_tqdm())
         for result in results:
             result, drawn = _drawn(result, schema, cfg.view, report)
             for sink in sinks:
                 sink.write(result, drawn)
             report.add(result)
             bar.update()
-            bar.set_postfix_str(report.live_line(results.dropped), refresh=False)
-            if report.frames == cfg.frames or any(isinstance(sink, WindowSink) and sink.quit for sink in sinks):
+            bar.set_postfix_str(report.live_line(results.dropped, *_losses(source)[:1]), refresh=False)
+            if report.frames == cfg.frames or any(window.quit for window in windows):
                 break
-    log.info(report.summary(results.dropped))
+    log.info(report.summary(results.dropped, *_losses(source)))
     if paths:
         log.info("wrote %s", ", ".join(paths))
     return report
+
+
+def _source(cfg: StreamConfig) -> Source:
+    """What the user asked for; a camera or a stream that is lost comes back by itself."""
+    source = open_source(cfg.source)
+    if isinstance(source, CameraSource) or "://" in cfg.source:
+        spec = "0" if cfg.source in ("", "auto") else cfg.source
+        return HealingSource(source, lambda: open_source(spec), cfg.retry)
+    return source
+
+
+def _losses(source: Source) -> tuple[int, float]:
+    """How often the source was lost and came back, and its seconds away."""
+    return (source.reconnects, source.lost_s) if isinstance(source, HealingSource) else (0, 0.0)
 
 
 def _detector(cfg: StreamConfig, source: Source) -> Detector:

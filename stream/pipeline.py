@@ -24,6 +24,8 @@ from stream.source import Source
 
 _FILE_QUEUE = 4
 """frames that may wait at a hand-over of a file: enough to even out a slow frame, few enough to stay small"""
+_IDLE_S = 0.3
+"""a wait for a result is looked up from this often; that also lets Windows deliver Ctrl-C"""
 _JOIN_S = 15.0
 """the longest a thread may take to end: a source's read time-out and a slow model's frame fit in"""
 
@@ -32,11 +34,14 @@ class Pipeline:
     """Owns the source and two threads between __enter__ and __exit__; may be used once.
 
     analyse: Frame -> Result; called by the inference thread alone.
+    idle: called by the caller's thread, some times a second, while it waits for a result.
     """
 
-    def __init__(self, source: Source, analyse: Callable[[Frame], Result]) -> None:
+    def __init__(
+        self, source: Source, analyse: Callable[[Frame], Result], idle: Callable[[], None] = lambda: None
+    ) -> None:
         self.source = source
-        self._analyse = analyse
+        self._analyse, self._idle = analyse, idle
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._frames: Mailbox[tuple[Frame, float]]
@@ -66,10 +71,9 @@ class Pipeline:
         try:
             while True:
                 try:
-                    # the time-out lets Windows deliver Ctrl-C; waiting goes on
-                    yield self._results.take(timeout_s=1.0)
+                    yield self._results.take(timeout_s=_IDLE_S)
                 except TimeoutError:
-                    continue
+                    self._idle()
         except Closed:
             pass
         if self._error is not None:

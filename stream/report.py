@@ -50,18 +50,21 @@ class Report:
         values = self._ms.get(stage)
         return float(np.percentile(values, percent)) if values else float("nan")
 
-    def live_line(self, dropped: int) -> str:
+    def live_line(self, dropped: int, reconnects: int = 0) -> str:
         """fps, drops, age and faces, for a camera's status line."""
         p50, p95 = self.percentile_ms("age", 50), self.percentile_ms("age", 95)
-        return f"{self.fps:5.1f} fps  dropped {dropped}  age p50 {p50:.1f} p95 {p95:.1f} ms  faces {self.faces}"
+        lost = f"  lost and back {reconnects}" if reconnects else ""
+        return f"{self.fps:5.1f} fps  dropped {dropped}  age p50 {p50:.1f} p95 {p95:.1f} ms  faces {self.faces}{lost}"
 
-    def summary(self, dropped: int) -> str:
-        """Totals, then one line a stage."""
+    def summary(self, dropped: int, reconnects: int = 0, lost_s: float = 0.0) -> str:
+        """Totals, then one line a stage. reconnects, lost_s: how often the source came back, and its time away."""
         seconds = time.monotonic() - self._began_s
         lines = [
             f"{self.frames} frames in {seconds:.1f} s ({self.frames / max(seconds, 1e-9):.1f} fps), "
             f"faces in {self.frames_with_faces}, dropped {dropped}"
         ]
+        if lost_s:
+            lines.append(f"lost and back {reconnects} times, {lost_s:.1f} s without a picture")
         if self._ms:
             lines.append(f"{'stage':>10} {'n':>7} {'p50':>8} {'p95':>8} {'p99':>8}  ms")
         for stage, values in self._ms.items():

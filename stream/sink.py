@@ -327,6 +327,11 @@ class WindowSink:
                 return
             key = cv2.waitKey(30)
 
+    def idle(self) -> None:
+        """Lets the window answer while no frame comes."""
+        if self._shown:
+            self.quit = self.quit or cv2.waitKey(1) in (ord("q"), 27) or self._closed_by_user()
+
     def _wait_ms(self, time_s: float) -> int:
         """How long to show a frame before the next is due; at least 1, for the window needs it to draw."""
         if not self._shown:

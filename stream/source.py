@@ -8,6 +8,7 @@ with open_source("clip.mp4") as source:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
@@ -30,13 +31,20 @@ from av.video.stream import VideoStream
 
 from landmarks.types import U8, Frame, LineamentError
 from stream.image import IMAGE_SUFFIXES, check_file, read_image
+from stream.interrupt import Wait
 from stream.sample import Sample
 
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
 """the longest that a URL may take to open, and to deliver its next packet"""
+_PICTURE_TIMEOUT_S = 20.0
+"""the longest that a live stream may send without a picture in it: some cameras send a whole one every 10 s only"""
 _LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
+
+
+class RefusedError(LineamentError):
+    """The other side does not accept the user name or password. To ask again soon may lock the account."""
 
 
 class Source(Protocol):
@@ -57,14 +65,11 @@ class Source(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def read(self) -> Frame | None:
-        """The next frame; None at the end and after close. Raises LineamentError after READ_TIMEOUT_S of silence.
-
-        A server that is told goodbye and does not answer takes as long again.
-        """
+        """The next frame; None at the end and after close. Raises LineamentError after READ_TIMEOUT_S of silence."""
         ...
 
     def close(self) -> None:
-        """May be called from any thread, and twice. A read under way ends within its time-out."""
+        """May be called from any thread, and twice. A read under way ends: of a URL at once, else in its time-out."""
         ...
 
 
@@ -123,9 +128,10 @@ class _Source:
             if not self._opened and not self._closed.is_set():
                 try:
                     self._open()
-                except BaseException:
+                except BaseException as error:
                     self._release()
-                    raise
+                    if not (self._closed.is_set() and isinstance(error, LineamentError)):
+                        raise
                 self._opened = True
         if self._closed.is_set():
             self.close()  # a close() meanwhile left the release to us
@@ -138,7 +144,11 @@ class _Source:
         with self._busy:
             if not self._opened and not self._closed.is_set():
                 raise RuntimeError(f"{self.name} is not open; use it in a with block")
-            frame = None if self._closed.is_set() else self._next()
+            try:
+                frame = None if self._closed.is_set() else self._next()
+            except LineamentError:
+                if not self._closed.is_set():
+                    raise
         if self._closed.is_set():
             self.close()
             return None
@@ -181,6 +191,7 @@ class VideoSource(_Source):
         self._endless = scheme in _LIVE_SCHEMES
         self.live = self._endless or (bool(self._url) and Path(path).suffix in ("", ".m3u8", ".mjpg", ".cgi"))
         self._timeout_s = (open_timeout_s, read_timeout_s)
+        self._wait = Wait(self._closed)
         self._container: InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
         # kept, because setting one up costs as much as a conversion
@@ -197,9 +208,10 @@ class VideoSource(_Source):
             options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
         started = time.monotonic()
         try:
-            self._container = av.open(
-                self._address, options=options, timeout=self._timeout_s, metadata_errors="replace"
-            )
+            with self._wait.at_most(self._timeout_s[0]):
+                self._container = av.open(
+                    self._address, options=options, timeout=self._timeout_s, metadata_errors="replace"
+                )
         except av.error.FFmpegError as error:
             raise self._failure("cannot open", error, time.monotonic() - started) from None
         pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -232,7 +244,8 @@ class VideoSource(_Source):
     def _next(self) -> Frame | None:
         started = time.monotonic()
         try:
-            picture = next(self._frames, None)
+            with self._wait.at_most(_PICTURE_TIMEOUT_S if self.live else math.inf):
+                picture = next(self._frames, None)
         except (av.error.InvalidDataError, av.error.EOFError) as error:
             if self.live:
                 raise self._failure("lost", error, time.monotonic() - started) from None
@@ -241,7 +254,7 @@ class VideoSource(_Source):
         except av.error.FFmpegError as error:
             raise self._failure("lost", error, time.monotonic() - started) from None
         if picture is None:
-            self._end()
+            self._end(time.monotonic() - started)
             return None
         bgr = np.asarray(self._to_bgr.reformat(picture, format="bgr24").to_ndarray(), np.uint8)
         if picture.rotation:
@@ -259,8 +272,10 @@ class VideoSource(_Source):
         self._last_s = time_s if time_s > self._last_s else self._last_s + step
         return self._last_s
 
-    def _end(self) -> None:
+    def _end(self, took_s: float) -> None:
         """Nothing more decodes: an error for a live stream or when nothing ever did, a warning when some is missing."""
+        if self._wait.over:
+            raise LineamentError(f"lost {self.name} after {self._index} frames: {_no_picture(took_s)}")
         if self._endless:
             raise LineamentError(f"lost {self.name} after {self._index} frames: the sender ended it; start it again")
         if not self._index:
@@ -280,7 +295,10 @@ class VideoSource(_Source):
         """The user's words for FFmpeg's error; its own text carries the URL, so it is not passed on."""
         timed_out = took_s >= 0.9 * self._timeout_s[verb == "lost"]
         after = f" after {self._index} frames" if self._index else ""
-        return LineamentError(f"{verb} {self.name}{after}: {_reason(error, self._url is not None, timed_out, took_s)}")
+        undecoded = verb == "lost" and self._wait.over
+        why = _no_picture(took_s) if undecoded else _reason(error, self._url is not None, timed_out, took_s)
+        refused = isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError)
+        return (RefusedError if refused else LineamentError)(f"{verb} {self.name}{after}: {why}")
 
 
 class CameraSource(_Source):
@@ -438,6 +456,10 @@ def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: 
             return "no connection; check the host name and the network"
         case _:
             return f"{(error.strerror or type(error).__name__).lower()}; see whether another player opens it"
+
+
+def _no_picture(took_s: float) -> str:
+    return f"data but no picture for {took_s:.0f} s; see whether another player shows it, or restart the camera"
 
 
 def _turned(bgr: U8, rotation_deg: int) -> U8:

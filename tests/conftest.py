@@ -13,37 +13,9 @@ import numpy as np
 import pytest
 
 from landmarks.types import U8, LineamentError
+from tests.rtsp import rtsp_server
 
 ROOT = Path(__file__).resolve().parent.parent
-
-RTSP_SERVER = """
-import gi
-gi.require_version("Gst", "1.0")
-gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer
-Gst.init(None)
-server = GstRtspServer.RTSPServer()
-server.set_address("127.0.0.1")
-server.set_service("0")
-factory = GstRtspServer.RTSPMediaFactory()
-factory.set_launch(
-    "( videotestsrc is-live=true ! video/x-raw,width=320,height=240,framerate=30/1"
-    " ! x264enc tune=zerolatency key-int-max=30 ! rtph264pay name=pay0 )"
-)
-auth, token = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken()
-token.set_string("media.factory.role", "user")
-auth.add_basic(GstRtspServer.RTSPAuth.make_basic("admin", "p@ss"), token)
-server.set_auth(auth)
-rights = GstRtspServer.RTSPPermissions()
-rights.add_role("user")
-for what in ("access", "construct"):
-    rights.add_permission_for_role("user", f"media.factory.{what}", True)
-factory.set_permissions(rights)
-server.get_mount_points().add_factory("/cam", factory)
-server.attach(None)
-print(server.get_bound_port(), flush=True)
-GLib.MainLoop().run()
-"""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -79,17 +51,5 @@ def astronaut() -> U8:
 @pytest.fixture
 def rtsp() -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server's process and port; it wants admin and p@ss."""
-    system_python = "/usr/bin/python3"  # the bindings come with the system, not with pip
-    try:
-        server = subprocess.Popen(
-            [system_python, "-c", RTSP_SERVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    except FileNotFoundError:
-        pytest.skip("needs /usr/bin/python3 with GStreamer's RTSP server")
-    with server:
-        assert server.stdout is not None
-        port = server.stdout.readline()
-        if not port:
-            pytest.skip("needs gir1.2-gst-rtsp-server-1.0, python3-gi, gstreamer1.0-plugins-{base,good,bad,ugly}")
-        yield server, int(port)
-        server.kill()
+    with rtsp_server() as (server, port):
+        yield server, port

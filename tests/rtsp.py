@@ -1,0 +1,66 @@
+"""A real RTSP camera on loopback: Debian's GStreamer server, in a process of its own that a test may freeze or kill."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+H264 = "x264enc tune=zerolatency key-int-max=30 ! rtph264pay name=pay0"
+H265 = "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=30 ! rtph265pay config-interval=1 name=pay0"
+
+_SERVER = """
+import sys
+import gi
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+port, width, height, codec, password = sys.argv[1:]
+Gst.init(None)
+server = GstRtspServer.RTSPServer()
+server.set_address("127.0.0.1")
+server.set_service(port)
+factory = GstRtspServer.RTSPMediaFactory()
+factory.set_launch(
+    f"( videotestsrc is-live=true ! video/x-raw,width={width},height={height},framerate=30/1 ! {codec} )"
+)
+auth, token = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken()
+token.set_string("media.factory.role", "user")
+auth.add_basic(GstRtspServer.RTSPAuth.make_basic("admin", password), token)
+server.set_auth(auth)
+rights = GstRtspServer.RTSPPermissions()
+rights.add_role("user")
+for what in ("access", "construct"):
+    rights.add_permission_for_role("user", f"media.factory.{what}", True)
+factory.set_permissions(rights)
+server.get_mount_points().add_factory("/cam", factory)
+server.attach(None)
+print(server.get_bound_port(), flush=True)
+GLib.MainLoop().run()
+"""
+
+
+@contextmanager
+def rtsp_server(
+    port: int = 0, size_hw: tuple[int, int] = (240, 320), codec: str = H264, password: str = "p@ss"
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The server's process and port; it shows /cam to admin with that password. port: 0 for a free one."""
+    system_python = "/usr/bin/python3"  # the bindings come with the system, not with pip
+    settings = [str(port), str(size_hw[1]), str(size_hw[0]), codec, password]
+    try:
+        server = subprocess.Popen(
+            [system_python, "-c", _SERVER, *settings], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("needs /usr/bin/python3 with GStreamer's RTSP server")
+    with server:
+        assert server.stdout is not None
+        bound = server.stdout.readline()
+        if not bound:
+            pytest.skip("needs gir1.2-gst-rtsp-server-1.0, python3-gi, gstreamer1.0-plugins-{base,good,bad,ugly}")
+        try:
+            yield server, int(bound)
+        finally:
+            server.kill()
