@@ -29,6 +29,8 @@ from gradio_client import Client, handle_file  # type: ignore[import-untyped]
 from gradio_client.exceptions import AppError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, expect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from demo.bench import browser_with_camera, chromium, free_port
 from landmarks.types import U8
@@ -443,6 +445,16 @@ def test_an_address_that_may_not_be_opened_is_told_in_the_page(browser: Browser,
 
 # ---- where others can reach it
 
+CAMERA_WITHOUT_TAB = """async () => {
+    const ticket = await Lineament.views.webcam.server.ticket(0);
+    const url = new URL(`lineament/camera?ticket=${ticket}`, location.href.replace("http", "ws"));
+    const socket = new WebSocket(url);
+    return await new Promise((heard) => {
+        socket.onopen = () => socket.send('{"url": "rtsp://127.0.0.1/x"}');
+        socket.onmessage = (event) => heard(event.data);
+    });
+}"""
+
 
 def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_on_behind_its_password(
     browser: Browser, tmp_path: Path
@@ -466,6 +478,7 @@ def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_
             tab(page, "Camera")
             expect(page.get_by_text("Network cameras are switched off")).to_be_visible()
             assert page.locator("#camera").count() == 0
+            assert "switched off" in page.evaluate(CAMERA_WITHOUT_TAB)
 
 
 def test_a_taken_port_is_said_in_one_line(server: Server) -> None:
@@ -592,11 +605,43 @@ def test_uploads_end_where_the_limits_are(server: Server) -> None:
         refused.value.close()
 
 
-def test_a_live_view_opens_to_a_ticket_alone(server: Server) -> None:
-    from websockets.exceptions import ConnectionClosed
-    from websockets.sync.client import connect
+def view(server: Server) -> ClientConnection:
+    """A live view as the page opens one."""
+    with urllib.request.urlopen(server.url + "config", timeout=10) as reply:
+        components = json.load(reply)["components"]
+    live = next(c["id"] for c in components if c["props"].get("elem_id") == "live")
+    body = {"session_hash": "x", "component_id": live, "fn_name": "ticket", "data": 0}
+    request = urllib.request.Request(
+        server.url + "gradio_api/component_server", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        ticket = json.load(reply)
+    return connect(server.url.replace("http", "ws", 1) + f"lineament/live?ticket={ticket}")
 
+
+def test_a_live_view_answers_nonsense_with_a_sentence_and_goes_on(server: Server, astronaut: U8) -> None:
+    with view(server) as live:
+        for nonsense, says in (
+            (b"", "no JPEG"),
+            (b"\xff\xd8\xff" + bytes(100), "no JPEG"),
+            (bytes(2_000_001), "at most 2000000"),
+            ("[]", "no JSON object"),
+            ("{" * 20_000, "too long"),
+            ('{"max_faces": 99}', "max faces is 99"),
+            ('{"shown": 1}', "wrong kind"),
+        ):
+            live.send(nonsense)
+            assert says in json.loads(live.recv(timeout=20))["error"]
+        live.send('{"schema": "ibug68"}')
+        live.send(cv2.imencode(".jpg", astronaut)[1].tobytes())
+        assert len(json.loads(live.recv(timeout=20))["faces"][0]["points"]) == 68
+        live.send('{"model": "/etc/passwd"}')
+        live.send(cv2.imencode(".jpg", astronaut)[1].tobytes())
+        assert "choose one of mesh" in json.loads(live.recv(timeout=20))["error"]
+
+
+def test_a_live_view_opens_to_a_ticket_alone(server: Server) -> None:
     for path in ("lineament/live", "lineament/live?ticket=guessed", "lineament/camera?ticket="):
-        with connect(server.url.replace("http", "ws", 1) + path) as view, pytest.raises(ConnectionClosed) as closed:
-            view.recv(timeout=10)
+        with connect(server.url.replace("http", "ws", 1) + path) as live, pytest.raises(ConnectionClosed) as closed:
+            live.recv(timeout=10)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 4403
