@@ -81,6 +81,8 @@ def annotate(
                     f"the clip is longer than it says, at most {limits.clip_s:g} s and {limits.clip_frames} frames "
                     "are taken; send a part of it"
                 )
+            if result.frame.bgr.shape[0] * result.frame.bgr.shape[1] > limits.clip_megapixels * 1e6:
+                raise LineamentError("the clip's frames grow beyond the size that it says; send another")
             pictures.write(result, drawn := draw(result, WFLW98, settings.view))
             lines.write(result, drawn)
             rows += _rows(result)

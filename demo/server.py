@@ -50,8 +50,8 @@ class Address:
 def serving(cfg: DemoConfig) -> Iterator[Address]:
     """The demo runs inside the block. All that visitors left is deleted after it."""
     with TemporaryDirectory(prefix="lineament-", ignore_cleanup_errors=True) as name, Models(cfg.model) as models:
-        folder = Path(name)
-        os.environ["GRADIO_TEMP_DIR"] = name
+        folder = Path(name).resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
         door, tabs = Door(cfg.limits.visitors), Tabs(folder)
         sample = SampleClip(folder / "sample")
         live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import shutil
 import threading
@@ -15,6 +16,7 @@ from landmarks.types import LineamentError
 _TICKET_S = 60.0
 """a ticket is used at once by the page that asked for it"""
 _MAX_TICKETS = 1000
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 class Door:
@@ -117,8 +119,11 @@ class Tabs:
             return tab.result if tab else None
 
     def uploaded(self, session: str, path: str | None) -> None:
-        """Notes a file that the page sent, so that it goes with the page."""
-        if path:
+        """Notes a file that the page sent, so that it goes with the page.
+
+        What lies elsewhere than an upload does, each in a folder named by its hash, is not the page's to delete.
+        """
+        if path and Path(path).parent.parent == self._folder and _HASH.fullmatch(Path(path).parent.name):
             with self._lock:
                 self._tab(session).uploads.add(Path(path))
 
@@ -133,7 +138,7 @@ class Tabs:
             tab = self._tabs.pop(session, _Tab())
             others = {path for other in self._tabs.values() for path in other.uploads}
         _delete(tab.folders)
-        _delete([path.parent for path in tab.uploads - others if self._folder in path.parents])
+        _delete([path.parent for path in tab.uploads - others])
 
     def sweep(self, age_s: float) -> None:
         """Closes the pages that did nothing for so long: their visitors left without a word, or forgot them."""

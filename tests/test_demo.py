@@ -272,7 +272,7 @@ def test_a_ticket_lets_in_once_and_a_full_house_says_so() -> None:
 
 def test_with_a_page_go_its_jobs_and_files_and_nobody_elses(tmp_path: Path) -> None:
     tabs = Tabs(tmp_path)
-    own, both = tmp_path / "own" / "a.png", tmp_path / "both" / "b.png"
+    own, both = tmp_path / ("a" * 64) / "a.png", tmp_path / ("b" * 64) / "b.png"
     for path in (own, both):
         path.parent.mkdir()
         path.write_bytes(b"x")
@@ -300,10 +300,11 @@ def test_a_page_has_one_result_at_a_time(tmp_path: Path) -> None:
     assert not tabs.cancel("ann")
 
 
-def test_what_a_page_names_outside_of_the_folder_of_uploads_is_not_deleted(tmp_path: Path) -> None:
-    tabs = Tabs(tmp_path / "uploads")
-    kept = tmp_path / "kept" / "a.png"
-    kept.parent.mkdir()
+@pytest.mark.parametrize("place", ["../kept/a.png", "sample/sample.mp4", "a.png", f"x/{'a' * 64}/a.png"])
+def test_what_a_page_names_that_is_no_upload_is_not_deleted(tmp_path: Path, place: str) -> None:
+    tabs = Tabs(tmp_path / "store")
+    kept = (tmp_path / "store" / place).resolve()
+    kept.parent.mkdir(parents=True)
     kept.write_bytes(b"x")
     tabs.uploaded("ann", str(kept))
     tabs.close("ann")

@@ -80,6 +80,7 @@ def serving(folder: Path, *args: str, **env: str) -> Iterator[Server]:
         process.terminate()
         code = process.wait(20)
     assert code == 0, log.read_text()
+    assert not list(folder.glob("lineament-*"))
 
 
 def until(holds: Callable[[], bool], seconds: float, told: Callable[[], object] = lambda: "") -> None:
