@@ -7,6 +7,7 @@ python -m stream --source clip.mp4 --out annotated.mp4 --out points.jsonl
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ import engines
 from landmarks.pose import aspect_ratios, head_pose
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import U8, Detector, Frame, LineamentError, Result, Track
+from stream.blur import Blur
 from stream.detect import MediaPipeFaces, StillFaces, StreamFaces
 from stream.draw import DrawConfig, draw
 from stream.heal import HealingSource, RetryConfig
@@ -61,6 +63,8 @@ class StreamConfig:
     """Also write one line of JSON a frame: ids, boxes, points, head pose, times. '-' is the standard output."""
     window: bool = True
     """Show a window, where there is a display."""
+    blur_faces: bool = False
+    """Show and write every face unrecognisable, and look for faces in every frame. Only what is found can be hidden."""
     frames: int | None = None
     """Stop after this many frames."""
     detector: Literal["auto", "mediapipe"] = "auto"
@@ -86,6 +90,7 @@ def main(args: list[str] | None = None) -> int:
     """
     # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
     cv2.setNumThreads(1)
+    os.umask(0o077)  # what is written shows faces: it is for this user alone
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         cfg = tyro.cli(StreamConfig, args=args, prog="python -m stream")
@@ -115,7 +120,8 @@ def run(cfg: StreamConfig) -> Report:
                 if window.quit:
                     results.stop()
 
-        tracker = Tracker(detector, landmarker, cfg.track, still=source.still)
+        blur = Blur() if cfg.blur_faces else None
+        tracker = Tracker(detector, landmarker, _watchful(cfg.track) if blur else cfg.track, still=source.still)
         results = stack.enter_context(Pipeline(source, tracker, idle))
         schema = SCHEMAS[landmarker.card.schema]
         paths = _outputs(cfg, source)
@@ -129,7 +135,7 @@ def run(cfg: StreamConfig) -> Report:
         bar = stack.enter_context(_progress(source, cfg.frames))
         stack.enter_context(logging_redirect_tqdm())
         for result in results:
-            result, drawn = _drawn(result, schema, cfg.view, report)
+            result, drawn = _drawn(blur(result) if blur else result, schema, cfg.view, report)
             for sink in sinks:
                 sink.write(result, drawn)
             report.add(result)
@@ -160,6 +166,11 @@ def _losses(source: Source) -> tuple[int, float]:
 def _detector(cfg: StreamConfig, source: Source) -> Detector:
     kind = MediaPipeFaces if cfg.detector == "mediapipe" else StillFaces if source.still else StreamFaces
     return kind() if cfg.min_score is None else kind(min_score=cfg.min_score)
+
+
+def _watchful(cfg: TrackConfig) -> TrackConfig:
+    """For blurring: a face that is not followed is not hidden, so all are looked for in every frame."""
+    return replace(cfg, every=1, max_faces=max(32, cfg.max_faces))
 
 
 def _drawn(result: Result, schema: Schema, view: DrawConfig, report: Report) -> tuple[Result, U8]:

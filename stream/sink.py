@@ -178,7 +178,7 @@ class VideoSink(_FileSink):
 
 
 class JsonlSink(_FileSink):
-    """One line of JSON a frame, flushed as it is written, so that a killed process leaves whole lines."""
+    """One line of JSON a frame, each in one call of the system, so that a killed process leaves whole lines."""
 
     def __init__(self, path: str, schema: str = WFLW98.name, measure: Measure | None = None) -> None:
         """path: "-" is standard output. measure: adds fields to each face."""
@@ -187,21 +187,37 @@ class JsonlSink(_FileSink):
         super().__init__(Path(path).expanduser())
         self._schema = schema
         self._measure = measure
-        self._file: IO[str] | None = None
+        self._file: IO[Any] | None = None
+        self._size = 0
 
     def _open(self) -> None:
-        self._file = sys.stdout if str(self.path) == "-" else self.path.open("w", encoding="utf-8")
+        self._file = sys.stdout if str(self.path) == "-" else self.path.open("wb", buffering=0)
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
         if self._file is None:
             raise RuntimeError(f"{self.path} is not open; use it in a with block")
         try:
-            self._file.write(self.line(result) + "\n")
-            self._file.flush()
+            self._append(self._file, self.line(result) + "\n")
         except OSError as error:
             with contextlib.suppress(OSError):  # closing tries to write once more
                 self.close()
             raise cannot_write(self.path, error) from None
+
+    def _append(self, file: IO[Any], line: str) -> None:
+        if file is sys.stdout:
+            file.write(line)
+            file.flush()
+            return
+        data = line.encode()
+        try:
+            written = file.write(data)
+            if written < len(data):  # a full disk takes a part and says so when asked again
+                file.write(data[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(self._size)
+            raise
+        self._size += len(data)
 
     def line(self, result: Result) -> str:
         frame = result.frame

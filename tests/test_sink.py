@@ -114,6 +114,62 @@ with open_sink("killed.mp4", 30) as video, open_sink("killed.jsonl") as lines:
     assert [json.loads(line)["index"] for line in lines] == list(range(100))
 
 
+@pytest.mark.parametrize("fault", range(2))
+def test_a_process_killed_in_the_middle_of_writing_leaves_a_playable_video_and_whole_lines(
+    tmp_path: Path, fault: int
+) -> None:
+    code = """
+import numpy as np
+from stream.sample import Sample
+from stream.sink import open_sink
+from landmarks.types import Face, Frame, Result, Track
+bgr, points = Sample((240, 320)).render(0), np.full((98, 2), 123.456, np.float32)
+face = Face(points.min(0).repeat(2), 0.9)
+crowd = tuple(Track(i, face, points, 0.9) for i in range(40))  # 60 kB a line
+with open_sink("a.mp4", 30) as video, open_sink("a.jsonl") as lines:
+    for i in range(10**9):
+        result = Result(Frame(np.roll(bgr, i, 1), "sample", i, i / 30, 0.0), crowd)
+        video.write(result, result.frame.bgr)
+        lines.write(result, result.frame.bgr)
+        print(i, flush=True)
+"""
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 70 + fault:
+            pass
+        process.kill()
+    assert len(read_all(tmp_path / "a.mp4")) >= 30
+    text = (tmp_path / "a.jsonl").read_text()
+    indices = [json.loads(line)["index"] for line in text.splitlines()]
+    assert text.endswith("\n") and indices == list(range(len(indices))) and len(indices) > 70
+
+
+def test_a_disk_that_fills_up_keeps_whole_lines(tmp_path: Path) -> None:
+    code = """
+import resource, signal
+import numpy as np
+from stream.sink import open_sink
+from landmarks.types import Frame, LineamentError, Result
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a file over the limit fails as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with open_sink("a.jsonl") as lines:
+        for i in range(99):
+            lines.write(Result(Frame(np.zeros((4, 4, 3), np.uint8), "sample", i, i / 30, 0.0), ()), None)
+except LineamentError as error:
+    print(error)
+"""
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "cannot write a.jsonl" in done.stdout, done.stderr
+    text = (tmp_path / "a.jsonl").read_text()
+    assert text.endswith("}\n") and len([json.loads(line) for line in text.splitlines()]) >= 3
+
+
 def test_a_video_without_a_frame_leaves_no_file(tmp_path: Path) -> None:
     with VideoSink(tmp_path / "a.mp4", 30.0) as sink:
         pass

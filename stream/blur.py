@@ -1,0 +1,61 @@
+"""Blur: the frame with every face in it made unrecognisable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from landmarks.types import F32, U8, Result
+
+_HOLD_S = 1.0
+"""a face that is no longer found stays blurred where it was for so long: it is more often missed than gone"""
+_REACH = 0.95
+"""radius of the disc over the longer side of the points' bounds, which end at the brows: hair and ears lie within"""
+_CELLS = 7
+"""across the disc: too few to tell who it is"""
+
+
+class Blur:
+    """Hides the faces of one source's results, in order. Only what was found can be hidden."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[F32, float]] = []
+        """(3,) discs x, y, radius in frame px, and the time until which each is hidden"""
+
+    def __call__(self, result: Result) -> Result:
+        """result with a picture of its own, in which each face's disc is a few flat cells."""
+        now_s = result.frame.time_s
+        found = [(_disc(track.points), now_s + _HOLD_S) for track in result.tracks]
+        held = [(disc, until_s) for disc, until_s in self._held if now_s < until_s <= now_s + _HOLD_S]
+        self._held = found + [old for old in held if not any(_covers(new, old[0]) for new, _ in found)]
+        bgr = result.frame.bgr.copy()
+        for disc, _ in self._held:
+            _hide(bgr, disc)
+        return replace(result, frame=replace(result.frame, bgr=bgr))
+
+
+def _disc(points: F32) -> F32:
+    low, high = points.min(0), points.max(0)
+    return np.array([*((low + high) / 2), _REACH * (high - low).max()], np.float32)
+
+
+def _covers(new: F32, old: F32) -> bool:
+    """Whether the old disc was most likely the new one's face."""
+    return bool(np.hypot(*(new[:2] - old[:2])) < new[2] / 2)
+
+
+def _hide(bgr: U8, disc: F32) -> None:
+    height, width = bgr.shape[:2]
+    x, y, radius = (float(v) for v in disc)
+    x1, y1 = max(0, int(x - radius)), max(0, int(y - radius))
+    x2, y2 = min(width, int(x + radius) + 1), min(height, int(y + radius) + 1)
+    if x1 >= x2 or y1 >= y2:
+        return
+    part = bgr[y1:y2, x1:x2]
+    cells = [max(1, round(_CELLS * side / (2 * radius))) for side in (x2 - x1, y2 - y1)]
+    flat = cv2.resize(cv2.resize(part, cells, interpolation=cv2.INTER_AREA), (x2 - x1, y2 - y1), None, 0, 0, 0)
+    within = np.zeros(part.shape[:2], np.uint8)
+    cv2.circle(within, (round(x) - x1, round(y) - y1), round(radius), (255,), cv2.FILLED)
+    np.copyto(part, flat, where=within[..., None] > 0)
