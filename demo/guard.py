@@ -7,6 +7,7 @@ load from nowhere but here sends nothing elsewhere either.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -64,10 +65,18 @@ class Guard:
             return PlainTextResponse("an upload must tell its length", 411)
         if int(told) > self._limits.upload_mb * 1e6 + _FORM_BYTES:
             return PlainTextResponse(f"a file of at most {self._limits.upload_mb} MB is taken", 413)
-        stored = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
-        if stored + int(told) > self._limits.store_mb * 1e6:
+        if _bytes_in(self._folder) + int(told) > self._limits.store_mb * 1e6:
             return PlainTextResponse("the store for files is full; try again in some minutes", 507)
         return None
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of all files in it; others may delete some meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -26,6 +26,7 @@ def video_tab(demo: Demo, controls: Controls) -> None:
         height=120,
         elem_id="video-file",
     )
+    job = gr.Textbox(visible=False)
     with gr.Row():
         start = gr.Button("Annotate", variant="primary", min_width=120)
         sample = gr.Button("Use the sample", min_width=120)
@@ -38,9 +39,11 @@ def video_tab(demo: Demo, controls: Controls) -> None:
     ]
 
     def work(path: str | None, values: Values, request: gr.Request, progress: gr.Progress) -> str:
-        page = session(request)
-        cancelled, folder = demo.tabs.begin(page)
-        rows: list[Row] = []
+        page, rows = session(request), list[Row]()
+        begun = demo.tabs.job(page, values[job])
+        if begun is None:
+            return page_parts.note("Cancelled.")
+        cancelled, folder = begun
 
         def told(done: int, total: int | None) -> None:
             progress((done, max(done, total)) if total else None, desc="frames", unit="frames")
@@ -68,28 +71,28 @@ def video_tab(demo: Demo, controls: Controls) -> None:
     def of_sample(values: Values, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
         return work(str(demo.sample.path()), values, request, progress)
 
-    def stop(request: gr.Request) -> str:
-        under_way = demo.tabs.cancel(session(request))
-        return page_parts.note("Cancelled." if under_way else "Nothing is under way any more.")
+    def ask(request: gr.Request) -> str:
+        # before its turn comes, so that it can be cancelled while it waits
+        return demo.tabs.begin(session(request))[1].name
+
+    def stop(request: gr.Request) -> None:
+        demo.tabs.cancel(session(request))
 
     def plot(signals: list[str], request: gr.Request) -> list[Any]:
         rows = demo.tabs.result(session(request))
         kinds = ((OPENNESS, "height / width"), (ANGLES, "degrees"))
         return [_plot(rows, [s for s in kind if s in signals], y) for kind, y in kinds]
 
-    runs = [
-        button.click(
-            fn,
-            {file, *controls.of_pictures},
-            shown,
-            concurrency_id="clip",
-            concurrency_limit=1,
-            show_progress_on=shown,
-            api_visibility="private",
-        )
-        for button, fn in ((start, of_upload), (sample, of_sample))
-    ]
-    file.upload(sent, file, None, queue=False, show_progress="hidden", api_visibility="private")
+    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    in_turn: dict[str, Any] = {
+        "inputs": {job, file, *controls.of_pictures},
+        "outputs": shown,
+        "concurrency_id": "clip",
+        "concurrency_limit": 1,
+        "show_progress_on": shown,
+        "api_visibility": "private",
+    }
+    file.upload(sent, file, None, **at_once)
     drawing: dict[str, Any] = {
         "fn": plot,
         "inputs": signals,
@@ -97,10 +100,10 @@ def video_tab(demo: Demo, controls: Controls) -> None:
         "show_progress": "hidden",
         "api_visibility": "private",
     }
-    for run in runs:
-        run.then(**drawing)
+    for button, fn in ((start, of_upload), (sample, of_sample)):
+        button.click(ask, None, job, **at_once).then(fn, **in_turn).then(**drawing)
     signals.change(**drawing, trigger_mode="always_last")
-    cancel.click(stop, None, shown, cancels=[*runs], queue=False, api_visibility="private")
+    cancel.click(stop, None, None, **at_once)
 
 
 def _plot(rows: object, signals: list[str], y: str) -> Any:

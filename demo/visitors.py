@@ -103,6 +103,14 @@ class Tabs:
         _delete(old)
         return cancelled, folder
 
+    def job(self, session: str, name: str) -> tuple[threading.Event, Path] | None:
+        """What `begin` gave with a folder of this name; None where another job took its place, or the page is gone."""
+        with self._lock:
+            tab = self._tabs.get(session)
+            if tab and tab.cancelled and tab.folders and tab.folders[-1].name == name:
+                return tab.cancelled[-1], tab.folders[-1]
+        return None
+
     def end(self, session: str, cancelled: threading.Event, result: object = None) -> None:
         """The job that `begin` gave this event is over. result: kept until the next job begins or the page goes."""
         with self._lock:

@@ -294,10 +294,13 @@ def test_a_page_has_one_result_at_a_time(tmp_path: Path) -> None:
     second, new = tabs.begin("ann")
     assert first.is_set() and not second.is_set()
     assert not old.exists() and new.exists()
+    assert tabs.job("ann", new.name) == (second, new)
+    assert tabs.job("ann", old.name) is None and tabs.job("bob", new.name) is None
     assert tabs.cancel("ann") and second.is_set()
     for job in (first, second):
         tabs.end("ann", job)
     assert not tabs.cancel("ann")
+    assert tabs.job("ann", new.name) is None
 
 
 @pytest.mark.parametrize("place", ["../kept/a.png", "sample/sample.mp4", "a.png", f"x/{'a' * 64}/a.png"])
