@@ -65,6 +65,8 @@ class DemoConfig:
     limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise LineamentError(f"port is {self.port}, wanted 1 to 65535")
         for where, auth in (("--auth", self.auth), ("LINEAMENT_AUTH", os.environ.get("LINEAMENT_AUTH"))):
             if auth is not None and not all(auth.partition(":")):
                 raise LineamentError(f"{where} lacks a name or a password; write name:password")

@@ -116,7 +116,10 @@ def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute], guard: 
             )
     except OSError:
         ports = cfg.port or "7860 and the ports after it"
-        raise LineamentError(f"cannot listen on {cfg.host}, port {ports}: taken; give another --port") from None
+        raise LineamentError(
+            f"cannot listen on {cfg.host}, port {ports}: taken, or no address of this machine; "
+            "give another --port or --host"
+        ) from None
     return Address(local.rstrip("/") + "/", public or None)
 
 

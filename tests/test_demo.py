@@ -63,9 +63,11 @@ def test_a_model_file_that_is_not_there_is_told_at_the_start() -> None:
         DemoConfig(model=("nowhere.onnx",))
 
 
-def test_limits_are_above_zero() -> None:
+def test_limits_are_above_zero_and_a_port_is_one() -> None:
     with pytest.raises(LineamentError, match="upload_mb is 0"):
         Limits(upload_mb=0)
+    with pytest.raises(LineamentError, match="port is 99999"):
+        DemoConfig(port=99999)
 
 
 # ---- settings
