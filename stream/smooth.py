@@ -26,7 +26,7 @@ class OneEuroConfig:
     """cut-off of the speed that `beta` multiplies"""
 
 
-SHARED = OneEuroConfig(min_cutoff_hz=1.0, beta=100.0)
+SHARED = OneEuroConfig(min_cutoff_hz=1.0, beta=200.0)
 """for the motion of the whole face: an average over all points, so it may follow at the first sign of one"""
 OWN = OneEuroConfig(min_cutoff_hz=0.5, beta=20.0, speed_cutoff_hz=5.0)
 """for each point's motion within the face: quick enough for a blink, which lasts five frames"""
