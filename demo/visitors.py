@@ -73,6 +73,7 @@ class _Tab:
     """of the jobs under way"""
     folders: list[Path] = field(default_factory=list)
     uploads: set[Path] = field(default_factory=set)
+    """folders; the same content lies in the same one, whatever it is called"""
     result: object = None
     """what the last job left in memory"""
     used_s: float = field(default_factory=time.monotonic)
@@ -133,7 +134,7 @@ class Tabs:
         """
         if path and Path(path).parent.parent == self._folder and _HASH.fullmatch(Path(path).parent.name):
             with self._lock:
-                self._tab(session).uploads.add(Path(path))
+                self._tab(session).uploads.add(Path(path).parent)
 
     def cancel(self, session: str) -> bool:
         """Whether there was a job to end."""
@@ -144,9 +145,9 @@ class Tabs:
         self._end_jobs(session)
         with self._lock:
             tab = self._tabs.pop(session, _Tab())
-            others = {path for other in self._tabs.values() for path in other.uploads}
+            others = {folder for other in self._tabs.values() for folder in other.uploads}
         _delete(tab.folders)
-        _delete([path.parent for path in tab.uploads - others])
+        _delete(list(tab.uploads - others))
 
     def sweep(self, age_s: float) -> None:
         """Closes the pages that did nothing for so long: their visitors left without a word, or forgot them."""

@@ -274,18 +274,18 @@ def test_a_ticket_lets_in_once_and_a_full_house_says_so() -> None:
 
 def test_with_a_page_go_its_jobs_and_files_and_nobody_elses(tmp_path: Path) -> None:
     tabs = Tabs(tmp_path)
-    own, both = tmp_path / ("a" * 64) / "a.png", tmp_path / ("b" * 64) / "b.png"
-    for path in (own, both):
-        path.parent.mkdir()
+    own, both, renamed = tmp_path / ("a" * 64) / "a", tmp_path / ("b" * 64) / "b", tmp_path / ("b" * 64) / "c"
+    for path in (own, both, renamed):
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
     tabs.uploaded("ann", str(own))
     tabs.uploaded("ann", str(both))
-    tabs.uploaded("bob", str(both))
+    tabs.uploaded("bob", str(renamed))
     cancelled, folder = tabs.begin("ann")
     others, others_folder = tabs.begin("bob")
     tabs.close("ann")
     assert cancelled.is_set() and not folder.exists() and not own.exists()
-    assert not others.is_set() and others_folder.exists() and both.exists()
+    assert not others.is_set() and others_folder.exists() and renamed.exists()
     tabs.close_all()
     assert list(tmp_path.iterdir()) == [] and len(tabs) == 0
 
