@@ -1,7 +1,9 @@
-"""Landmarks on a live or recorded picture, from the command line.
+"""Landmarks on a live or recorded picture, or on several at once, from the command line.
 
 python -m stream --source 0
 python -m stream --source clip.mp4 --out annotated.mp4 --out points.jsonl
+python -m stream --source rtsp://10.0.0.5/live --source rtsp://10.0.0.6/live --out out/{name}.mp4
+python -m stream --cameras cameras.yaml
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated
 
 import cv2
 import tyro
@@ -24,32 +27,34 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import engines
-from landmarks.pose import aspect_ratios, head_pose
-from landmarks.schema import SCHEMAS, Schema
-from landmarks.types import U8, Detector, Frame, LineamentError, Result, Track
-from stream.blur import Blur
-from stream.detect import MediaPipeFaces, StillFaces, StreamFaces
-from stream.draw import DrawConfig, draw
-from stream.heal import HealingSource, RetryConfig
-from stream.pipeline import Pipeline
+from landmarks.types import Frame, LineamentError, Result
+from stream.cameras import Camera, named, read_cameras, with_name
+from stream.heal import HealingSource
+from stream.many import Watch
 from stream.report import Report
-from stream.sink import Sink, WindowSink, has_display, open_sink
+from stream.session import Session, SessionConfig
+from stream.shared import SharedLandmarker
+from stream.sink import Sink, VideoSink, WindowSink, has_display
 from stream.source import CameraSource, Source, open_source
-from stream.track import TrackConfig, Tracker
 
 log = logging.getLogger("lineament")
+
+_TILES_FPS = 10.0
+"""of the picture of all sources"""
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Puts 98 landmarks on every face of a video and shows or writes the result.
+    """Puts 98 landmarks on every face of a video, or of several, and shows or writes the result.
 
     In the window: q quits, s saves a snapshot, space pauses. Ctrl-C ends a run cleanly at any time.
     """
 
-    source: Annotated[str, tyro.conf.arg(aliases=["-s"])] = "auto"
+    source: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-s"], metavar="SOURCE"), tyro.conf.UseAppendAction] = ()
     """A camera number, file, image, folder of images, rtsp:// or http:// URL, or 'sample' (a clip made from a public
-    domain portrait). 'auto' is the webcam if one opens, else the sample."""
+    domain portrait). 'auto', the default, is the webcam if one opens, else the sample. Several may be given."""
+    cameras: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Several sources from a YAML file, with a name and outputs each; docs/cameras.md has an example."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "mesh"
     """The landmark model: 'mesh', which needs no download; 'mesh-fast', at half its time without the iris; or a file:
     a .engine or .onnx that `make engine` wrote, or a .safetensors that `make train` wrote, which needs PyTorch."""
@@ -58,29 +63,18 @@ class StreamConfig:
     best there is and says so when that is not the usual; a named device never falls back."""
     out: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-o"], metavar="PATH"), tyro.conf.UseAppendAction] = ()
     """Where to write; may be given several times. The ending says what: .mp4 .mkv .mov .webm video, .jsonl points, a
-    folder/ or .png .jpg pictures."""
+    folder/ or .png .jpg pictures. With several sources, {name} in it stands for each one's name."""
     jsonl: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """Also write one line of JSON a frame: ids, boxes, points, head pose, times. '-' is the standard output."""
+    tiles: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Also write one video of several sources side by side."""
     window: bool = True
-    """Show a window, where there is a display."""
-    blur_faces: bool = False
-    """Show and write every face unrecognisable, and look for faces in every frame. Only what is found can be hidden."""
-    frames: int | None = None
-    """Stop after this many frames."""
-    detector: Literal["auto", "mediapipe"] = "auto"
-    """What finds faces. 'auto' runs MediaPipe's detector by OpenVINO, in more ways on still pictures; 'mediapipe' is
-    MediaPipe's own Python API: the same boxes, slower."""
-    min_score: float | None = None
-    """Of the detector, 0..1: a face below it is not taken in. Each detector has a measured default."""
-    retry: Annotated[RetryConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RetryConfig)
-    view: Annotated[DrawConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DrawConfig)
-    track: Annotated[TrackConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrackConfig)
+    """Show a window, where there is a display; several sources share it."""
+    session: Annotated[SessionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
-        if self.frames is not None and self.frames < 1:
-            raise ValueError(f"frames must be at least 1, got {self.frames}")
-        if self.min_score is not None and not 0 < self.min_score < 1:
-            raise ValueError(f"min_score must lie between 0 and 1, got {self.min_score}")
+        if self.cameras and self.source:
+            raise ValueError("give either --source or --cameras, got both")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -94,7 +88,10 @@ def main(args: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         cfg = tyro.cli(StreamConfig, args=args, prog="python -m stream")
-        run(cfg)
+        if cfg.cameras or len(cfg.source) > 1:
+            run_many(cfg)
+        else:
+            run(cfg)
     except (LineamentError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -104,116 +101,123 @@ def main(args: list[str] | None = None) -> int:
 
 
 def run(cfg: StreamConfig) -> Report:
-    """Streams until the source ends, the window is quit, a signal comes or cfg.frames is reached."""
-    report = Report()
+    """Streams one source until it ends, the window is quit, a signal comes or enough frames have come."""
+    spec = cfg.source[0] if cfg.source else "auto"
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(cfg.model, cfg.device))
-        source = _source(cfg)
+        source = _source(spec, cfg)
         stack.callback(source.close)
-        detector = stack.enter_context(_detector(cfg, source))
+        paths = _outputs(cfg, source)
 
         def idle() -> None:
-            if isinstance(source, HealingSource) and source.trouble:
-                bar.set_postfix_str(f"no picture for {source.down_s:.0f} s: {source.trouble}")
+            if session.trouble:
+                bar.set_postfix_str(session.trouble)
             for window in windows:
                 window.idle()
                 if window.quit:
-                    results.stop()
+                    session.stop()
 
-        blur = Blur() if cfg.blur_faces else None
-        tracker = Tracker(detector, landmarker, _watchful(cfg.track) if blur else cfg.track, still=source.still)
-        results = stack.enter_context(Pipeline(source, tracker, idle))
-        schema = SCHEMAS[landmarker.card.schema]
-        paths = _outputs(cfg, source)
-        sinks: list[Sink] = [open_sink(path, source.fps, cfg.view.schema, _measure, cfg.source) for path in paths]
-        wanted = cfg.window and has_display()
-        windows = [WindowSink(still=source.still, paced=not source.live)] if wanted else []
-        sinks += windows
-        for sink in sinks:
-            stack.enter_context(sink)
-        stack.enter_context(_stopped_by_signals(results))
-        bar = stack.enter_context(_progress(source, cfg.frames))
+        session = stack.enter_context(Session(cfg.session, source, landmarker, paths, spec, idle))
+        shown = cfg.window and has_display()
+        windows = [WindowSink(still=source.still, paced=not source.live)] if shown else []
+        for window in windows:
+            stack.enter_context(window)
+        stack.enter_context(_stopped_by_signals(session.stop))
+        bar = stack.enter_context(_progress(source, cfg.session.frames))
         stack.enter_context(logging_redirect_tqdm())
-        for result in results:
-            result, drawn = _drawn(blur(result) if blur else result, schema, cfg.view, report)
-            for sink in sinks:
-                sink.write(result, drawn)
-            report.add(result)
+        for result, drawn in session:
+            for window in windows:
+                window.write(result, drawn)
             bar.update()
-            bar.set_postfix_str(report.live_line(results.dropped, *_losses(source)[:1]), refresh=False)
-            if report.frames == cfg.frames or any(window.quit for window in windows):
+            bar.set_postfix_str(session.live_line(), refresh=False)
+            if any(window.quit for window in windows):
                 break
-    log.info(report.summary(results.dropped, *_losses(source)))
+    log.info(session.summary())
     if paths:
         log.info("wrote %s", ", ".join(paths))
-    return report
+    return session.report
 
 
-def _source(cfg: StreamConfig) -> Source:
+def run_many(cfg: StreamConfig) -> None:
+    """Streams several sources until all have ended, the window is quit or a signal comes. Raises when one failed."""
+    cameras = _cameras(cfg)
+    stopped, began_s = threading.Event(), time.monotonic()
+    with ExitStack() as stack:
+        landmarker = stack.enter_context(SharedLandmarker(engines.load(cfg.model, cfg.device)))
+        watch = Watch(cfg.session, cameras, landmarker)
+        sinks: list[Sink] = []
+        windows = [WindowSink()] if cfg.window and has_display() else []
+        tiles = [VideoSink(cfg.tiles, _TILES_FPS)] if cfg.tiles else []
+        sinks += [*windows, *tiles]
+        for sink in sinks:
+            stack.enter_context(sink)
+        stack.enter_context(watch)
+        stack.enter_context(_stopped_by_signals(stopped.set))
+        bar = stack.enter_context(tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True))
+        stack.enter_context(logging_redirect_tqdm())
+        ticks = 0
+        while watch.running and not stopped.is_set() and not any(window.quit for window in windows):
+            stopped.wait(max(0.0, began_s + ticks / _TILES_FPS - time.monotonic()) if sinks else 0.2)
+            ticks += 1
+            if sinks:
+                picture, now_s = watch.tiled(), time.monotonic()
+                result = Result(Frame(picture, "tiles", ticks, now_s - began_s, now_s), ())
+                for sink in sinks:
+                    sink.write(result, picture)
+            bar.set_description_str(" | ".join(post.live_line() for post in watch.posts))
+    for post in watch.posts:
+        log.info("%s: %s", post.name, post.session.summary())
+    log.info("%d crops in %d batches", landmarker.crops, landmarker.batches)
+    failed = [post.name for post in watch.posts if post.error is not None]
+    if failed:
+        raise LineamentError(f"{len(failed)} of {len(cameras)} sources failed: {', '.join(failed)}; see above")
+
+
+def _source(spec: str, cfg: StreamConfig) -> Source:
     """What the user asked for; a camera or a stream that is lost comes back by itself."""
-    source = open_source(cfg.source)
-    if isinstance(source, CameraSource) or "://" in cfg.source:
-        spec = "0" if cfg.source in ("", "auto") else cfg.source
-        return HealingSource(source, lambda: open_source(spec), cfg.retry)
+    source = open_source(spec)
+    if isinstance(source, CameraSource) or "://" in spec:
+        again = "0" if spec in ("", "auto") else spec
+        return HealingSource(source, lambda: open_source(again), cfg.session.retry)
     return source
 
 
-def _losses(source: Source) -> tuple[int, float]:
-    """How often the source was lost and came back, and its seconds away."""
-    return (source.reconnects, source.lost_s) if isinstance(source, HealingSource) else (0, 0.0)
-
-
-def _detector(cfg: StreamConfig, source: Source) -> Detector:
-    kind = MediaPipeFaces if cfg.detector == "mediapipe" else StillFaces if source.still else StreamFaces
-    return kind() if cfg.min_score is None else kind(min_score=cfg.min_score)
-
-
-def _watchful(cfg: TrackConfig) -> TrackConfig:
-    """For blurring: a face that is not followed is not hidden, so all are looked for in every frame."""
-    return replace(cfg, every=1, max_faces=max(32, cfg.max_faces))
-
-
-def _drawn(result: Result, schema: Schema, view: DrawConfig, report: Report) -> tuple[Result, U8]:
-    """The picture to show, and the result with the time that drawing took and the age that its frame has reached."""
-    began_s = time.perf_counter()
-    note = f"{report.fps:.0f} fps  {report.percentile_ms('age', 50):.0f} ms" if report.frames > 1 else ""
-    canvas = draw(result, schema, view, note)
-    draw_ms = (time.perf_counter() - began_s) * 1e3
-    age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
-    return replace(result, ms={**result.ms, "draw": draw_ms, "age": age_ms}), canvas
+def _cameras(cfg: StreamConfig) -> list[Camera]:
+    """The several sources, with what the command line asks for in addition to the file; never without an output."""
+    wanted = (*cfg.out, *([cfg.jsonl] if cfg.jsonl else ()))
+    if cfg.cameras:
+        cameras = [
+            Camera(camera.name, camera.spec, (*camera.outputs, *with_name(wanted, camera.name)))
+            for camera in read_cameras(cfg.cameras)
+        ]
+    else:
+        cameras = named(cfg.source, wanted)
+    if not any(camera.outputs for camera in cameras) and not cfg.tiles and not (cfg.window and has_display()):
+        log.info("no window to show this in, so it goes to out/")
+        cameras = [Camera(camera.name, camera.spec, (f"out/{camera.name}.mp4",)) for camera in cameras]
+    return cameras
 
 
 def _outputs(cfg: StreamConfig, source: Source) -> tuple[str, ...]:
     """What to write; where nothing is asked for and there is no display, a video or pictures under out/."""
-    paths = (*cfg.out, *([cfg.jsonl] if cfg.jsonl else ()))
+    stem = Path(source.name).stem or "stream"
+    paths = tuple(path.replace("{name}", stem) for path in (*cfg.out, *([cfg.jsonl] if cfg.jsonl else ())))
     if paths or (cfg.window and has_display()):
         return paths
-    stem = Path(source.name).stem or "stream"
     path = f"out/{stem}/" if source.still else f"out/{stem}.mp4"
     log.info("no window to show this in, so it goes to %s", path)
     return (path,)
 
 
-def _measure(track: Track, frame: Frame) -> dict[str, object]:
-    """What JSON lines say of a face beside its points."""
-    height, width = frame.bgr.shape[:2]
-    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points)
-    return {
-        "pose_deg": {"yaw": pose.yaw_deg, "pitch": pose.pitch_deg, "roll": pose.roll_deg},
-        "eye_aspect": [ratios.left_eye, ratios.right_eye],
-        "mouth_aspect": ratios.mouth,
-    }
-
-
 @contextmanager
-def _stopped_by_signals(results: Pipeline) -> Iterator[None]:
+def _stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the stream as its last frame would: files are closed whole. A second Ctrl-C interrupts."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        results.stop()
+        stop()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

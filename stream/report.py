@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict, deque
 
@@ -16,7 +17,7 @@ _RATE_OVER_S = 2.0
 
 
 class Report:
-    """Fed every result, in order, by one thread."""
+    """Fed every result, in order, by one thread; may be read by any."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -26,33 +27,51 @@ class Report:
         self._began_s = time.monotonic()
         self._shown_s: deque[float] = deque()
         self._ms: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
+        self._changing = threading.Lock()
+        self._age_ms = (float("nan"), float("nan"))
+        self._age_until_s = 0.0
 
     def add(self, result: Result) -> None:
         now_s = time.monotonic()
-        self.frames += 1
-        self.faces = len(result.tracks)
-        self.frames_with_faces += bool(result.tracks)
-        self._shown_s.append(now_s)
-        while self._shown_s[0] < now_s - _RATE_OVER_S:
-            self._shown_s.popleft()
-        for stage, value in result.ms.items():
-            self._ms[stage].append(value)
+        with self._changing:
+            self.frames += 1
+            self.faces = len(result.tracks)
+            self.frames_with_faces += bool(result.tracks)
+            self._shown_s.append(now_s)
+            while self._shown_s[0] < now_s - _RATE_OVER_S:
+                self._shown_s.popleft()
+            for stage, value in result.ms.items():
+                self._ms[stage].append(value)
 
     @property
     def fps(self) -> float:
-        """Of the last two seconds; 0 before the second frame."""
-        if len(self._shown_s) < 2:
-            return 0.0
-        return (len(self._shown_s) - 1) / max(self._shown_s[-1] - self._shown_s[0], 1e-9)
+        """Of the last two seconds; 0 before the second frame and when none came since."""
+        with self._changing:
+            shown_s = [s for s in self._shown_s if s >= time.monotonic() - _RATE_OVER_S]
+        return (len(shown_s) - 1) / max(shown_s[-1] - shown_s[0], 1e-9) if len(shown_s) > 1 else 0.0
+
+    @property
+    def age_ms(self) -> tuple[float, float]:
+        """p50 and p95 from capture to drawn; looked at again four times a second, for it takes a while."""
+        if time.monotonic() >= self._age_until_s:
+            self._age_ms = (self.percentile_ms("age", 50), self.percentile_ms("age", 95))
+            self._age_until_s = time.monotonic() + 0.25
+        return self._age_ms
+
+    def stages(self) -> dict[str, list[float]]:
+        """Milliseconds of the last 10,000 frames in which each stage ran."""
+        with self._changing:
+            return {stage: list(values) for stage, values in self._ms.items()}
 
     def percentile_ms(self, stage: str, percent: float) -> float:
         """Of the last 10,000 frames in which the stage ran; nan when it never did."""
-        values = self._ms.get(stage)
+        with self._changing:
+            values = list(self._ms.get(stage, ()))
         return float(np.percentile(values, percent)) if values else float("nan")
 
     def live_line(self, dropped: int, reconnects: int = 0) -> str:
         """fps, drops, age and faces, for a camera's status line."""
-        p50, p95 = self.percentile_ms("age", 50), self.percentile_ms("age", 95)
+        p50, p95 = self.age_ms
         lost = f"  lost and back {reconnects}" if reconnects else ""
         return f"{self.fps:5.1f} fps  dropped {dropped}  age p50 {p50:.1f} p95 {p95:.1f} ms  faces {self.faces}{lost}"
 
@@ -65,9 +84,10 @@ class Report:
         ]
         if lost_s:
             lines.append(f"lost and back {reconnects} times, {lost_s:.1f} s without a picture")
-        if self._ms:
+        stages = self.stages()
+        if stages:
             lines.append(f"{'stage':>10} {'n':>7} {'p50':>8} {'p95':>8} {'p99':>8}  ms")
-        for stage, values in self._ms.items():
+        for stage, values in stages.items():
             p50, p95, p99 = np.percentile(values, (50, 95, 99))
             lines.append(f"{stage:>10} {len(values):>7} {p50:>8.2f} {p95:>8.2f} {p99:>8.2f}")
         return "\n".join(lines)

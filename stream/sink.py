@@ -138,7 +138,7 @@ class VideoSink(_FileSink):
             raise RuntimeError(f"{self.path} is not open; use it in a with block")
         try:
             stream = self._stream or self._begin(self._container, result, drawn_bgr)
-            bgr = _letterboxed(drawn_bgr, stream.width, stream.height)
+            bgr = letterboxed(drawn_bgr, stream.width, stream.height)
             # OpenCV's conversion takes half the time of FFmpeg's
             yuv = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
             picture = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
@@ -394,7 +394,7 @@ def _check_not_source(target: Path, source: str) -> None:
         raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
 
 
-def _letterboxed(bgr: U8, width: int, height: int) -> U8:
+def letterboxed(bgr: U8, width: int, height: int) -> U8:
     """bgr fitted into (height, width): as it is if it fits, an odd edge doubled, another size centred on black."""
     h, w = bgr.shape[:2]
     if (h, w) == (height, width):

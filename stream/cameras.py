@@ -1,0 +1,117 @@
+"""Cameras: the list of several sources, from the command line or from a YAML file, each with a name and its outputs.
+
+cameras:
+  - name: door
+    source: rtsp://viewer:${DOOR_PASSWORD}@10.0.0.5/live
+    out: [door.mp4, door.jsonl]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from landmarks.types import LineamentError
+from stream.source import redacted
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """One of several sources."""
+
+    name: str
+    """of letters, digits, dots, dashes and underscores; unlike the others'"""
+    spec: str
+    """as open_source takes it; it may hold a password"""
+    outputs: tuple[str, ...] = ()
+    """paths, as open_sink takes them"""
+
+
+def named(specs: Sequence[str], outputs: Sequence[str]) -> list[Camera]:
+    """A camera for each of several specs. outputs: paths with {name} in them, or '-'."""
+    names: list[str] = []
+    for spec in specs:
+        name = stem = _name(spec)
+        while name in names:
+            name = f"{stem}-{2 + sum(other.startswith(f'{stem}-') for other in names)}"
+        names.append(name)
+    return [Camera(name, spec, with_name(outputs, name)) for name, spec in zip(names, specs)]
+
+
+def with_name(outputs: Sequence[str], name: str) -> tuple[str, ...]:
+    """The paths for one of several sources. Raises where all would write to the same one."""
+    for path in outputs:
+        if "{name}" not in path and path != "-":
+            raise LineamentError(f"several sources cannot all write to {path}; put {{name}} in it: out/{{name}}.mp4")
+    return tuple(path.replace("{name}", name) for path in outputs)
+
+
+def read_cameras(path: Path) -> list[Camera]:
+    """The cameras that a YAML file lists. ${NAME} in a source is taken from the environment.
+
+    Outputs lie beside the file or deeper; one that leads elsewhere is refused.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LineamentError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise LineamentError(f"{path} is not YAML{where}; see docs/cameras.md for an example") from None
+    entries = content.get("cameras") if isinstance(content, dict) and set(content) == {"cameras"} else None
+    if not isinstance(entries, list) or not entries:
+        raise LineamentError(f"{path} should hold one list, 'cameras', of name, source and out; see docs/cameras.md")
+    cameras = [_camera(path, number, entry) for number, entry in enumerate(entries, 1)]
+    for name in {camera.name for camera in cameras}:
+        if sum(camera.name == name for camera in cameras) > 1:
+            raise LineamentError(f"{path} has two cameras called {name!r}; give each a name of its own")
+    return cameras
+
+
+def _camera(path: Path, number: int, entry: Any) -> Camera:
+    where = f"camera {number} of {path}"
+    if not isinstance(entry, dict) or not {"name", "source"} <= set(entry) <= {"name", "source", "out"}:
+        got = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
+        raise LineamentError(f"{where} has {got or 'nothing'}, wanted name, source and perhaps out")
+    if not all(isinstance(entry[key], str | int) for key in ("name", "source")):
+        raise LineamentError(f"{where} has a name or a source that is no text")
+    name, spec, out = str(entry["name"]), str(entry["source"]), entry.get("out") or []
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
+        raise LineamentError(f"{where} has a name that is no file name; use letters, digits, '.', '-' and '_'")
+    outputs = [out] if isinstance(out, str) else out
+    if not isinstance(outputs, list) or not all(isinstance(output, str) for output in outputs):
+        raise LineamentError(f"{where} has an 'out' that is no list of paths")
+    return Camera(name, _filled_in(spec, where), tuple(_confined(output, path.parent, where) for output in outputs))
+
+
+def _filled_in(spec: str, where: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise LineamentError(f"{where} wants the environment variable {match[1]}, which is not set")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value, spec)
+
+
+def _confined(output: str, folder: Path, where: str) -> str:
+    if "\0" in output:
+        raise LineamentError(f"{where} has an 'out' with a zero byte in it")
+    target = (folder / output).resolve()
+    if not target.is_relative_to(folder.resolve()) or target == folder.resolve():
+        raise LineamentError(f"{where} writes to {output}, outside the folder of its file; give a path below it")
+    return f"{target}/" if output.endswith("/") else str(target)
+
+
+def _name(spec: str) -> str:
+    """A file name from what a log may show of a spec."""
+    shown = redacted(spec).split("?")[0]
+    stem = re.sub(r"^\w+://(\*\*\*@)?", "", shown) if "://" in shown else Path(shown).stem
+    stem = f"camera-{stem}" if stem.isdigit() else stem
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", stem).strip("-.")[:64] or "source"

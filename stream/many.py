@@ -1,0 +1,131 @@
+"""Many: several sources at once, each in threads of its own, with one landmark model for all.
+
+    watch = Watch(cfg, cameras, landmarker)
+    with watch:
+        while watch.running:
+            ...  # watch.tiled() is the picture of all
+
+A source that is slow, dead or wrong is its own affair: the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+import cv2
+import numpy as np
+
+from landmarks.types import U8, Landmarker, LineamentError
+from stream.cameras import Camera
+from stream.heal import HealingSource
+from stream.session import Session, SessionConfig
+from stream.shared import SharedLandmarker
+from stream.sink import letterboxed
+from stream.source import open_source
+
+log = logging.getLogger(__name__)
+
+_JOIN_S = 60.0
+"""the longest that all threads together may take to end: files are finished and connections closed"""
+
+
+class Post:
+    """One camera and the thread that watches it."""
+
+    def __init__(self, cfg: SessionConfig, camera: Camera, landmarker: Landmarker) -> None:
+        self.name = camera.name
+        self.error: BaseException | None = None
+        """what ended it; None while it runs and after a good end"""
+        self.drawn_bgr: U8 | None = None
+        """(H, W, 3) the newest picture, with what was found drawn on it"""
+        source = HealingSource(
+            open_source(camera.spec), lambda: open_source(camera.spec), cfg.retry, patient=bool(cfg.retry.retry_s)
+        )
+        self.session = Session(cfg, source, landmarker, camera.outputs, camera.spec)
+        self.thread = threading.Thread(target=self._run, name=f"watch {camera.name}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            with self.session:
+                for _, drawn_bgr in self.session:
+                    self.drawn_bgr = drawn_bgr
+        except LineamentError as error:
+            self.error = error
+            log.error("%s ended: %s", self.name, error)
+        except BaseException as error:  # a fault of ours, raised by Watch when the others are done
+            self.error = error
+            log.exception("%s ended by a fault", self.name)
+
+    def live_line(self) -> str:
+        """One short line on how it goes."""
+        session = self.session
+        if self.error is not None:
+            return f"{self.name} ended: {self.error}"
+        if session.trouble:
+            return f"{self.name} {session.trouble}"
+        return f"{self.name} {session.report.fps:.1f} fps, dropped {session.dropped}, faces {session.report.faces}"
+
+
+class Watch:
+    """Runs the cameras between __enter__ and __exit__; may be used once. landmarker: borrowed; all threads call it."""
+
+    def __init__(self, cfg: SessionConfig, cameras: Sequence[Camera], landmarker: SharedLandmarker) -> None:
+        paths = [path for camera in cameras for path in camera.outputs if path != "-"]
+        for path in set(paths):
+            if paths.count(path) > 1:
+                raise LineamentError(f"two outputs would write to {path}; give each a path of its own")
+        self.posts = [Post(cfg, camera, landmarker) for camera in cameras]
+
+    @property
+    def running(self) -> bool:
+        """Whether any camera still is."""
+        return any(post.thread.is_alive() for post in self.posts)
+
+    def __enter__(self) -> Watch:
+        for post in self.posts:
+            post.thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends all soon, with every file whole. May be called from any thread and from a signal handler."""
+        for post in self.posts:
+            post.session.source.close()
+            post.session.stop()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raises what was no LineamentError in a thread, and LineamentError naming a thread that does not end."""
+        self.stop()
+        for post in self.posts:
+            post.thread.join(_JOIN_S)
+        survivors = [post.thread.name for post in self.posts if post.thread.is_alive()]
+        if survivors:
+            raise LineamentError(f"threads {survivors} did not end within {_JOIN_S:.0f} s; end the process") from error
+        for post in self.posts:
+            if post.error is not None and not isinstance(post.error, LineamentError):
+                raise post.error
+
+    def tiled(self, size_hw: tuple[int, int] = (720, 1280)) -> U8:
+        """(H, W, 3) BGR: the newest picture of each camera side by side, or why there is none."""
+        columns = math.ceil(math.sqrt(len(self.posts)))
+        rows = math.ceil(len(self.posts) / columns)
+        height, width = size_hw[0] // rows, size_hw[1] // columns
+        canvas = np.zeros((*size_hw, 3), np.uint8)
+        for index, post in enumerate(self.posts):
+            y, x = index // columns * height, index % columns * width
+            tile = canvas[y : y + height, x : x + width]
+            drawn, trouble = post.drawn_bgr, post.session.trouble or (str(post.error) if post.error else None)
+            if drawn is not None:
+                tile[:] = letterboxed(drawn, width, height)
+            if trouble:
+                tile //= 3
+            for row, text in enumerate([post.name, *([trouble] if trouble else [])]):
+                at = (8, height - 10 - 18 * (1 - row) if trouble else height - 10)
+                for tint, thick in (((20, 20, 20), 3), ((240, 240, 240), 1)):
+                    cv2.putText(tile, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, tint, thick, cv2.LINE_AA)
+        return canvas

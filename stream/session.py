@@ -1,0 +1,170 @@
+"""Session: one source's life from its first frame to its last output, run by one thread.
+
+with Session(cfg, source, landmarker, ("points.jsonl",)) as session:
+    for result, drawn_bgr in session:
+        ...
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Annotated, Literal, Self
+
+import tyro
+
+from landmarks.pose import aspect_ratios, head_pose
+from landmarks.schema import SCHEMAS
+from landmarks.types import U8, Detector, Frame, Landmarker, Result, Track
+from stream.blur import Blur
+from stream.detect import MediaPipeFaces, StillFaces, StreamFaces
+from stream.draw import DrawConfig, draw
+from stream.heal import HealingSource, RetryConfig
+from stream.pipeline import Pipeline
+from stream.report import Report
+from stream.sink import Sink, open_sink
+from stream.source import Source
+from stream.track import TrackConfig, Tracker
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """What is done to a source, whichever it is."""
+
+    blur_faces: bool = False
+    """Show and write every face unrecognisable, and look for faces in every frame. Only what is found can be hidden."""
+    frames: int | None = None
+    """Stop after this many frames, of each source."""
+    detector: Literal["auto", "mediapipe"] = "auto"
+    """What finds faces. 'auto' runs MediaPipe's detector by OpenVINO, in more ways on still pictures; 'mediapipe' is
+    MediaPipe's own Python API: the same boxes, slower."""
+    min_score: float | None = None
+    """Of the detector, 0..1: a face below it is not taken in. Each detector has a measured default."""
+    retry: Annotated[RetryConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RetryConfig)
+    view: Annotated[DrawConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DrawConfig)
+    track: Annotated[TrackConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrackConfig)
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"frames must be at least 1, got {self.frames}")
+        if self.min_score is not None and not 0 < self.min_score < 1:
+            raise ValueError(f"min_score must lie between 0 and 1, got {self.min_score}")
+
+
+class Session:
+    """Owns the source, its detector, tracker, threads and outputs between __enter__ and __exit__.
+
+    landmarker: borrowed, not closed. outputs: paths, as open_sink takes them. spec: what the user called the source, so
+    that no output writes over it. idle: as Pipeline's.
+    """
+
+    def __init__(
+        self,
+        cfg: SessionConfig,
+        source: Source,
+        landmarker: Landmarker,
+        outputs: Sequence[str],
+        spec: str = "",
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.source, self.report = source, Report()
+        self._cfg, self._landmarker, self._outputs, self._spec, self._idle = cfg, landmarker, outputs, spec, idle
+        self._sinks: list[Sink] = []
+        self._pipeline: Pipeline | None = None
+        self._stack = ExitStack()
+
+    @property
+    def dropped(self) -> int:
+        """Frames captured but never shown, because newer ones came."""
+        return self._pipeline.dropped if self._pipeline else 0
+
+    @property
+    def reconnects(self) -> int:
+        """How often the source was lost and came back."""
+        return self.source.reconnects if isinstance(self.source, HealingSource) else 0
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds without a picture, all outages together."""
+        return self.source.lost_s if isinstance(self.source, HealingSource) else 0.0
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no picture now, and for how long there has been none; None while all is well."""
+        if not isinstance(self.source, HealingSource) or (trouble := self.source.trouble) is None:
+            return None
+        return f"no picture for {self.source.down_s:.0f} s: {trouble}"
+
+    def live_line(self) -> str:
+        """One line on how it goes."""
+        return self.trouble or self.report.live_line(self.dropped, self.reconnects)
+
+    def summary(self) -> str:
+        return self.report.summary(self.dropped, self.reconnects, self.lost_s)
+
+    def __enter__(self) -> Self:
+        """Opens the source and every output; raises what they raise, with nothing left open."""
+        cfg, source = self._cfg, self.source
+        with ExitStack() as stack:
+            stack.callback(source.close)
+            detector = stack.enter_context(self._detector())
+            # a face that is not followed is not hidden, so for blurring all are looked for in every frame
+            track = replace(cfg.track, every=1, max_faces=max(32, cfg.track.max_faces)) if cfg.blur_faces else cfg.track
+            tracker = Tracker(detector, self._landmarker, track, still=source.still)
+            self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle))
+            for path in self._outputs:
+                sink = open_sink(path, source.fps, cfg.view.schema, _measure, self._spec)
+                self._sinks.append(stack.enter_context(sink))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[tuple[Result, U8]]:
+        """Each result with its drawing (H, W, 3) BGR, once every output has it."""
+        assert self._pipeline is not None, "iterate within the with block"
+        blur = Blur() if self._cfg.blur_faces else None
+        for result in self._pipeline:
+            result, drawn = self._drawn(blur(result) if blur else result)
+            for sink in self._sinks:
+                sink.write(result, drawn)
+            self.report.add(result)
+            yield result, drawn
+            if self.report.frames == self._cfg.frames:
+                return
+
+    def stop(self) -> None:
+        """Ends the iteration soon. May be called from any thread and from a signal handler."""
+        if self._pipeline is not None:
+            self._pipeline.stop()
+
+    def _detector(self) -> Detector:
+        cfg = self._cfg
+        kind = MediaPipeFaces if cfg.detector == "mediapipe" else StillFaces if self.source.still else StreamFaces
+        return kind() if cfg.min_score is None else kind(min_score=cfg.min_score)
+
+    def _drawn(self, result: Result) -> tuple[Result, U8]:
+        """The picture to show, and the result with the time that drawing took and the age its frame has reached."""
+        report, began_s = self.report, time.perf_counter()
+        note = f"{report.fps:.0f} fps  {report.age_ms[0]:.0f} ms" if report.frames > 1 else ""
+        canvas = draw(result, SCHEMAS[self._landmarker.card.schema], self._cfg.view, note)
+        draw_ms = (time.perf_counter() - began_s) * 1e3
+        age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
+        return replace(result, ms={**result.ms, "draw": draw_ms, "age": age_ms}), canvas
+
+
+def _measure(track: Track, frame: Frame) -> dict[str, object]:
+    """What JSON lines say of a face beside its points."""
+    height, width = frame.bgr.shape[:2]
+    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points)
+    return {
+        "pose_deg": {"yaw": pose.yaw_deg, "pitch": pose.pitch_deg, "roll": pose.roll_deg},
+        "eye_aspect": [ratios.left_eye, ratios.right_eye],
+        "mouth_aspect": ratios.mouth,
+    }

@@ -1,0 +1,177 @@
+"""Several sources at once: each is its own affair, whatever happens to the others, and all are let go together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from landmarks.types import U8, Landmarks, LineamentError
+from stream.cameras import Camera
+from stream.heal import RetryConfig
+from stream.many import Watch
+from stream.session import SessionConfig
+from stream.shared import SharedLandmarker
+from tests.blobs import BlobLandmarker
+from tests.rtsp import rtsp_server
+
+WAIT_S = 20.0
+"""a generous bound: whatever takes longer hangs"""
+ROOT = Path(__file__).resolve().parent.parent
+GOOD_URL = "rtsp://admin:p%40ss@127.0.0.1:{}/cam"
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.01)
+
+
+def watch(*cameras: Camera, **settings: object) -> Watch:
+    return Watch(SessionConfig(**settings), cameras, SharedLandmarker(BlobLandmarker()))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def hole() -> Iterator[int]:
+    """The port of somebody who takes a call and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_dead_a_silent_and_a_wrong_source_leave_the_others_their_frames_and_all_is_let_go(
+    tmp_path: Path, hole: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rtsp_server() as (_, port):
+        cameras = [
+            Camera("good", GOOD_URL.format(port), (f"{tmp_path}/good.jsonl",)),
+            Camera("refused", "rtsp://a:hunter2@127.0.0.1:1/x"),
+            Camera("silent", f"rtsp://a:hunter2@127.0.0.1:{hole}/x"),
+            Camera("locked", f"rtsp://admin:hunter2@127.0.0.1:{port}/cam"),
+            Camera("missing", str(tmp_path / "gone.mp4")),
+        ]
+        with watch(*cameras) as all_of_them:
+            good, refused, silent, locked, missing = all_of_them.posts
+            until(lambda: good.session.report.frames > 45)
+            assert good.session.report.fps > 0 and good.session.trouble is None and good.error is None
+            until(lambda: "401" in (locked.session.trouble or ""))
+            assert "connection refused" in (refused.session.trouble or "")
+            assert silent.thread.is_alive() and silent.session.report.frames == 0
+            assert "no such file" in str(missing.error) and not missing.thread.is_alive()
+            assert "good" in good.live_line() and "fps" in good.live_line() and "401" in locked.live_line()
+            tiles = all_of_them.tiled((360, 480))
+            assert tiles.shape == (360, 480, 3) and tiles[:180, :160].max() > 200 > 40 > tiles[60:120, 200:280].max()
+        assert not all_of_them.running
+    lines = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
+    indices = [line["index"] for line in lines]
+    assert indices == sorted(set(indices)) and len(indices) == good.session.report.frames
+    assert "hunter2" not in caplog.text
+    assert not [t.name for t in threading.enumerate() if t.name.split()[0] in ("watch", "capture", "inference")]
+
+
+def test_a_camera_whose_output_blocks_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    fifo = tmp_path / "full.jsonl"
+    os.mkfifo(fifo)
+    reader, filler = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(filler, bytes(4096))
+    os.close(filler)
+    with rtsp_server() as (_, port):
+        stuck = Camera("stuck", GOOD_URL.format(port), (str(fifo),))
+        with watch(stuck, Camera("good", GOOD_URL.format(port))) as both:
+            blocked, good = both.posts
+            until(lambda: good.session.report.frames > 30 and blocked.session.dropped > 10)
+            assert blocked.session.report.frames == 0 and blocked.error is None
+            os.close(reader)  # the writer is told: broken pipe
+            until(lambda: not blocked.thread.is_alive())
+    assert "broken pipe" in str(blocked.error) and good.error is None
+
+
+def test_files_give_every_frame_and_end_by_themselves() -> None:
+    cameras = [Camera(name, "sample") for name in ("a", "b", "c")]
+    with watch(*cameras, frames=30) as files:
+        until(lambda: not files.running)
+        assert [post.session.report.frames for post in files.posts] == [30] * 3
+        assert [post.session.dropped for post in files.posts] == [0] * 3
+
+
+def test_each_source_has_its_own_ids_and_outputs(tmp_path: Path) -> None:
+    cameras = [Camera(name, "sample", (f"{tmp_path}/{name}.jsonl",)) for name in ("a", "b")]
+    with watch(*cameras, frames=10) as files:
+        until(lambda: not files.running)
+    for camera in cameras:
+        lines = [json.loads(line) for line in Path(camera.outputs[0]).read_text().splitlines()]
+        assert [line["index"] for line in lines] == list(range(10))
+
+
+def test_two_outputs_to_one_path_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match=r"two outputs would write to a\.mp4"):
+        watch(Camera("a", "sample", ("a.mp4",)), Camera("b", "sample", ("a.mp4",)))
+
+
+def test_a_source_that_is_given_up_ends_alone() -> None:
+    dead = Camera("dead", "rtsp://127.0.0.1:1/x")
+    with watch(dead, Camera("a", "sample"), frames=20, retry=RetryConfig(0.5)) as both:
+        until(lambda: not both.running)
+        lost, good = both.posts
+    assert "gave up after" in str(lost.error) and good.session.report.frames == 20
+
+
+def test_a_fault_of_ours_is_raised_when_all_are_done() -> None:
+    class Broken(BlobLandmarker):
+        def __call__(self, rgb_NHWC: U8) -> Landmarks:
+            raise RuntimeError("no memory")
+
+    one = Watch(SessionConfig(), [Camera("a", "sample")], SharedLandmarker(Broken()))
+    with pytest.raises(RuntimeError, match="no memory"), one:
+        until(lambda: not one.running)
+
+
+def test_the_command_line_watches_the_cameras_of_a_file_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    with rtsp_server() as (_, port):
+        (tmp_path / "cameras.yaml").write_text(f"""
+cameras:
+  - {{name: yard, source: '{GOOD_URL.format(port).replace("p%40ss", "${YARD_PASSWORD}")}', out: [yard.mp4, yard.jsonl]}}
+  - {{name: dead, source: 'rtsp://admin:hunter2@127.0.0.1:1/x', out: dead.jsonl}}
+""")
+        command = [sys.executable, "-m", "stream", "--cameras", str(tmp_path / "cameras.yaml"), "--no-window"]
+        environment = {**os.environ, "YARD_PASSWORD": "p%40ss"}
+        with subprocess.Popen(
+            [*command, "--tiles", str(tmp_path / "all.mp4")],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            points = tmp_path / "yard.jsonl"
+            until(lambda: process.poll() is not None or (points.exists() and points.read_text().count("\n") > 10))
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, stderr
+    assert "yard: " in stderr and "connection refused" in stderr and "Traceback" not in stderr
+    assert "hunter2" not in stderr and "p%40ss" not in stderr and "p@ss" not in points.read_text()
+    for name in ("yard.mp4", "all.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            last = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)][-1]
+        assert np.ptp(last) > 200, "there is a picture"
+
+
+def test_the_command_line_says_which_source_failed_and_finishes_the_rest(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stream", "--source", "sample", "--source", "gone.mp4", "--no-window"]
+    outputs = ["--frames", "5", "--jsonl", f"{tmp_path}/{{name}}.jsonl"]
+    done = subprocess.run([*command, *outputs], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "1 of 2 sources failed: gone" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "sample.jsonl").read_text().count("\n") == 5
