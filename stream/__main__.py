@@ -31,6 +31,7 @@ from landmarks.types import Frame, LineamentError, Result
 from stream.cameras import Camera, named, read_cameras, with_name
 from stream.heal import HealingSource
 from stream.many import Watch
+from stream.monitor import Monitor
 from stream.report import Report
 from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
@@ -70,6 +71,11 @@ class StreamConfig:
     """Also write one video of several sources side by side."""
     window: bool = True
     """Show a window, where there is a display; several sources share it."""
+    monitor: Annotated[int | None, tyro.conf.arg(metavar="PORT")] = None
+    """Tell by HTTP how it goes: /metrics for Prometheus, /healthz, /readyz. Off unless a port is given; 0 takes a free
+    one."""
+    monitor_host: str = "127.0.0.1"
+    """Who may ask: this machine alone, or with 0.0.0.0 everybody who reaches it."""
     session: Annotated[SessionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
@@ -122,6 +128,9 @@ def run(cfg: StreamConfig) -> Report:
         windows = [WindowSink(still=source.still, paced=not source.live)] if shown else []
         for window in windows:
             stack.enter_context(window)
+        if cfg.monitor is not None:
+            (camera,) = named([spec], [])
+            stack.enter_context(Monitor({camera.name: session}, landmarker.card, cfg.monitor, cfg.monitor_host))
         stack.enter_context(_stopped_by_signals(session.stop))
         bar = stack.enter_context(_progress(source, cfg.session.frames))
         stack.enter_context(logging_redirect_tqdm())
@@ -152,6 +161,9 @@ def run_many(cfg: StreamConfig) -> None:
         for sink in sinks:
             stack.enter_context(sink)
         stack.enter_context(watch)
+        if cfg.monitor is not None:
+            sessions = {post.name: post.session for post in watch.posts}
+            stack.enter_context(Monitor(sessions, landmarker.card, cfg.monitor, cfg.monitor_host, landmarker))
         stack.enter_context(_stopped_by_signals(stopped.set))
         bar = stack.enter_context(tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True))
         stack.enter_context(logging_redirect_tqdm())

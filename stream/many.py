@@ -54,10 +54,10 @@ class Post:
                 for _, drawn_bgr in self.session:
                     self.drawn_bgr = drawn_bgr
         except LineamentError as error:
-            self.error = error
+            self.error, self.session.fault = error, str(error)
             log.error("%s ended: %s", self.name, error)
         except BaseException as error:  # a fault of ours, raised by Watch when the others are done
-            self.error = error
+            self.error, self.session.fault = error, f"a fault: {type(error).__name__}"
             log.exception("%s ended by a fault", self.name)
 
     def live_line(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict, deque
 
 import numpy as np
@@ -12,6 +13,8 @@ from landmarks.types import Result
 
 _KEPT = 10_000
 """numbers kept a stage: enough for a p99, bounded over weeks"""
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+"""upper bounds of the histograms; what is more goes into one more"""
 _RATE_OVER_S = 2.0
 """the live frame rate is of this many last seconds"""
 
@@ -27,6 +30,9 @@ class Report:
         self._began_s = time.monotonic()
         self._shown_s: deque[float] = deque()
         self._ms: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
+        self._counts: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(BUCKETS_S) + 1))
+        self._sums_s: defaultdict[str, float] = defaultdict(float)
+        self._last_s = self._began_s
         self._changing = threading.Lock()
         self._age_ms = (float("nan"), float("nan"))
         self._age_until_s = 0.0
@@ -34,6 +40,7 @@ class Report:
     def add(self, result: Result) -> None:
         now_s = time.monotonic()
         with self._changing:
+            self._last_s = now_s
             self.frames += 1
             self.faces = len(result.tracks)
             self.frames_with_faces += bool(result.tracks)
@@ -42,6 +49,8 @@ class Report:
                 self._shown_s.popleft()
             for stage, value in result.ms.items():
                 self._ms[stage].append(value)
+                self._counts[stage][bisect_left(BUCKETS_S, value / 1e3)] += 1
+                self._sums_s[stage] += value / 1e3
 
     @property
     def fps(self) -> float:
@@ -49,6 +58,16 @@ class Report:
         with self._changing:
             shown_s = [s for s in self._shown_s if s >= time.monotonic() - _RATE_OVER_S]
         return (len(shown_s) - 1) / max(shown_s[-1] - shown_s[0], 1e-9) if len(shown_s) > 1 else 0.0
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last frame."""
+        return time.monotonic() - self._last_s
+
+    def histograms(self) -> dict[str, tuple[list[int], float]]:
+        """By stage, of all frames: how many fell into each of BUCKETS_S and beyond, and their sum in seconds."""
+        with self._changing:
+            return {stage: (list(counts), self._sums_s[stage]) for stage, counts in self._counts.items()}
 
     @property
     def age_ms(self) -> tuple[float, float]:

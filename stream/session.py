@@ -72,6 +72,8 @@ class Session:
     ) -> None:
         self.source, self.report = source, Report()
         self._cfg, self._landmarker, self._outputs, self._spec, self._idle = cfg, landmarker, outputs, spec, idle
+        self.fault: str | None = None
+        """why it ended before its time, as whoever runs it says"""
         self._sinks: list[Sink] = []
         self._pipeline: Pipeline | None = None
         self._stack = ExitStack()

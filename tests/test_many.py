@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -149,15 +150,14 @@ cameras:
 """)
         command = [sys.executable, "-m", "stream", "--cameras", str(tmp_path / "cameras.yaml"), "--no-window"]
         environment = {**os.environ, "YARD_PASSWORD": "p%40ss"}
-        with subprocess.Popen(
-            [*command, "--tiles", str(tmp_path / "all.mp4")],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            monitor_port = free.getsockname()[1]
+        command += ["--tiles", str(tmp_path / "all.mp4"), "--monitor", str(monitor_port)]
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
             points = tmp_path / "yard.jsonl"
             until(lambda: process.poll() is not None or (points.exists() and points.read_text().count("\n") > 10))
+            with urllib.request.urlopen(f"http://127.0.0.1:{monitor_port}/metrics", timeout=WAIT_S) as answer:
+                assert 'lineament_up{source="yard"} 1' in answer.read().decode().splitlines()
             process.send_signal(signal.SIGTERM)
             _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, stderr

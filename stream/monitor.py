@@ -1,0 +1,193 @@
+"""Monitor: tells other programs by HTTP how a run goes: /metrics for Prometheus, /healthz and /readyz.
+
+with Monitor({"door": session}, landmarker.card, port=9100):
+    ...
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from socketserver import TCPServer
+from typing import Self
+
+from landmarks.card import ModelCard
+from landmarks.types import LineamentError
+from stream.report import BUCKETS_S
+from stream.session import Session
+from stream.shared import SharedLandmarker
+
+log = logging.getLogger(__name__)
+
+_REQUEST_TIMEOUT_S = 2.0
+"""the longest that one caller may take to ask and to listen: callers are served one after the other"""
+_SILENT_S = 10.0
+"""a source without a picture for so long is not ready"""
+
+
+class Monitor:
+    """Serves between __enter__ and __exit__, by one thread. host: loopback, unless others shall see it too."""
+
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        card: ModelCard,
+        port: int,
+        host: str = "127.0.0.1",
+        shared: SharedLandmarker | None = None,
+    ) -> None:
+        """port: 0 for a free one. shared: the model of several sessions, for its batches."""
+        self.port = port
+        """the real one within the block"""
+        self._sessions, self._card, self._shared, self._host = sessions, card, shared, host
+        self._server: HTTPServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Raises LineamentError where the port cannot be had."""
+        monitor = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = _REQUEST_TIMEOUT_S
+            server_version, sys_version = "lineament", ""
+
+            def do_GET(self) -> None:
+                status, kind, text = monitor.answer(self.path)
+                body = text.encode()
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        try:
+            self._server = _Server((self._host, self.port), Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise LineamentError(f"cannot serve on {self._host}:{self.port}: {reason.lower()}; try another") from None
+        self.port = self._server.server_port
+        if not _is_loopback(self._host):
+            log.warning("anyone who reaches %s:%d may read how this run goes", self._host, self.port)
+        log.info("how it goes: http://%s:%d/metrics", self._host, self.port)
+        serve, name = self._server.serve_forever, f"monitor {self.port}"
+        self._thread = threading.Thread(target=serve, kwargs={"poll_interval": 0.1}, name=name, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    def answer(self, path: str) -> tuple[int, str, str]:
+        """HTTP status, content type and body for a path."""
+        match path.split("?")[0]:
+            case "/metrics":
+                return 200, "text/plain; version=0.0.4; charset=utf-8", "\n".join(self._metrics()) + "\n"
+            case "/healthz":
+                faults = {name: session.fault for name, session in self._sessions.items() if session.fault}
+                all_gone = len(faults) == len(self._sessions)
+                return (503 if all_gone else 200), "application/json", json.dumps({"ok": not all_gone, "ended": faults})
+            case "/readyz":
+                missing = {name: why for name, session in self._sessions.items() if (why := _missing(session))}
+                return (503 if missing else 200), "application/json", json.dumps({"ok": not missing, "why": missing})
+        return 404, "text/plain; charset=utf-8", "there is /metrics, /healthz and /readyz\n"
+
+    def _metrics(self) -> Iterator[str]:
+        """Lines of Prometheus' text format."""
+        sessions = self._sessions
+        card = {"model": self._card.name, "schema": self._card.schema, "precision": self._card.precision}
+        yield from _family("lineament_engine_info", "gauge", "The landmark model that runs.", [(card, 1)])
+        for name, kind, says, values in (
+            ("up", "gauge", "1 where pictures come.", [int(not _missing(s)) for s in sessions.values()]),
+            ("frames_total", "counter", "Frames drawn.", [s.report.frames for s in sessions.values()]),
+            ("dropped_frames_total", "counter", "Frames that gave way.", [s.dropped for s in sessions.values()]),
+            ("reconnects_total", "counter", "Times lost and back.", [s.reconnects for s in sessions.values()]),
+            ("lost_seconds_total", "counter", "Time without a picture.", [s.lost_s for s in sessions.values()]),
+            ("fps", "gauge", "Of the last two seconds.", [s.report.fps for s in sessions.values()]),
+            ("faces", "gauge", "In the last frame.", [s.report.faces for s in sessions.values()]),
+        ):
+            rows = [({"source": source}, value) for source, value in zip(sessions, values)]
+            yield from _family(f"lineament_{name}", kind, says, rows)
+        yield from self._histograms()
+        if self._shared is not None:
+            for name, count in (("batches", self._shared.batches), ("crops", self._shared.crops)):
+                yield from _family(f"lineament_landmark_{name}_total", "counter", "By the shared model.", [({}, count)])
+        yield from _process()
+
+    def _histograms(self) -> Iterator[str]:
+        name = "lineament_stage_seconds"
+        yield f"# HELP {name} Time by stage; age is from capture to drawn."
+        yield f"# TYPE {name} histogram"
+        for source, session in self._sessions.items():
+            for stage, (counts, sum_s) in session.report.histograms().items():
+                labels, total = {"source": source, "stage": stage}, 0
+                for bound_s, count in zip([*map(str, BUCKETS_S), "+Inf"], counts):
+                    total += count
+                    yield f"{name}_bucket{_labels({**labels, 'le': bound_s})} {total}"
+                yield f"{name}_sum{_labels(labels)} {sum_s:.6f}"
+                yield f"{name}_count{_labels(labels)} {total}"
+
+
+class _Server(HTTPServer):
+    def server_bind(self) -> None:
+        """Without the name look-up that HTTPServer makes."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A caller that hangs up or says nothing is no news."""
+
+
+def _missing(session: Session) -> str | None:
+    """Why a source shows no picture; None where it does."""
+    if session.fault:
+        return session.fault
+    if session.trouble:
+        return session.trouble
+    silent_s = session.report.silent_s
+    return f"no picture for {silent_s:.0f} s" if silent_s > _SILENT_S or not session.report.frames else None
+
+
+def _family(name: str, kind: str, says: str, rows: list[tuple[dict[str, str], float]]) -> Iterator[str]:
+    yield f"# HELP {name} {says}"
+    yield f"# TYPE {name} {kind}"
+    for labels, value in rows:
+        yield f"{name}{_labels(labels)} {value:.6g}" if isinstance(value, float) else f"{name}{_labels(labels)} {value}"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    def quoted(value: str) -> str:
+        return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+    inside = ",".join(f'{name}="{quoted(value)}"' for name, value in labels.items())
+    return f"{{{inside}}}" if inside else ""
+
+
+def _process() -> Iterator[str]:
+    """Memory, descriptors and threads, where Linux tells them."""
+    if not os.path.isdir("/proc/self/fd"):
+        return
+    resident_bytes = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    for name, says, value in (
+        ("process_resident_memory_bytes", "Memory in use.", resident_bytes),
+        ("process_open_fds", "Open descriptors.", len(os.listdir("/proc/self/fd"))),
+        ("process_threads", "Threads, those of libraries too.", len(os.listdir("/proc/self/task"))),
+    ):
+        yield from _family(name, "gauge", says, [({}, value)])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
