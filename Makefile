@@ -14,7 +14,7 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream demo bench-demo engine bench bench-engines fit-mesh train test lint types clean
+.PHONY: help stream demo bench-demo engine bench bench-engines soak fit-mesh train test lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
@@ -25,6 +25,7 @@ help:
 	@echo 'make engine MODEL=a.safetensors  the fastest engine this machine can run: TensorRT, or for the CPU'
 	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
 	@echo 'make bench-engines MODEL=a.safetensors  one model by every runtime here; DATA=/path/to/WFLW adds its error'
+	@echo 'make soak MINUTES=60            8 real RTSP cameras, 2 of them dying at random: does anything grow or stop?'
 	@echo 'make train DATA=/path/to/WFLW  trains EfficientNet-B5; ARGS="--help" shows the rest'
 	@echo 'make test                      lint, types and tests'
 	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
@@ -49,6 +50,9 @@ engine: $(VENV)/.train $(if $(shell command -v nvidia-smi),$(VENV)/.gpu)
 
 bench: $(VENV)/.serve
 	@$(PY) -m stream.bench $(ARGS)
+
+soak: $(VENV)/.dev
+	@$(PY) -m tests.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 fit-mesh: $(VENV)/.serve
 	@$(PY) -m engines.mesh_fit --data "$(or $(DATA),../shared/data/wflw-mini)"

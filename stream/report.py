@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 
 import numpy as np
 
-from landmarks.types import Result
+from landmarks.types import F32, Result
 
 _KEPT = 10_000
 """numbers kept a stage: enough for a p99, bounded over weeks"""
@@ -29,7 +29,7 @@ class Report:
         self.frames_with_faces = 0
         self._began_s = time.monotonic()
         self._shown_s: deque[float] = deque()
-        self._ms: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
+        self._ms: defaultdict[str, _Ring] = defaultdict(_Ring)
         self._counts: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(BUCKETS_S) + 1))
         self._sums_s: defaultdict[str, float] = defaultdict(float)
         self._last_s = self._began_s
@@ -48,7 +48,7 @@ class Report:
             while self._shown_s[0] < now_s - _RATE_OVER_S:
                 self._shown_s.popleft()
             for stage, value in result.ms.items():
-                self._ms[stage].append(value)
+                self._ms[stage].add(value)
                 self._counts[stage][bisect_left(BUCKETS_S, value / 1e3)] += 1
                 self._sums_s[stage] += value / 1e3
 
@@ -77,16 +77,16 @@ class Report:
             self._age_until_s = time.monotonic() + 0.25
         return self._age_ms
 
-    def stages(self) -> dict[str, list[float]]:
-        """Milliseconds of the last 10,000 frames in which each stage ran."""
+    def stages(self) -> dict[str, F32]:
+        """Milliseconds of the last 10,000 frames in which each stage ran, (N,) in no order."""
         with self._changing:
-            return {stage: list(values) for stage, values in self._ms.items()}
+            return {stage: ring.kept() for stage, ring in self._ms.items()}
 
     def percentile_ms(self, stage: str, percent: float) -> float:
         """Of the last 10,000 frames in which the stage ran; nan when it never did."""
         with self._changing:
-            values = list(self._ms.get(stage, ()))
-        return float(np.percentile(values, percent)) if values else float("nan")
+            values = self._ms[stage].kept() if stage in self._ms else ()
+        return float(np.percentile(values, percent)) if len(values) else float("nan")
 
     def live_line(self, dropped: int, reconnects: int = 0) -> str:
         """fps, drops, age and faces, for a camera's status line."""
@@ -110,3 +110,18 @@ class Report:
             p50, p95, p99 = np.percentile(values, (50, 95, 99))
             lines.append(f"{stage:>10} {len(values):>7} {p50:>8.2f} {p95:>8.2f} {p99:>8.2f}")
         return "\n".join(lines)
+
+
+class _Ring:
+    """The last 10,000 numbers, in memory that does not grow."""
+
+    def __init__(self) -> None:
+        self._values = np.zeros(_KEPT, np.float32)
+        self._count = 0
+
+    def add(self, value: float) -> None:
+        self._values[self._count % _KEPT] = value
+        self._count += 1
+
+    def kept(self) -> F32:
+        return self._values[: self._count].copy()

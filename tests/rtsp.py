@@ -17,14 +17,17 @@ import gi
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer
-port, width, height, codec, password = sys.argv[1:]
+port, width, height, fps, codec, password, picture = sys.argv[1:]
+source = "videotestsrc is-live=true"
+if picture:
+    source = f"filesrc location={picture} ! pngdec ! imagefreeze is-live=true ! videoconvert ! videoscale"
 Gst.init(None)
 server = GstRtspServer.RTSPServer()
 server.set_address("127.0.0.1")
 server.set_service(port)
 factory = GstRtspServer.RTSPMediaFactory()
 factory.set_launch(
-    f"( videotestsrc is-live=true ! video/x-raw,width={width},height={height},framerate=30/1 ! {codec} )"
+    f"( {source} ! video/x-raw,width={width},height={height},framerate={fps}/1 ! {codec} )"
 )
 auth, token = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken()
 token.set_string("media.factory.role", "user")
@@ -44,11 +47,19 @@ GLib.MainLoop().run()
 
 @contextmanager
 def rtsp_server(
-    port: int = 0, size_hw: tuple[int, int] = (240, 320), codec: str = H264, password: str = "p@ss"
+    port: int = 0,
+    size_hw: tuple[int, int] = (240, 320),
+    codec: str = H264,
+    password: str = "p@ss",
+    fps: int = 30,
+    picture: str = "",
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The server's process and port; it shows /cam to admin with that password. port: 0 for a free one."""
+    """The server's process and port; it shows /cam to admin with that password.
+
+    port: 0 for a free one. picture: a .png to show instead of a test pattern.
+    """
     system_python = "/usr/bin/python3"  # the bindings come with the system, not with pip
-    settings = [str(port), str(size_hw[1]), str(size_hw[0]), codec, password]
+    settings = [str(port), str(size_hw[1]), str(size_hw[0]), str(fps), codec, password, picture]
     try:
         server = subprocess.Popen(
             [system_python, "-c", _SERVER, *settings], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
