@@ -55,8 +55,9 @@ class Report:
     @property
     def fps(self) -> float:
         """Of the last two seconds; 0 before the second frame and when none came since."""
+        oldest_s = time.monotonic() - _RATE_OVER_S
         with self._changing:
-            shown_s = [s for s in self._shown_s if s >= time.monotonic() - _RATE_OVER_S]
+            shown_s = [s for s in self._shown_s if s >= oldest_s]
         return (len(shown_s) - 1) / max(shown_s[-1] - shown_s[0], 1e-9) if len(shown_s) > 1 else 0.0
 
     @property
