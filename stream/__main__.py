@@ -130,7 +130,7 @@ def run(cfg: StreamConfig) -> Report:
             stack.enter_context(window)
         if cfg.monitor is not None:
             (camera,) = named([spec], [])
-            stack.enter_context(Monitor({camera.name: session}, landmarker.card, cfg.monitor, cfg.monitor_host))
+            stack.enter_context(Monitor(lambda: {camera.name: session}, landmarker.card, cfg.monitor, cfg.monitor_host))
         stack.enter_context(_stopped_by_signals(session.stop))
         bar = stack.enter_context(_progress(source, cfg.session.frames))
         stack.enter_context(logging_redirect_tqdm())
@@ -149,6 +149,7 @@ def run(cfg: StreamConfig) -> Report:
 
 def run_many(cfg: StreamConfig) -> None:
     """Streams several sources until all have ended, the window is quit or a signal comes. Raises when one failed."""
+    changed_ns = _changed_ns(cfg.cameras) if cfg.cameras else None
     cameras = _cameras(cfg)
     stopped, began_s = threading.Event(), time.monotonic()
     with ExitStack() as stack:
@@ -162,8 +163,15 @@ def run_many(cfg: StreamConfig) -> None:
             stack.enter_context(sink)
         stack.enter_context(watch)
         if cfg.monitor is not None:
-            sessions = {post.name: post.session for post in watch.posts}
-            stack.enter_context(Monitor(sessions, landmarker.card, cfg.monitor, cfg.monitor_host, landmarker))
+            stack.enter_context(
+                Monitor(
+                    lambda: {post.name: post.session for post in watch.posts},
+                    landmarker.card,
+                    cfg.monitor,
+                    cfg.monitor_host,
+                    landmarker,
+                )
+            )
         stack.enter_context(_stopped_by_signals(stopped.set))
         bar = stack.enter_context(tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True))
         stack.enter_context(logging_redirect_tqdm())
@@ -171,6 +179,12 @@ def run_many(cfg: StreamConfig) -> None:
         while watch.running and not stopped.is_set() and not any(window.quit for window in windows):
             stopped.wait(max(0.0, began_s + ticks / _TILES_FPS - time.monotonic()) if sinks else 0.2)
             ticks += 1
+            if cfg.cameras and (newer_ns := _changed_ns(cfg.cameras)) not in (None, changed_ns):
+                changed_ns = newer_ns
+                try:
+                    watch.change(_cameras(cfg))
+                except LineamentError as error:
+                    log.error("the list of cameras stays as it was: %s", error)
             if sinks:
                 picture, now_s = watch.tiled(), time.monotonic()
                 result = Result(Frame(picture, "tiles", ticks, now_s - began_s, now_s), ())
@@ -182,7 +196,7 @@ def run_many(cfg: StreamConfig) -> None:
     log.info("%d crops in %d batches", landmarker.crops, landmarker.batches)
     failed = [post.name for post in watch.posts if post.error is not None]
     if failed:
-        raise LineamentError(f"{len(failed)} of {len(cameras)} sources failed: {', '.join(failed)}; see above")
+        raise LineamentError(f"{len(failed)} of {len(watch.posts)} sources failed: {', '.join(failed)}; see above")
 
 
 def _source(spec: str, cfg: StreamConfig) -> Source:
@@ -208,6 +222,14 @@ def _cameras(cfg: StreamConfig) -> list[Camera]:
         log.info("no window to show this in, so it goes to out/")
         cameras = [Camera(camera.name, camera.spec, (f"out/{camera.name}.mp4",)) for camera in cameras]
     return cameras
+
+
+def _changed_ns(path: Path) -> int | None:
+    """When a file was last written; None while it is not there, as when an editor replaces it."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _outputs(cfg: StreamConfig, source: Source) -> tuple[str, ...]:

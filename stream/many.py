@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -37,7 +38,7 @@ class Post:
     """One camera and the thread that watches it."""
 
     def __init__(self, cfg: SessionConfig, camera: Camera, landmarker: Landmarker) -> None:
-        self.name = camera.name
+        self.name, self.camera = camera.name, camera
         self.error: BaseException | None = None
         """what ended it; None while it runs and after a good end"""
         self.drawn_bgr: U8 | None = None
@@ -60,6 +61,11 @@ class Post:
             self.error, self.session.fault = error, f"a fault: {type(error).__name__}"
             log.exception("%s ended by a fault", self.name)
 
+    def stop(self) -> None:
+        """Ends it soon, with every file whole."""
+        self.session.source.close()
+        self.session.stop()
+
     def live_line(self) -> str:
         """One short line on how it goes."""
         session = self.session
@@ -74,11 +80,10 @@ class Watch:
     """Runs the cameras between __enter__ and __exit__; may be used once. landmarker: borrowed; all threads call it."""
 
     def __init__(self, cfg: SessionConfig, cameras: Sequence[Camera], landmarker: SharedLandmarker) -> None:
-        paths = [path for camera in cameras for path in camera.outputs if path != "-"]
-        for path in set(paths):
-            if paths.count(path) > 1:
-                raise LineamentError(f"two outputs would write to {path}; give each a path of its own")
+        _check_outputs(cameras)
+        self._cfg, self._landmarker = cfg, landmarker
         self.posts = [Post(cfg, camera, landmarker) for camera in cameras]
+        """never changed, but replaced: other threads may look through it"""
 
     @property
     def running(self) -> bool:
@@ -93,19 +98,32 @@ class Watch:
     def stop(self) -> None:
         """Ends all soon, with every file whole. May be called from any thread and from a signal handler."""
         for post in self.posts:
-            post.session.source.close()
-            post.session.stop()
+            post.stop()
+
+    def change(self, cameras: Sequence[Camera]) -> None:
+        """Ends the cameras that are not in the list any more, starts those that are new in it; the rest go on.
+
+        One whose source or outputs are different is ended and started; so is one that had ended.
+        """
+        _check_outputs(cameras)
+        going_on = {post.camera: post for post in self.posts if post.camera in cameras and post.thread.is_alive()}
+        leaving = [post for post in self.posts if post not in going_on.values()]
+        for post in leaving:
+            post.stop()
+        _join(leaving)
+        posts = [going_on.get(camera) or Post(self._cfg, camera, self._landmarker) for camera in cameras]
+        started, self.posts = [post for post in posts if post.camera not in going_on], posts
+        for post in started:
+            post.thread.start()
+        names = [", ".join(post.name for post in some) or "none" for some in (leaving, started)]
+        log.warning("the list of cameras changed: ended %s; started %s", *names)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Raises what was no LineamentError in a thread, and LineamentError naming a thread that does not end."""
         self.stop()
-        for post in self.posts:
-            post.thread.join(_JOIN_S)
-        survivors = [post.thread.name for post in self.posts if post.thread.is_alive()]
-        if survivors:
-            raise LineamentError(f"threads {survivors} did not end within {_JOIN_S:.0f} s; end the process") from error
+        _join(self.posts)
         for post in self.posts:
             if post.error is not None and not isinstance(post.error, LineamentError):
                 raise post.error
@@ -129,3 +147,21 @@ class Watch:
                 for tint, thick in (((20, 20, 20), 3), ((240, 240, 240), 1)):
                     cv2.putText(tile, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, tint, thick, cv2.LINE_AA)
         return canvas
+
+
+def _check_outputs(cameras: Sequence[Camera]) -> None:
+    paths = [path for camera in cameras for path in camera.outputs if path != "-"]
+    for path in set(paths):
+        if paths.count(path) > 1:
+            raise LineamentError(f"two outputs would write to {path}; give each a path of its own")
+
+
+def _join(posts: Sequence[Post]) -> None:
+    """Raises LineamentError naming the threads that do not end."""
+    until_s = time.monotonic() + _JOIN_S
+    for post in posts:
+        if post.thread.ident is not None:
+            post.thread.join(max(0.0, until_s - time.monotonic()))
+    survivors = [post.thread.name for post in posts if post.thread.is_alive()]
+    if survivors:
+        raise LineamentError(f"threads {survivors} did not end within {_JOIN_S:.0f} s; end the process")

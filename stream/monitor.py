@@ -1,6 +1,6 @@
 """Monitor: tells other programs by HTTP how a run goes: /metrics for Prometheus, /healthz and /readyz.
 
-with Monitor({"door": session}, landmarker.card, port=9100):
+with Monitor(lambda: {"door": session}, landmarker.card, port=9100):
     ...
 """
 
@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -36,13 +36,13 @@ class Monitor:
 
     def __init__(
         self,
-        sessions: Mapping[str, Session],
+        sessions: Callable[[], Mapping[str, Session]],
         card: ModelCard,
         port: int,
         host: str = "127.0.0.1",
         shared: SharedLandmarker | None = None,
     ) -> None:
-        """port: 0 for a free one. shared: the model of several sessions, for its batches."""
+        """sessions: those that run now, by name. port: 0 for a free one. shared: their model, for its batches."""
         self.port = port
         """the real one within the block"""
         self._sessions, self._card, self._shared, self._host = sessions, card, shared, host
@@ -94,17 +94,18 @@ class Monitor:
             case "/metrics":
                 return 200, "text/plain; version=0.0.4; charset=utf-8", "\n".join(self._metrics()) + "\n"
             case "/healthz":
-                faults = {name: session.fault for name, session in self._sessions.items() if session.fault}
-                all_gone = len(faults) == len(self._sessions)
+                sessions = self._sessions()
+                faults = {name: session.fault for name, session in sessions.items() if session.fault}
+                all_gone = len(faults) == len(sessions)
                 return (503 if all_gone else 200), "application/json", json.dumps({"ok": not all_gone, "ended": faults})
             case "/readyz":
-                missing = {name: why for name, session in self._sessions.items() if (why := _missing(session))}
+                missing = {name: why for name, session in self._sessions().items() if (why := _missing(session))}
                 return (503 if missing else 200), "application/json", json.dumps({"ok": not missing, "why": missing})
         return 404, "text/plain; charset=utf-8", "there is /metrics, /healthz and /readyz\n"
 
     def _metrics(self) -> Iterator[str]:
         """Lines of Prometheus' text format."""
-        sessions = self._sessions
+        sessions = self._sessions()
         card = {"model": self._card.name, "schema": self._card.schema, "precision": self._card.precision}
         yield from _family("lineament_engine_info", "gauge", "The landmark model that runs.", [(card, 1)])
         for name, kind, says, values in (
@@ -118,24 +119,11 @@ class Monitor:
         ):
             rows = [({"source": source}, value) for source, value in zip(sessions, values)]
             yield from _family(f"lineament_{name}", kind, says, rows)
-        yield from self._histograms()
+        yield from _histograms(sessions)
         if self._shared is not None:
             for name, count in (("batches", self._shared.batches), ("crops", self._shared.crops)):
                 yield from _family(f"lineament_landmark_{name}_total", "counter", "By the shared model.", [({}, count)])
         yield from _process()
-
-    def _histograms(self) -> Iterator[str]:
-        name = "lineament_stage_seconds"
-        yield f"# HELP {name} Time by stage; age is from capture to drawn."
-        yield f"# TYPE {name} histogram"
-        for source, session in self._sessions.items():
-            for stage, (counts, sum_s) in session.report.histograms().items():
-                labels, total = {"source": source, "stage": stage}, 0
-                for bound_s, count in zip([*map(str, BUCKETS_S), "+Inf"], counts):
-                    total += count
-                    yield f"{name}_bucket{_labels({**labels, 'le': bound_s})} {total}"
-                yield f"{name}_sum{_labels(labels)} {sum_s:.6f}"
-                yield f"{name}_count{_labels(labels)} {total}"
 
 
 class _Server(HTTPServer):
@@ -156,6 +144,20 @@ def _missing(session: Session) -> str | None:
         return session.trouble
     silent_s = session.report.silent_s
     return f"no picture for {silent_s:.0f} s" if silent_s > _SILENT_S or not session.report.frames else None
+
+
+def _histograms(sessions: Mapping[str, Session]) -> Iterator[str]:
+    name = "lineament_stage_seconds"
+    yield f"# HELP {name} Time by stage; age is from capture to drawn."
+    yield f"# TYPE {name} histogram"
+    for source, session in sessions.items():
+        for stage, (counts, sum_s) in session.report.histograms().items():
+            labels, total = {"source": source, "stage": stage}, 0
+            for bound_s, count in zip([*map(str, BUCKETS_S), "+Inf"], counts):
+                total += count
+                yield f"{name}_bucket{_labels({**labels, 'le': bound_s})} {total}"
+            yield f"{name}_sum{_labels(labels)} {sum_s:.6f}"
+            yield f"{name}_count{_labels(labels)} {total}"
 
 
 def _family(name: str, kind: str, says: str, rows: list[tuple[dict[str, str], float]]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -39,6 +40,10 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline_s, "waited in vain"
         time.sleep(0.01)
+
+
+def lines_in(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def watch(*cameras: Camera, **settings: object) -> Watch:
@@ -118,6 +123,39 @@ def test_each_source_has_its_own_ids_and_outputs(tmp_path: Path) -> None:
         assert [line["index"] for line in lines] == list(range(10))
 
 
+def test_a_changed_list_ends_and_starts_what_differs_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+    with rtsp_server() as (_, port):
+        url = GOOD_URL.format(port)
+        stays, goes, comes = (Camera(name, url, (f"{tmp_path}/{name}.jsonl",)) for name in ("stays", "goes", "comes"))
+        moved = Camera("stays", url, (f"{tmp_path}/elsewhere.jsonl",))
+        with watch(stays, goes) as all_of_them:
+            until(lambda: all(post.session.report.frames > 3 for post in all_of_them.posts))
+            first, ended = all_of_them.posts
+            all_of_them.change([comes, stays])
+            assert all_of_them.posts[1] is first and first.thread.is_alive() and not ended.thread.is_alive()
+            assert ended.error is None and first.session.reconnects == 0
+            until(lambda: all_of_them.posts[0].session.report.frames > 3)
+            with pytest.raises(LineamentError, match="two outputs"):
+                all_of_them.change([stays, stays])
+            all_of_them.change([moved])
+            until(lambda: all_of_them.posts[0].session.report.frames > 3)
+            assert not first.thread.is_alive() and len(all_of_them.posts) == 1
+        assert not all_of_them.running
+    for name in ("stays", "goes", "comes", "elsewhere"):
+        assert len([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]) > 3
+
+
+def test_a_camera_that_had_ended_is_tried_again_when_the_list_changes(tmp_path: Path) -> None:
+    late, sample = Camera("late", str(tmp_path / "late.png")), Camera("sample", "sample")
+    with watch(late) as one:
+        until(lambda: not one.running)
+        assert one.posts[0].error is not None
+        cv2.imwrite(late.spec, np.zeros((64, 64, 3), np.uint8))
+        one.change([late, sample])
+        until(lambda: not one.posts[0].thread.is_alive())
+        assert one.posts[0].error is None and one.posts[0].session.report.frames == 1
+
+
 def test_two_outputs_to_one_path_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LineamentError, match=r"two outputs would write to a\.mp4"):
         watch(Camera("a", "sample", ("a.mp4",)), Camera("b", "sample", ("a.mp4",)))
@@ -155,13 +193,20 @@ cameras:
         command += ["--tiles", str(tmp_path / "all.mp4"), "--monitor", str(monitor_port)]
         with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
             points = tmp_path / "yard.jsonl"
-            until(lambda: process.poll() is not None or (points.exists() and points.read_text().count("\n") > 10))
+            until(lambda: process.poll() is not None or lines_in(points) > 10)
             with urllib.request.urlopen(f"http://127.0.0.1:{monitor_port}/metrics", timeout=WAIT_S) as answer:
                 assert 'lineament_up{source="yard"} 1' in answer.read().decode().splitlines()
+            listing = tmp_path / "cameras.yaml"
+            listing.write_text("cameras: [")
+            until(lambda: os.stat(listing).st_mtime_ns < time.time_ns() - 10**9)  # it has been looked at
+            listing.write_text("cameras:\n  - {name: more, source: sample, out: more.jsonl}\n")
+            until(lambda: process.poll() is not None or lines_in(tmp_path / "more.jsonl") > 3)
             process.send_signal(signal.SIGTERM)
             _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, stderr
-    assert "yard: " in stderr and "connection refused" in stderr and "Traceback" not in stderr
+    assert "connection refused" in stderr and "Traceback" not in stderr
+    assert "stays as it was" in stderr and "not YAML" in stderr and "ended yard, dead; started more" in stderr
+    assert "more: " in stderr
     assert "hunter2" not in stderr and "p%40ss" not in stderr and "p@ss" not in points.read_text()
     for name in ("yard.mp4", "all.mp4"):
         with av.open(str(tmp_path / name)) as container:

@@ -71,7 +71,7 @@ def run() -> Iterator[tuple[Watch, Monitor]]:
         shared = SharedLandmarker(BlobLandmarker())
         with (
             Watch(SessionConfig(), cameras, shared) as watch,
-            Monitor({post.name: post.session for post in watch.posts}, CARD, 0, shared=shared) as monitor,
+            Monitor(lambda: {post.name: post.session for post in watch.posts}, CARD, 0, shared=shared) as monitor,
         ):
             good, dead = watch.posts
             until(lambda: good.session.report.frames > 20 and dead.session.trouble is not None)
@@ -137,7 +137,7 @@ def test_when_every_source_has_ended_the_run_is_not_healthy() -> None:
     shared = SharedLandmarker(BlobLandmarker())
     with (
         Watch(SessionConfig(), [Camera("gone", "gone.mp4")], shared) as watch,
-        Monitor({"gone": watch.posts[0].session}, CARD, 0) as monitor,
+        Monitor(lambda: {"gone": watch.posts[0].session}, CARD, 0) as monitor,
     ):
         until(lambda: not watch.running)
         status, text = get(monitor, "/healthz")
@@ -146,15 +146,15 @@ def test_when_every_source_has_ended_the_run_is_not_healthy() -> None:
 
 
 def test_a_port_that_is_taken_is_one_clear_error_and_only_this_machine_is_served() -> None:
-    with Monitor({}, CARD, 0) as first:
+    with Monitor(dict, CARD, 0) as first:
         with pytest.raises(LineamentError, match="address already in use"):
-            Monitor({}, CARD, first.port).__enter__()
+            Monitor(dict, CARD, first.port).__enter__()
         other = "127.0.0.2"  # this machine by another of its addresses
         with pytest.raises(OSError), socket.create_connection((other, first.port), timeout=2):
             pass
     for wrong in (-1, 70000):
         with pytest.raises(LineamentError, match="cannot serve"):
-            Monitor({}, CARD, wrong).__enter__()
+            Monitor(dict, CARD, wrong).__enter__()
 
 
 def test_a_label_is_quoted() -> None:
