@@ -1,9 +1,7 @@
 """The demo in the browser: pictures, clips, webcams and network cameras, through the command line's own pipeline."""
 
 import os
-import sys
 
-# nothing about a visit may leave this machine, and these three would tell their makers that they run
+# nothing about a visit may leave this machine, and these two would tell their makers that they run
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # OpenVINO's own way to do without

@@ -75,7 +75,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 from stream.__main__ import main
 code = main(["--source", "sample", "--frames", "5", "--no-window", "--jsonl", {str(tmp_path / "points.jsonl")!r}])
-assert "mediapipe" not in sys.modules
+assert "mediapipe" not in sys.modules and "openvino_telemetry.main" not in sys.modules
 sys.exit(code)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
