@@ -1,7 +1,7 @@
 # Every target does its own set-up. `make` alone lists them.
 
 SOURCE ?= auto
-MODEL ?= mesh
+MODEL ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
@@ -32,21 +32,21 @@ help:
 	@echo 'make clean                     removes the environment and the caches'
 
 stream: $(VENV)/.serve
-	@$(PY) -m stream --source "$(SOURCE)" --model "$(MODEL)" $(ARGS)
+	@$(PY) -m stream --source "$(SOURCE)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 demo: $(VENV)/.demo
-	@$(PY) -m demo $(if $(filter-out 0 no false,$(SHARE)),--share) $(if $(filter-out mesh,$(MODEL)),--model "$(MODEL)") $(ARGS)
+	@$(PY) -m demo $(if $(filter-out 0 no false,$(SHARE)),--share) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-demo: $(VENV)/.dev
 	@$(PY) -m demo.bench $(ARGS)
 
 bench-engines: $(VENV)/.train
-	@$(if $(filter-out mesh,$(MODEL)),,$(if $(findstring --help,$(ARGS)),,\
+	@$(if $(MODEL),,$(if $(findstring --help,$(ARGS)),,\
 		echo 'which model? make bench-engines MODEL=runs/b5/best.safetensors' >&2; exit 2;)) \
-		$(PY) -m engines.bench $(filter-out mesh,$(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
+		$(PY) -m engines.bench $(MODEL) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 engine: $(VENV)/.train $(if $(shell command -v nvidia-smi),$(VENV)/.gpu)
-	@$(PY) -m engines.build $(if $(filter-out mesh,$(MODEL)),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@$(PY) -m engines.build $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 bench: $(VENV)/.serve
 	@$(PY) -m stream.bench $(ARGS)

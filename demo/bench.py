@@ -28,6 +28,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+import engines
 from demo.config import Limits
 from landmarks.types import LineamentError
 from stream.bench import machine
@@ -71,8 +72,8 @@ class BenchConfig:
     """Seconds to measure, after the first second of every view."""
     visitors: int = 1
     """Pages that show their live view at the same time, each with its own camera."""
-    model: str = "mesh"
-    """The landmark model: 'mesh', 'mesh-fast', or a model file."""
+    model: str = engines.DEFAULT
+    """The landmark model: a name that the demo offers, or a model file."""
 
     def __post_init__(self) -> None:
         if not self.seconds > 0 or not 1 <= self.visitors <= Limits().visitors:

@@ -30,8 +30,8 @@ class Models:
 
     @property
     def usual(self) -> str:
-        """The one to begin with: what the demo was started with, else the one that is always there."""
-        return self.names[-1] if len(self.names) > len(engines.MODELS) else self.names[0]
+        """The one to begin with: what the demo was started with, else the one that streaming takes too."""
+        return self.names[-1] if len(self.names) > len(engines.MODELS) else engines.DEFAULT
 
     @property
     def names(self) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import engines
 from landmarks.schema import SCHEMAS, WFLW98
 from landmarks.types import LineamentError
 from stream.draw import DrawConfig
@@ -20,7 +21,7 @@ MAX_FACES = 16
 class Settings:
     """One visitor's controls."""
 
-    model: str = "mesh"
+    model: str = engines.DEFAULT
     max_faces: int = 4
     confidence: float = 0.5
     """0..1: a face that the landmark model believes in less is not shown"""

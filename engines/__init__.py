@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DEFAULT = "student"
 MODELS = {
+    "student": "a small net taught by larger ones on photos without labels; it also tells whether a face is there",
     "mesh": "the face mesh and iris models inside the mediapipe package, mapped to the 98 points",
     "mesh-fast": "the same without the iris model: half the time, pupils and lids less exact",
 }
+WEIGHTS = Path(__file__).resolve().parent / "weights"
 FILES = "a .engine or .onnx that `make engine` wrote, or a .safetensors that `make train` wrote"
 
 
@@ -36,6 +39,8 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}, wanted at least 1, or None for the runtime's own choice")
+    if model == "student":
+        return _load_onnx(WEIGHTS / "student-wflw98.onnx", device, threads)
     if model in MODELS:
         if device not in ("auto", "cpu", "openvino"):
             raise LineamentError(

@@ -56,9 +56,10 @@ class StreamConfig:
     domain portrait). 'auto', the default, is the webcam if one opens, else the sample. Several may be given."""
     cameras: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Several sources from a YAML file, with a name and outputs each; docs/cameras.md has an example."""
-    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "mesh"
-    """The landmark model: 'mesh', which needs no download; 'mesh-fast', at half its time without the iris; or a file:
-    a .engine or .onnx that `make engine` wrote, or a .safetensors that `make train` wrote, which needs PyTorch."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = engines.DEFAULT
+    """The landmark model: 'student', small, fast and the most accurate that ships; 'mesh', MediaPipe's; 'mesh-fast',
+    that without its iris model; or a file: a .engine or .onnx that `make engine` wrote, or a .safetensors that
+    `make train` wrote, which needs PyTorch."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, or a runtime's name (openvino, onnxruntime, tensorrt, torch). 'auto' takes the
     best there is and says so when that is not the usual; a named device never falls back."""

@@ -109,8 +109,8 @@ def speed(cfg: BenchConfig) -> None:
 
 def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int], float]]:
     contenders: dict[str, Callable[[Path, int], float]] = {
-        "lineament": lambda path, faces: _run_ours(path, faces, engines.load("mesh")),
-        "lineament fast": lambda path, faces: _run_ours(path, faces, engines.load("mesh-fast")),
+        "lineament": lambda path, faces: _run_ours(path, faces, engines.load(engines.DEFAULT)),
+        "lineament mesh": lambda path, faces: _run_ours(path, faces, engines.load("mesh")),
         "mediapipe": lambda path, faces: _run_mediapipe(path, faces, refine=False),
         "mediapipe refined": lambda path, faces: _run_mediapipe(path, faces, refine=True),
     }
@@ -157,7 +157,7 @@ def _run_mediapipe(path: Path, faces: int, refine: bool) -> float:
 def _stages(path: Path, faces: int) -> None:
     """One more run of ours, for where the time goes."""
     report = Report()
-    with StreamFaces() as detector, engines.load("mesh") as landmarker:
+    with StreamFaces() as detector, engines.load(engines.DEFAULT) as landmarker:
         tracker = Tracker(detector, landmarker, TrackConfig(max_faces=faces))
         with Pipeline(VideoSource(path), tracker) as results:
             for result in results:
@@ -207,7 +207,7 @@ def live(cfg: BenchConfig) -> None:
         sample = Sample(size_hw=(height, width), seconds=cfg.seconds)
         rendered = [sample.render(i) for i in range(len(sample))]
         report = Report()
-        with StreamFaces() as detector, engines.load("mesh") as landmarker:
+        with StreamFaces() as detector, engines.load(engines.DEFAULT) as landmarker:
             source = PacedSource(SampleSource(_Rendered(sample, rendered)))
             with Pipeline(source, Tracker(detector, landmarker)) as results:
                 for result in results:
@@ -247,7 +247,7 @@ def steady(cfg: BenchConfig) -> None:
 
 def _jitter_and_lag(sample: Sample, smooth: bool) -> tuple[float, float]:
     seen: dict[int, F32] = {}
-    with StreamFaces() as detector, engines.load("mesh") as landmarker:
+    with StreamFaces() as detector, engines.load(engines.DEFAULT) as landmarker:
         tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth, max_faces=1))
         for i in range(len(sample)):
             frame = Frame(sample.render(i), "sample", i, i / sample.fps, 0.0)
@@ -285,7 +285,7 @@ def memory(cfg: BenchConfig) -> None:
     sample = Sample(seconds=cfg.frames / 30)
     with (
         StreamFaces() as detector,
-        engines.load("mesh") as landmarker,
+        engines.load(engines.DEFAULT) as landmarker,
         Pipeline(SampleSource(sample), Tracker(detector, landmarker)) as results,
     ):
         for count, result in enumerate(results, 1):

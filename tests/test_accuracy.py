@@ -20,21 +20,29 @@ from train import data, metrics
 SAMPLE = Sample()
 
 
-def follow(sample: Sample, smooth: bool, model: str = "mesh") -> dict[int, tuple[Track, ...]]:
+MODELS = ("student", "mesh")
+
+
+def follow(sample: Sample, smooth: bool, model: str = engines.DEFAULT) -> dict[int, tuple[Track, ...]]:
     with StreamFaces() as detector, engines.load(model) as landmarker:
         tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth))
         frames = (Frame(sample.render(i), "sample", i, i / sample.fps, 0.0) for i in range(len(sample)))
         return {frame.index: tracker(frame).tracks for frame in frames}
 
 
-@pytest.fixture(scope="module")
-def raw() -> dict[int, tuple[Track, ...]]:
-    return follow(SAMPLE, smooth=False)
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def smoothed() -> dict[int, tuple[Track, ...]]:
-    return follow(SAMPLE, smooth=True)
+def raw(model: str) -> dict[int, tuple[Track, ...]]:
+    return follow(SAMPLE, smooth=False, model=model)
+
+
+@pytest.fixture(scope="module")
+def smoothed(model: str) -> dict[int, tuple[Track, ...]]:
+    return follow(SAMPLE, smooth=True, model=model)
 
 
 def errors(tracks: dict[int, tuple[Track, ...]]) -> tuple[F32, F32]:
@@ -100,19 +108,21 @@ def test_three_faces_have_three_steady_ids() -> None:
         ("thanks.mkv", 1),
     ],
 )
-def test_each_person_of_a_clip_is_one_track_from_first_to_last_frame(shared: Path, clip: str, faces: int) -> None:
-    with StreamFaces() as detector, engines.load("mesh") as landmarker, VideoSource(shared / "clips" / clip) as source:
+def test_each_person_of_a_clip_is_one_track_from_first_to_last_frame(
+    shared: Path, clip: str, faces: int, model: str
+) -> None:
+    with StreamFaces() as detector, engines.load(model) as landmarker, VideoSource(shared / "clips" / clip) as source:
         tracker = Tracker(detector, landmarker)
         found = [tracker(frame).tracks for frame in iter(source.read, None) if frame]
     assert {track.id for tracks in found for track in tracks} == set(range(1, faces + 1))
     assert sum(len(tracks) == faces for tracks in found) >= 0.95 * len(found)
 
 
-def test_no_labelled_face_is_missed_and_the_points_are_near_the_labels(shared: Path) -> None:
+def test_no_labelled_face_is_missed_and_the_points_are_near_the_labels(shared: Path, model: str) -> None:
     """End to end as `--source folder` does it. The limit is the bar set for the embedded default."""
     samples = data.read(shared / "data" / "wflw-mini", "test")
     predicted = []
-    with StillFaces() as detector, engines.load("mesh") as landmarker:
+    with StillFaces() as detector, engines.load(model) as landmarker:
         tracker = Tracker(detector, landmarker, still=True)
         for sample in samples:
             with ImageSource(sample.image_path) as source:

@@ -74,6 +74,7 @@ CASES: dict[str, Callable[[Path], Landmarker]] = {
     "onnxruntime, batch 1": by("onnxruntime", batch=1),
     "onnxruntime, one thread": by("onnxruntime", threads=1),
     "torch": by_torch("cpu"),
+    "student": lambda folder: engines.load("student"),
     "mesh": lambda folder: engines.load("mesh"),
     "mesh-fast": lambda folder: engines.load("mesh-fast"),
     "tensorrt, played by numpy": lambda folder: engines.load(str(engine_file(folder / "tint.engine"))),

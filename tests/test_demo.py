@@ -96,7 +96,7 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name(values: dict[str, obje
 
 def test_a_visitor_can_have_the_models_on_offer_and_no_path(models: Models) -> None:
     for name in ("/etc/passwd", "../models/b5.onnx", "", "Mesh"):
-        with pytest.raises(LineamentError, match="choose one of mesh, mesh-fast"):
+        with pytest.raises(LineamentError, match="choose one of student, mesh, mesh-fast"):
             models[name]
     assert models["mesh"] is models["mesh"]
 

@@ -570,7 +570,7 @@ def test_the_client_gets_a_sentence_for_what_is_wrong(server: Server, astronaut:
     with client(server) as api:
         with pytest.raises(AppError, match="no picture"):
             api.predict(handle_file(str(tmp_path / "text.jpg")), api_name="/landmarks")
-        with pytest.raises(AppError, match="choose one of mesh"):
+        with pytest.raises(AppError, match="choose one of student"):
             api.predict(handle_file(str(tmp_path / "a.png")), model="/etc/passwd", api_name="/landmarks")
 
 
@@ -658,7 +658,7 @@ def test_a_live_view_answers_nonsense_with_a_sentence_and_goes_on(server: Server
         assert len(json.loads(live.recv(timeout=20))["faces"][0]["points"]) == 68
         live.send('{"model": "/etc/passwd"}')
         live.send(cv2.imencode(".jpg", astronaut)[1].tobytes())
-        assert "choose one of mesh" in json.loads(live.recv(timeout=20))["error"]
+        assert "choose one of student" in json.loads(live.recv(timeout=20))["error"]
 
 
 def test_a_live_view_opens_to_a_ticket_alone(server: Server) -> None:
