@@ -34,7 +34,8 @@ from landmarks.types import F32, U8, Landmarker, LineamentError
 log = logging.getLogger(__name__)
 
 Target = Literal["auto", "tensorrt", "tensorrt-rtx", "cpu"]
-SHIPPED = Path(__file__).resolve().parent / "weights"
+SHIPPED = Path(__file__).resolve().parent / "weights" / "student-wflw98.safetensors"
+UNTRAINED = Path("b5")
 UNPLACED = Path("out/engines")
 """where engines of models go that have no folder of their own"""
 MAX_P99_PX = 0.5
@@ -52,8 +53,8 @@ class BuildConfig:
     """Builds the fastest engine for this machine, checks it against PyTorch and says how fast it is."""
 
     model: Path | None = None
-    """A .safetensors of `make train`, or an .onnx with a model card. Without it, the trained model that ships, or
-    where none does, a B5 that has learnt nothing, to see what the machine can do."""
+    """A .safetensors of `make train`, or an .onnx with a model card. Without it, the trained model that ships. 'b5': an
+    EfficientNet-B5 that has learnt nothing, to see what the machine can do."""
     out: Path | None = None
     """Folder for the engines; beside the model if not said."""
     target: Target = "auto"
@@ -227,25 +228,24 @@ def _for_cpu(
 
 def _chosen(cfg: BuildConfig) -> tuple[Path, Path]:
     """The model to build from, and the folder to build in."""
-    if cfg.model is not None:
-        if not cfg.model.is_file():
-            raise LineamentError(f"no model at {cfg.model}; give a .safetensors of `make train` or an .onnx")
-        if cfg.model.suffix not in (".safetensors", ".onnx"):
-            raise LineamentError(f"{cfg.model} is neither a .safetensors of `make train` nor an .onnx")
-        model = cfg.model
-    elif shipped := sorted(SHIPPED.glob("*.safetensors")):
-        model = shipped[0]
-        log.info("building %s, the trained model that ships; MODEL=... builds another", model.name)
-    else:
-        model = (cfg.out or UNPLACED) / "b5-untrained.safetensors"
+    out = cfg.out or UNPLACED
+    if cfg.model is None:
+        log.info("building %s, the trained model that ships; MODEL=... builds another", SHIPPED.name)
+        return SHIPPED, out
+    if cfg.model == UNTRAINED:
+        model = out / "b5-untrained.safetensors"
         log.warning(
-            "no model was given and none ships: building a B5 that has learnt NOTHING, to show size and speed; its "
-            "points mean nothing. Train one with `make train`, then `make engine MODEL=runs/.../best.safetensors`"
+            "building a B5 that has learnt NOTHING, to show size and speed; its points mean nothing. "
+            "Train one with `make train`, then `make engine MODEL=runs/.../best.safetensors`"
         )
         if not model.is_file():
             _save_untrained(model)
-    placed = cfg.model is not None
-    return model, cfg.out or (model.parent if placed else UNPLACED)
+        return model, out
+    if not cfg.model.is_file():
+        raise LineamentError(f"no model at {cfg.model}; give a .safetensors of `make train` or an .onnx")
+    if cfg.model.suffix not in (".safetensors", ".onnx"):
+        raise LineamentError(f"{cfg.model} is neither a .safetensors of `make train` nor an .onnx")
+    return cfg.model, cfg.out or cfg.model.parent
 
 
 def _save_untrained(path: Path) -> None:

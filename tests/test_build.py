@@ -132,22 +132,18 @@ def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.Capt
     assert "no model at" in said[0] and "neither a .safetensors" in said[1] and len(said) == 2
 
 
-def test_without_a_model_the_one_that_ships_is_built(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "SHIPPED", model.parent)
-    assert build._chosen(BuildConfig(out=tmp_path)) == (model, tmp_path)
-    assert build._chosen(BuildConfig()) == (model, build.UNPLACED)
+def test_without_a_model_the_one_that_ships_is_built(tmp_path: Path) -> None:
+    assert build._chosen(BuildConfig(out=tmp_path)) == (build.SHIPPED, tmp_path)
+    assert build._chosen(BuildConfig()) == (build.SHIPPED, build.UNPLACED) and build.SHIPPED.is_file()
 
 
-def test_where_none_ships_an_untrained_one_is_built_and_that_is_said(
+def test_b5_is_an_untrained_one_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[Path] = []
-    monkeypatch.setattr(build, "SHIPPED", tmp_path)
     monkeypatch.setattr(build, "_save_untrained", made.append)
     with caplog.at_level(logging.WARNING):
-        chosen, out = build._chosen(BuildConfig(out=tmp_path / "out"))
+        chosen, out = build._chosen(BuildConfig(Path("b5"), out=tmp_path / "out"))
     assert made == [chosen] == [tmp_path / "out" / "b5-untrained.safetensors"] and out == tmp_path / "out"
     assert "learnt NOTHING" in caplog.text and len(caplog.records) == 1
 
