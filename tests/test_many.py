@@ -26,10 +26,10 @@ from stream.heal import RetryConfig
 from stream.many import Watch
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
-from tests.blobs import BlobLandmarker
+from tests.blobs import BlobLandmarker, template
 from tests.rtsp import rtsp_server
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """a generous bound: whatever takes longer hangs"""
 ROOT = Path(__file__).resolve().parent.parent
 GOOD_URL = "rtsp://admin:p%40ss@127.0.0.1:{}/cam"
@@ -104,6 +104,47 @@ def test_a_camera_whose_output_blocks_does_not_hold_up_the_others(tmp_path: Path
             os.close(reader)  # the writer is told: broken pipe
             until(lambda: not blocked.thread.is_alive())
     assert "broken pipe" in str(blocked.error) and good.error is None
+
+
+def test_with_more_work_than_can_be_done_all_get_a_share_and_every_drop_is_counted(
+    astronaut: U8, tmp_path: Path
+) -> None:
+    class Slow(BlobLandmarker):
+        """Needs 0.15 s a batch, however large; sees a face in the middle of every crop."""
+
+        def __call__(self, rgb_NHWC: U8) -> Landmarks:
+            self.batches.append(len(rgb_NHWC))
+            time.sleep(0.15)
+            points = np.tile(0.3 + 0.4 * template(), (len(rgb_NHWC), 1, 1))
+            return Landmarks(points, np.ones(len(rgb_NHWC), np.float32))
+
+    cv2.imwrite(str(tmp_path / "face.png"), astronaut)
+    model = Slow()
+    with rtsp_server(size_hw=(240, 240), fps=10, picture=str(tmp_path / "face.png")) as (_, port):
+        cameras = [Camera(name, GOOD_URL.format(port), (f"{tmp_path}/{name}.jsonl",)) for name in ("a", "b", "c")]
+        with Watch(SessionConfig(), cameras, SharedLandmarker(model)) as all_of_them:
+            reports = [post.session.report for post in all_of_them.posts]
+            until(lambda: min(report.frames_with_faces for report in reports) > 12)
+            frames = [report.frames for report in reports]
+            assert max(frames) < 2 * min(frames) and max(model.batches) > 1
+        for post in all_of_them.posts:
+            indices = [json.loads(line)["index"] for line in Path(post.camera.outputs[0]).read_text().splitlines()]
+            missing = indices[-1] + 1 - len(indices)
+            assert 0 < missing <= post.session.dropped
+
+
+def test_the_model_makes_its_first_call_before_any_thread_can_make_it_twice() -> None:
+    callers: list[threading.Thread] = []
+
+    class Noting(BlobLandmarker):
+        def __call__(self, rgb_NHWC: U8) -> Landmarks:
+            callers.append(threading.current_thread())
+            return super().__call__(rgb_NHWC)
+
+    with Watch(SessionConfig(frames=3), [Camera("a", "sample")], SharedLandmarker(Noting())) as one:
+        until(lambda: not one.running)
+    assert callers[0] is threading.main_thread()
+    assert len(callers) > 1 and threading.main_thread() not in callers[1:]
 
 
 def test_files_give_every_frame_and_end_by_themselves() -> None:

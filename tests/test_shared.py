@@ -102,5 +102,6 @@ def test_alone_it_is_the_model_itself() -> None:
     for greys in ((1,), (2, 3)):
         assert shared(crops(*greys)).confidence.tolist() == list(greys)
     assert model.batches == [1, 2] and shared.card is CARD
+    assert shared.alone(crops(5)).confidence.tolist() == [5] and (shared.batches, shared.crops) == (2, 3)
     with pytest.raises(IndexError):  # what the model raises
         shared(np.zeros((1,), np.uint8))

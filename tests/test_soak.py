@@ -31,7 +31,7 @@ def samples(
         (samples(), 0, None),
         (samples(grow_mb=100), 0, "memory"),
         (samples(grow_fds=10), 0, "descriptors"),
-        (samples(grow_threads=8), 0, "threads"),
+        (samples(grow_threads=20), 0, "threads"),
         (samples(fps=9), 0, "healthy cameras"),
         (samples(up=0), 0, "deaths"),
         (samples(), 1, "ended with code 1"),
