@@ -30,6 +30,7 @@ from demo.models import Models
 from demo.sample_clip import SampleClip
 from demo.visitors import Door, Tabs
 from landmarks.types import LineamentError
+from stream.warm import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
     with TemporaryDirectory(prefix="lineament-", ignore_cleanup_errors=True) as name, Models(cfg.model) as models:
         folder = Path(name).resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
+        usual = models[models.usual]
+        warm_up(usual, usual.card)
         door, tabs = Door(cfg.limits.visitors), Tabs(folder)
         sample = SampleClip(folder / "sample")
         live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)

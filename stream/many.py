@@ -22,12 +22,12 @@ import numpy as np
 
 from landmarks.types import U8, Landmarker, LineamentError
 from stream.cameras import Camera
-from stream.detect import StreamFaces
 from stream.heal import HealingSource
 from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
 from stream.sink import letterboxed
 from stream.source import open_source
+from stream.warm import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -92,21 +92,10 @@ class Watch:
         return any(post.thread.is_alive() for post in self.posts)
 
     def __enter__(self) -> Watch:
-        self._warm_up()
+        warm_up(self._landmarker.alone, self._landmarker.card)
         for post in self.posts:
             post.thread.start()
         return self
-
-    def _warm_up(self) -> None:
-        """A first look by one thread alone.
-
-        OpenVINO's bindings set themselves up in their first calls; two threads that make one at the same time wait for
-        each other for ever, the one with Python's lock, the other with C++'s.
-        """
-        height, width = self._landmarker.card.input_hw
-        self._landmarker.alone(np.zeros((1, height, width, 3), np.uint8))
-        with StreamFaces() as find:
-            find(np.zeros((64, 64, 3), np.uint8))
 
     def stop(self) -> None:
         """Ends all soon, with every file whole. May be called from any thread and from a signal handler."""
