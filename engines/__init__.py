@@ -11,6 +11,7 @@ from landmarks.types import Landmarker, LineamentError
 
 if TYPE_CHECKING:
     from engines.onnxruntime_backend import Device
+    from engines.openvino_backend import Precision
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
         .engine       auto, cuda, tensorrt: TensorRT, on the kind of GPU that it was built for
         .safetensors  auto, torch: PyTorch, on the GPU if there is one; cpu, cuda
 
+    The student takes the devices of an .onnx; on auto and cpu it runs in bf16 where the processor is made for that, on
+    openvino in f32, the same on all.
+
     auto says so in one line when it takes another than the usual; a named device never falls back. threads: how many
     a model file may use on the CPU; None leaves it to the runtime. Raises LineamentError for a model or device that
     cannot be had.
@@ -40,7 +44,7 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}, wanted at least 1, or None for the runtime's own choice")
     if model == "student":
-        return _load_onnx(WEIGHTS / "student-wflw98.onnx", device, threads)
+        return _load_onnx(WEIGHTS / "student-wflw98.onnx", device, threads, "auto")
     if model in MODELS:
         if device not in ("auto", "cpu", "openvino"):
             raise LineamentError(
@@ -66,7 +70,8 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
             )
 
 
-def _load_onnx(path: Path, device: str, threads: int | None) -> Landmarker:
+def _load_onnx(path: Path, device: str, threads: int | None, precision: Precision | None = None) -> Landmarker:
+    """precision: of OpenVINO, where it is not asked for by name."""
     match device:
         case "auto" | "cpu":
             if device == "auto" and _installed("onnxruntime-gpu"):
@@ -77,7 +82,7 @@ def _load_onnx(path: Path, device: str, threads: int | None) -> Landmarker:
             if reason := _not_usable("openvino"):
                 log.warning("%s runs by ONNX Runtime, for OpenVINO cannot be imported (%s)", path.name, reason)
                 return _onnxruntime(path, "cpu", threads)
-            return _openvino(path, threads)
+            return _openvino(path, threads, precision=precision)
         case "openvino" | "openvino-throughput":
             return _openvino(path, threads, device == "openvino-throughput")
         case "onnxruntime":
@@ -125,12 +130,14 @@ def _load_checkpoint(path: Path, device: str, threads: int | None) -> Landmarker
             )
 
 
-def _openvino(path: Path, threads: int | None, throughput: bool = False) -> Landmarker:
+def _openvino(
+    path: Path, threads: int | None, throughput: bool = False, precision: Precision | None = None
+) -> Landmarker:
     if reason := _not_usable("openvino"):
         raise LineamentError(f"OpenVINO cannot be imported ({reason}); run `pip install -r requirements.txt`")
     from engines.openvino_backend import OpenVinoLandmarker
 
-    return OpenVinoLandmarker(path, threads=threads, throughput=throughput)
+    return OpenVinoLandmarker(path, precision, threads, throughput)
 
 
 def _onnxruntime(path: Path, device: Device, threads: int | None) -> Landmarker:

@@ -11,7 +11,7 @@ import numpy as np
 from engines.engine_file import CONFIDENCE, POINTS, REMAKE, FileLandmarker, Port, check_graph, landmarks_of, read_card
 from landmarks.types import F32, U8, Landmarks, LineamentError
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "auto"]
 
 _PASSING = ("Add", "Convert", "Gather", "Multiply", "Reshape", "Sigmoid", "Squeeze", "Unsqueeze")
 """what may stand between the last linear layer and the points"""
@@ -29,23 +29,26 @@ class OpenVinoLandmarker(FileLandmarker):
     def __init__(
         self, path: Path, precision: Precision | None = None, threads: int | None = None, throughput: bool = False
     ) -> None:
-        """precision: f32 gives the same points on every processor; bf16 is faster on those that have it, less exact.
-        None takes what the card says; layers that a file holds in int8 run in int8 with either.
+        """precision: f32 gives the same points on every processor; bf16 is faster on those that have it, less exact;
+        auto is bf16 on those that are made for it, else f32. None takes what the card says; layers that a file holds in
+        int8 run in int8 with any.
 
         threads: None takes all cores. One may beat two where a camera's thread runs beside a small graph.
         throughput: for many faces at once: they share the cores, each on few, instead of all cores one face.
         """
         import openvino as ov
 
-        if precision not in (None, "f32", "bf16"):
-            raise ValueError(f"precision is {precision!r}, wanted f32 or bf16")
+        if precision not in (None, "f32", "bf16", "auto"):
+            raise ValueError(f"precision is {precision!r}, wanted f32, bf16 or auto")
         super().__init__(path, read_card(path))
         precision = precision or ("bf16" if self._card.precision == "bf16" else "f32")
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY",
             "ENABLE_HYPER_THREADING": True,
-            "INFERENCE_PRECISION_HINT": precision,
         }
+        # unsaid, it is OpenVINO's to choose
+        if precision != "auto":
+            config["INFERENCE_PRECISION_HINT"] = precision
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         core = ov.Core()
@@ -58,13 +61,13 @@ class OpenVinoLandmarker(FileLandmarker):
             check_graph(path, self._card, _ports(model.inputs), _ports(model.outputs))
             height, width = self._card.input_hw
             model.reshape([1, height, width, 3])
-            if config["INFERENCE_PRECISION_HINT"] == "bf16":
+            if config.get("INFERENCE_PRECISION_HINT") != "f32":
                 _keep_last_sum_exact(model)
             compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-300:]
             raise LineamentError(f"OpenVINO cannot run {path}: {reason}; {REMAKE}") from error
-        self.precision = str(config["INFERENCE_PRECISION_HINT"])
+        self.precision = "bf16" if "bfloat16" in str(compiled.get_property("INFERENCE_PRECISION_HINT")) else "f32"
         """what layers run in that are not int8"""
         n = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
         self._slots = [_Slot(compiled) for _ in range(n)]

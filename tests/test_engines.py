@@ -56,6 +56,22 @@ def test_bfloat16_is_near_and_another_precision_is_refused(tmp_path: Path) -> No
         OpenVinoLandmarker(path, "int3")  # type: ignore[arg-type]
 
 
+def test_the_student_is_exact_by_openvino_and_near_that_by_default() -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    from engines.export import largest_difference_px, real_crops
+
+    with (
+        engines.load("student") as usual,
+        engines.load("student", "openvino") as exact,
+        engines.load("student", "onnxruntime") as other,
+    ):
+        rgb = real_crops(exact.card, 4)
+        wanted = exact(rgb).points_unit
+        assert largest_difference_px(other(rgb).points_unit, wanted) < 0.01
+        assert np.linalg.norm(usual(rgb).points_unit - wanted, axis=-1).mean() * 256 < 1
+
+
 def test_a_processor_without_bfloat16_says_so_and_runs_in_f32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
