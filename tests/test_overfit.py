@@ -18,7 +18,7 @@ from train.schedule import ScheduleConfig
     [
         ("mobilenetv4_conv_small", 64, 40),
         # minutes on two cores
-        pytest.param("tf_efficientnet_b5", 128, 40, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+        pytest.param("tf_efficientnet_b5", 64, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
 def test_sixteen_faces_are_learnt_by_heart(
