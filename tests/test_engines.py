@@ -69,7 +69,8 @@ def test_the_student_is_exact_by_openvino_and_near_that_by_default() -> None:
         rgb = real_crops(exact.card, 4)
         wanted = exact(rgb).points_unit
         assert largest_difference_px(other(rgb).points_unit, wanted) < 0.01
-        assert np.linalg.norm(usual(rgb).points_unit - wanted, axis=-1).mean() * 256 < 1
+        # in bf16 this far, or the last layer is rounded too
+        assert np.linalg.norm(usual(rgb).points_unit - wanted, axis=-1).mean() * 256 < 0.2
 
 
 def test_a_processor_without_bfloat16_says_so_and_runs_in_f32(
