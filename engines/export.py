@@ -126,7 +126,12 @@ def graph_of(net: LandmarkNet) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    # the exporter notes where in whose files each node came from: large, and nobody else's business
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
 
 
 def halve_weights(model: onnx.ModelProto) -> None:

@@ -125,6 +125,12 @@ def test_crops_to_prove_on_show_a_face_and_more_of_them_begin_alike() -> None:
     assert (crops[:, 16:48, 16:48, 0].mean((1, 2)) > crops[:, 16:48, 16:48, 2].mean((1, 2)) + 10).all()
 
 
+def test_a_graph_does_not_tell_in_whose_folder_it_was_made(tmp_path: Path) -> None:
+    net = net_of("coords")
+    export(net, new_card(net, "tiny", 1.3), path := tmp_path / "tiny.onnx")
+    assert str(Path(export_module.__file__).parent).encode() not in path.read_bytes()
+
+
 def test_weights_stored_in_half_make_a_file_of_half_the_size_and_nearly_the_same_points(tmp_path: Path) -> None:
     net = net_of("coords")
     card = new_card(net, "tiny", 1.3)
