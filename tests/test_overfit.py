@@ -17,8 +17,8 @@ from train.schedule import ScheduleConfig
     ("backbone", "input_px", "epochs"),
     [
         ("mobilenetv4_conv_small", 64, 40),
-        # minutes on two cores
-        pytest.param("tf_efficientnet_b5", 64, 100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+        # two hours on two cores, minutes on a GPU: 400 steps bring it to 5.1 and 1.5 takes longer
+        pytest.param("tf_efficientnet_b5", 128, 250, marks=[pytest.mark.slow, pytest.mark.timeout(14400)]),
     ],
 )
 def test_sixteen_faces_are_learnt_by_heart(
@@ -39,7 +39,7 @@ def test_sixteen_faces_are_learnt_by_heart(
         drop_path=0.0,
         ema=0.0,
         workers=0,
-        device="cpu",
+        device="auto",
         augment=AugmentConfig.off(),
         schedule=ScheduleConfig("cosine", warmup_epochs=2),
         val_every=epochs,
