@@ -357,8 +357,9 @@ def test_a_clip_becomes_a_video_that_plays_points_and_plots(browser: Browser, se
 
 def test_a_clip_can_be_cancelled_at_work_and_while_it_waits(browser: Browser, server: Server) -> None:
     with visit(browser, server) as first, visit(browser, server) as second:
-        for page, sign in ((first, "/250"), (second, "queue")):
+        for page in (first, second):
             tab(page, "Video")
+        for page, sign in ((first, "/250"), (second, "queue")):
             page.get_by_role("button", name="Use the sample").locator("visible=true").click()
             expect(page.locator("#video-result")).to_contain_text(sign, timeout=WAIT_MS)
         for page in (second, first):
