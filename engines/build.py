@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from engines import WEIGHTS
 from engines.export import export, real_crops, run_onnx, run_torch
 from engines.plan_file import ANY_RTX, LibraryName
 from engines.tensorrt_build import BATCHES, build
@@ -34,7 +35,7 @@ from landmarks.types import F32, U8, Landmarker, LineamentError
 log = logging.getLogger(__name__)
 
 Target = Literal["auto", "tensorrt", "tensorrt-rtx", "cpu"]
-SHIPPED = Path(__file__).resolve().parent / "weights" / "student-wflw98.safetensors"
+SHIPPED = WEIGHTS / "student-wflw98.safetensors"
 UNTRAINED = Path("b5")
 UNPLACED = Path("out/engines")
 """where engines of models go that have no folder of their own"""
