@@ -13,8 +13,8 @@ _HOLD_S = 1.0
 """a face that is no longer found stays blurred where it was for so long: it is more often missed than gone"""
 _REACH = 0.95
 """radius of the disc over the longer side of the points' bounds, which end at the brows: hair and ears lie within"""
-_CELLS = 7
-"""across the disc: too few to tell who it is"""
+_CELLS = 3
+"""across the disc: too few to tell who it is, or, for a detector, that there is a face: of seven it makes one out"""
 
 
 class Blur:

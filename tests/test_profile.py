@@ -22,7 +22,7 @@ def test_the_parts_make_up_the_step_and_no_run_is_begun(tmp_path: Path) -> None:
     found = measure(ProfileConfig(config(tmp_path / "data", tmp_path / "run"), steps=2, seconds=0.2))
     assert found.fed_s > 0 and found.batch == 4 and tuple(found.parts_ms) == STAGES
     assert all(ms > 0 for ms in found.parts_ms.values())
-    assert 0.5 * found.step_ms < sum(found.parts_ms.values()) <= found.step_ms
+    assert sum(found.parts_ms.values()) <= found.step_ms
     assert not (tmp_path / "run").exists()
 
 
