@@ -112,6 +112,7 @@ class Monitor:
             ("up", "gauge", "1 where pictures come.", [int(not _missing(s)) for s in sessions.values()]),
             ("frames_total", "counter", "Frames drawn.", [s.report.frames for s in sessions.values()]),
             ("dropped_frames_total", "counter", "Frames that gave way.", [s.dropped for s in sessions.values()]),
+            ("stale_frames_total", "counter", "Dropped as too old.", [s.stale for s in sessions.values()]),
             ("reconnects_total", "counter", "Times lost and back.", [s.reconnects for s in sessions.values()]),
             ("lost_seconds_total", "counter", "Time without a picture.", [s.lost_s for s in sessions.values()]),
             ("fps", "gauge", "Of the last two seconds.", [s.report.fps for s in sessions.values()]),

@@ -6,12 +6,14 @@
 
     capture thread --frames--> inference thread --results--> caller
 
-The three overlap. A live source keeps only its newest frame at each hand-over and counts what it drops; a file loses
-nothing. Leaving the block, by whatever way, closes both mailboxes and the source and joins both threads.
+The three overlap. A live source keeps only its newest frame at each hand-over, lets go of those that are too old, and
+counts what it drops; a file loses nothing. Leaving the block, by whatever way, closes both mailboxes and the source and
+joins both threads.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,8 @@ _FILE_QUEUE = 4
 """frames that may wait at a hand-over of a file: enough to even out a slow frame, few enough to stay small"""
 _IDLE_S = 0.3
 """a wait for a result is looked up from this often; that also lets Windows deliver Ctrl-C"""
+_SHOWN_EVERY_S = 1.0
+"""a result is handed over this often, however old: a machine that is too slow for the age asked for shows something"""
 _JOIN_S = 15.0
 """the longest a thread may take to end: a source's read time-out and a slow model's frame fit in"""
 
@@ -35,13 +39,23 @@ class Pipeline:
 
     analyse: Frame -> Result; called by the inference thread alone.
     idle: called by the caller's thread, some times a second, while it waits for a result.
+    max_age_s: a live frame older than that since its capture is neither analysed nor handed over, unless nothing has
+    been handed over for a second.
     """
 
     def __init__(
-        self, source: Source, analyse: Callable[[Frame], Result], idle: Callable[[], None] = lambda: None
+        self,
+        source: Source,
+        analyse: Callable[[Frame], Result],
+        idle: Callable[[], None] = lambda: None,
+        max_age_s: float = math.inf,
     ) -> None:
         self.source = source
-        self._analyse, self._idle = analyse, idle
+        self._analyse, self._idle, self._max_age_s = analyse, idle, max_age_s
+        self._shown_s = -math.inf
+        """when the last result was handed over"""
+        # each is counted by one thread: inference, the caller
+        self._stale_frames = self._stale_results = 0
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._frames: Mailbox[tuple[Frame, float]]
@@ -49,8 +63,13 @@ class Pipeline:
 
     @property
     def dropped(self) -> int:
-        """Frames captured but never shown, because newer ones came. 0 for a file."""
-        return self._frames.dropped + self._results.dropped
+        """Frames captured but never shown, because newer ones came or they were too old. 0 for a file."""
+        return self._frames.dropped + self._results.dropped + self.stale
+
+    @property
+    def stale(self) -> int:
+        """Those of the dropped that were too old."""
+        return self._stale_frames + self._stale_results
 
     def __enter__(self) -> Pipeline:
         """Opens the source; raises what it raises, with nothing left running."""
@@ -71,9 +90,15 @@ class Pipeline:
         try:
             while True:
                 try:
-                    yield self._results.take(timeout_s=_IDLE_S)
+                    result = self._results.take(timeout_s=_IDLE_S)
                 except TimeoutError:
                     self._idle()
+                    continue
+                if self._is_stale(result.frame):
+                    self._stale_results += 1
+                else:
+                    self._shown_s = time.monotonic()
+                    yield result
         except Closed:
             pass
         if self._error is not None:
@@ -126,5 +151,13 @@ class Pipeline:
             except Closed:
                 self._results.close()
                 return
+            if self._is_stale(frame):
+                self._stale_frames += 1
+                continue
             result = self._analyse(frame)
             self._results.put(replace(result, ms={"capture": capture_ms, **result.ms}))
+
+    def _is_stale(self, frame: Frame) -> bool:
+        now_s = time.monotonic()
+        too_old = self.source.live and now_s - frame.captured_s > self._max_age_s
+        return too_old and now_s - self._shown_s < _SHOWN_EVERY_S

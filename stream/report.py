@@ -95,12 +95,15 @@ class Report:
         lost = f"  lost and back {reconnects}" if reconnects else ""
         return f"{self.fps:5.1f} fps  dropped {dropped}  age p50 {p50:.1f} p95 {p95:.1f} ms  faces {self.faces}{lost}"
 
-    def summary(self, dropped: int, reconnects: int = 0, lost_s: float = 0.0) -> str:
-        """Totals, then one line a stage. reconnects, lost_s: how often the source came back, and its time away."""
+    def summary(self, dropped: int, reconnects: int = 0, lost_s: float = 0.0, stale: int = 0) -> str:
+        """Totals, then one line a stage. reconnects, lost_s: how often the source came back, and its time away.
+
+        stale: those of the dropped that were too old.
+        """
         seconds = time.monotonic() - self._began_s
         lines = [
             f"{self.frames} frames in {seconds:.1f} s ({self.frames / max(seconds, 1e-9):.1f} fps), "
-            f"faces in {self.frames_with_faces}, dropped {dropped}"
+            f"faces in {self.frames_with_faces}, dropped {dropped}{f', {stale} of them too old' if stale else ''}"
         ]
         if lost_s:
             lines.append(f"lost and back {reconnects} times, {lost_s:.1f} s without a picture")

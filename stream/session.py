@@ -43,6 +43,9 @@ class SessionConfig:
     MediaPipe's own Python API: the same boxes, slower."""
     min_score: float | None = None
     """Of the detector, 0..1: a face below it is not taken in. Each detector has a measured default."""
+    max_age_s: float = 1.0
+    """A live frame older than this many seconds is not worked on any more, or not shown: it is dropped and counted. One
+    a second is shown however old, so a slow machine shows something. 'inf' keeps all; files lose nothing anyway."""
     retry: Annotated[RetryConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RetryConfig)
     view: Annotated[DrawConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DrawConfig)
     track: Annotated[TrackConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrackConfig)
@@ -52,6 +55,8 @@ class SessionConfig:
             raise ValueError(f"frames must be at least 1, got {self.frames}")
         if self.min_score is not None and not 0 < self.min_score < 1:
             raise ValueError(f"min_score must lie between 0 and 1, got {self.min_score}")
+        if not self.max_age_s > 0:
+            raise ValueError(f"max_age_s must be more than 0 seconds, got {self.max_age_s}")
 
 
 class Session:
@@ -80,8 +85,13 @@ class Session:
 
     @property
     def dropped(self) -> int:
-        """Frames captured but never shown, because newer ones came."""
+        """Frames captured but never shown, because newer ones came or they were too old."""
         return self._pipeline.dropped if self._pipeline else 0
+
+    @property
+    def stale(self) -> int:
+        """Those of the dropped that were too old."""
+        return self._pipeline.stale if self._pipeline else 0
 
     @property
     def reconnects(self) -> int:
@@ -105,7 +115,7 @@ class Session:
         return self.trouble or self.report.live_line(self.dropped, self.reconnects)
 
     def summary(self) -> str:
-        return self.report.summary(self.dropped, self.reconnects, self.lost_s)
+        return self.report.summary(self.dropped, self.reconnects, self.lost_s, self.stale)
 
     def __enter__(self) -> Self:
         """Opens the source and every output; raises what they raise, with nothing left open."""
@@ -116,7 +126,7 @@ class Session:
             # a face that is not followed is not hidden, so for blurring all are looked for in every frame
             track = replace(cfg.track, every=1, max_faces=max(32, cfg.track.max_faces)) if cfg.blur_faces else cfg.track
             tracker = Tracker(detector, self._landmarker, track, still=source.still)
-            self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle))
+            self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
             for path in self._outputs:
                 sink = open_sink(path, source.fps, cfg.view.schema, _measure, self._spec)
                 self._sinks.append(stack.enter_context(sink))

@@ -139,6 +139,7 @@ def test_a_source_that_cannot_be_opened_is_one_clear_error(source: str, says: st
         (["--max-faces", "0"], "max_faces"),
         (["--every", "-3"], "every"),
         (["--min-score", "2"], "min_score"),
+        (["--max-age-s", "0"], "max_age_s"),
         (["--out", "/proc/nowhere/a.mp4"], "/proc/nowhere"),
     ],
 )

@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 
 from landmarks.types import U8, Landmarks, LineamentError
+from stream import pipeline
 from stream.cameras import Camera
 from stream.heal import RetryConfig
 from stream.many import Watch
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
+from stream.track import TrackConfig
 from tests.blobs import BlobLandmarker, template
 from tests.rtsp import rtsp_server
 
@@ -124,13 +126,52 @@ def test_with_more_work_than_can_be_done_all_get_a_share_and_every_drop_is_count
         cameras = [Camera(name, GOOD_URL.format(port), (f"{tmp_path}/{name}.jsonl",)) for name in ("a", "b", "c")]
         with Watch(SessionConfig(), cameras, SharedLandmarker(model)) as all_of_them:
             reports = [post.session.report for post in all_of_them.posts]
-            until(lambda: min(report.frames_with_faces for report in reports) > 12)
+            until(lambda: min(report.frames_with_faces for report in reports) > 8)
             frames = [report.frames for report in reports]
             assert max(frames) < 2 * min(frames) and max(model.batches) > 1
         for post in all_of_them.posts:
             indices = [json.loads(line)["index"] for line in Path(post.camera.outputs[0]).read_text().splitlines()]
             missing = indices[-1] + 1 - len(indices)
             assert 0 < missing <= post.session.dropped
+
+
+def test_a_crowd_in_one_picture_leaves_the_others_their_share(astronaut: U8, tmp_path: Path) -> None:
+    class ByTheFace(BlobLandmarker):
+        """Needs 0.03 s a face; sees one in the middle of every crop."""
+
+        def __call__(self, rgb_NHWC: U8) -> Landmarks:
+            time.sleep(0.03 * len(rgb_NHWC))
+            points = np.tile(0.3 + 0.4 * template(), (len(rgb_NHWC), 1, 1))
+            return Landmarks(points, np.ones(len(rgb_NHWC), np.float32))
+
+    cv2.imwrite(str(tmp_path / "one.png"), astronaut)
+    cv2.imwrite(str(tmp_path / "crowd.png"), np.tile(astronaut[:256, 100:356], (3, 3, 1)))
+    pictures = {name: str(tmp_path / f"{name}.png") for name in ("crowd", "one")}
+    with (
+        rtsp_server(size_hw=(480, 480), fps=15, picture=pictures["crowd"]) as (_, crowded),
+        rtsp_server(size_hw=(240, 240), fps=15, picture=pictures["one"]) as (_, quiet),
+    ):
+        cameras = [Camera(name, GOOD_URL.format(port)) for name, port in (("crowd", crowded), ("one", quiet))]
+        track = TrackConfig(max_faces=9)
+        with Watch(SessionConfig(track=track), cameras, SharedLandmarker(ByTheFace())) as both:
+            crowd, one = (post.session.report for post in both.posts)
+            until(lambda: crowd.faces >= 6 and one.faces == 1)
+            before = crowd.frames, one.frames
+            until(lambda: crowd.frames - before[0] >= 8)
+            assert one.frames - before[1] >= (crowd.frames - before[0]) / 2
+
+
+def test_a_machine_too_slow_for_the_age_asked_for_shows_something_of_every_source_and_counts_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "_SHOWN_EVERY_S", 0.1)
+    with rtsp_server() as (_, port):
+        cameras = [Camera(name, GOOD_URL.format(port)) for name in ("a", "b")]
+        with watch(*cameras, max_age_s=1e-9) as both:
+            sessions = [post.session for post in both.posts]
+            until(lambda: all(session.report.frames > 3 and session.stale > 3 for session in sessions))
+            assert all(session.stale <= session.dropped for session in sessions)
+            assert "of them too old" in sessions[0].summary()
 
 
 def test_the_model_makes_its_first_call_before_any_thread_can_make_it_twice() -> None:

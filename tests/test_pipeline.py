@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +89,84 @@ def test_a_live_source_gives_the_newest_frame_and_counts_every_drop() -> None:
         assert seen == sorted(set(seen))
         assert seen[-1] == 2999, "the newest frame is never the one dropped"
         assert len(seen) + results.dropped == 3000
+
+
+class Late(CountingSource):
+    """Its frames are a minute old when they come; the second comes when the first has been shown."""
+
+    def __init__(self, frame_count: int, *, live: bool = True, late_s: float = 60) -> None:
+        super().__init__(frame_count, live=live)
+        self.late_s, self.first_is_shown = late_s, threading.Event()
+
+    def read(self) -> Frame | None:
+        if self.next == 1:
+            assert self.first_is_shown.wait(20)
+        frame = super().read()
+        return frame and replace(frame, captured_s=frame.captured_s - self.late_s)
+
+    def shown(self, results: Pipeline) -> list[int]:
+        indices = []
+        for result in results:
+            indices.append(result.frame.index)
+            self.first_is_shown.set()
+        return indices
+
+
+def test_a_live_frame_that_is_too_old_is_neither_analysed_nor_shown_but_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "_SHOWN_EVERY_S", math.inf)
+    analysed = []
+
+    def note(frame: Frame) -> Result:
+        analysed.append(frame.index)
+        return Result(frame, ())
+
+    source = Late(500)
+    with Pipeline(source, note, max_age_s=30) as results:
+        assert source.shown(results) == [0], "the first is shown whatever its age"
+    assert analysed == [0] and results.stale > 0 and results.dropped == 499
+
+
+def test_a_live_frame_that_has_become_too_old_on_the_way_is_not_shown_but_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "_SHOWN_EVERY_S", math.inf)
+
+    def ages(frame: Frame) -> Result:
+        return Result(replace(frame, captured_s=frame.captured_s - 60 * (frame.index > 0)), ())
+
+    source = Late(500, late_s=0)
+    with Pipeline(source, ages, max_age_s=30) as results:
+        assert source.shown(results) == [0]
+    assert results.stale > 0 and results.dropped == 499
+
+
+def test_a_model_that_takes_longer_than_a_frame_may_be_old_still_shows_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "_SHOWN_EVERY_S", 0.02)
+
+    def slow(frame: Frame) -> Result:
+        time.sleep(0.005)
+        return Result(frame, ())
+
+    with Pipeline(CountingSource(10**9, live=True), slow, max_age_s=1e-9) as results:
+        indices = [result.frame.index for result, _ in zip(results, range(6))]
+        assert indices == sorted(set(indices)) and len(indices) == 6
+        assert results.stale > 0, "and between them, those that are too old are let go"
+
+
+def test_fresh_frames_and_those_of_a_file_are_never_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_SHOWN_EVERY_S", math.inf)
+    source = Late(50, live=False)
+    with Pipeline(source, nothing_found, max_age_s=1e-9) as results:
+        assert source.shown(results) == list(range(50)) and results.dropped == 0
+    with Pipeline(CountingSource(200, live=True), nothing_found, max_age_s=3600) as results:
+        assert len(list(results)) + results.dropped == 200 and results.stale == 0
+    source = Late(200)
+    with Pipeline(source, nothing_found) as results:
+        assert len(source.shown(results)) + results.dropped == 200 and results.stale == 0
 
 
 def test_a_source_without_frames_gives_no_results() -> None:

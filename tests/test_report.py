@@ -39,6 +39,7 @@ def test_losses_are_told_when_there_were_some() -> None:
     assert "lost" not in report.live_line(0) + report.summary(0)
     assert "dropped 4" in report.live_line(4, 2) and "lost and back 2" in report.live_line(4, 2)
     assert "lost and back 2 times, 12.3 s without a picture" in report.summary(4, 2, 12.34)
+    assert "too old" not in report.summary(4) and "dropped 4, 3 of them too old" in report.summary(4, stale=3)
 
 
 def test_it_may_be_read_while_it_is_written() -> None:
