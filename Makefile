@@ -14,7 +14,7 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream demo bench-demo engine bench bench-engines soak fit-mesh train test lint types clean
+.PHONY: help stream demo bench-demo engine bench bench-engines soak fit-mesh train test audit lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
@@ -28,6 +28,7 @@ help:
 	@echo 'make soak MINUTES=60            8 real RTSP cameras, 2 of them dying at random: does anything grow or stop?'
 	@echo 'make train DATA=/path/to/WFLW  trains EfficientNet-B5; ARGS="--help" shows the rest'
 	@echo 'make test                      lint, types and tests'
+	@echo 'make audit                     is a package that is pinned or installed known to be vulnerable?'
 	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
 	@echo 'make clean                     removes the environment and the caches'
 
@@ -63,6 +64,9 @@ train: $(VENV)/.train
 
 test: lint types
 	$(PY) -m pytest -q $(ARGS)
+
+audit: $(VENV)/.dev
+	@$(PY) -m tests.audit
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
