@@ -27,7 +27,7 @@ from stream.pipeline import Pipeline
 from stream.report import Report
 from stream.sink import Sink, open_sink
 from stream.source import Source
-from stream.track import TrackConfig, Tracker
+from stream.track import TrackConfig, Tracker, TrackerState
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ class Session:
         self._cfg, self._landmarker, self._outputs, self._spec, self._idle = cfg, landmarker, outputs, spec, idle
         self.fault: str | None = None
         """why it ended before its time, as whoever runs it says"""
+        self.tracker: Tracker | None = None
+        """within the block"""
+        self.before: tuple[TrackerState, float] | None = None
+        """of a session whose place this one takes, as Tracker.resume takes it"""
         self._sinks: list[Sink] = []
         self._pipeline: Pipeline | None = None
         self._stack = ExitStack()
@@ -125,7 +129,9 @@ class Session:
             detector = stack.enter_context(self._detector())
             # a face that is not followed is not hidden, so for blurring all are looked for in every frame
             track = replace(cfg.track, every=1, max_faces=max(32, cfg.track.max_faces)) if cfg.blur_faces else cfg.track
-            tracker = Tracker(detector, self._landmarker, track, still=source.still)
+            tracker = self.tracker = Tracker(detector, self._landmarker, track, still=source.still)
+            if self.before is not None:
+                tracker.resume(*self.before)
             self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
             for path in self._outputs:
                 sink = open_sink(path, source.fps, cfg.view.schema, _measure, self._spec)

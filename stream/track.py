@@ -6,7 +6,8 @@ merge. A followed face needs no detector: its next crop comes from its last poin
 
 from __future__ import annotations
 
-import itertools
+import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,26 @@ class TrackConfig:
             raise ValueError(f"patience_s must not be negative, got {self.patience_s}")
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """One face of a tracker that another goes on for."""
+
+    id: int
+    score: float
+    """the detector's, when it last took this face in"""
+    points: F32
+    """(K, 2) frame px"""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerState:
+    """What a tracker hands on to the one that goes on for it: a kB a face. No velocity, for nobody knows the gap."""
+
+    next_id: int
+    """never given to a face yet"""
+    faces: tuple[Remembered, ...] = ()
+
+
 @dataclass(slots=True)
 class _Followed:
     """What the tracker remembers of one face."""
@@ -67,6 +88,9 @@ class _Followed:
     doubtful: bool = True
     """new, cut off by the frame's edge or not where it was expected: the detector looks whether the points are on it"""
 
+    recalled: bool = False
+    """from the tracker before this one, and not seen by this one yet: nobody knows for how long it has moved"""
+
     def expected(self, time_s: float) -> F32:
         """(K, 2) frame px: the last points, carried on at the face's velocity."""
         return self.points + self.velocity * np.float32(time_s - self.time_s)
@@ -85,14 +109,18 @@ class Tracker:
         self._on_frame = landmarker.on_frame if isinstance(landmarker, FrameLandmarker) else None
         self._schema = SCHEMAS[landmarker.card.schema]
         self._followed: list[_Followed] = []
-        self._ids = itertools.count(1)
+        self._next_id = 1
         self._since_detect = 0
+        self._changing = threading.Lock()
+        self._before: tuple[TrackerState, float] | None = None
 
     def __call__(self, frame: Frame) -> Result:
         """Finds and follows the faces of the next frame. One thread at a time, frames in order."""
         ms: dict[str, float] = {}
         if self._still:
-            self._followed, self._ids = [], itertools.count(1)
+            self._followed, self._next_id = [], 1
+        elif self._before is not None:
+            self._recall(frame)
         regions = [followed.expected(frame.time_s) for followed in self._followed]
         if self._detection_is_due():
             with _timed(ms, "detect"):
@@ -101,9 +129,32 @@ class Tracker:
             self._take_in(faces, regions, frame, ms)
         self._since_detect += 1
         points, confidences = self._settle(frame, regions, ms)
-        with _timed(ms, "track"):
+        with _timed(ms, "track"), self._changing:
             tracks = self._update(frame, points, confidences)
         return Result(frame, tracks, ms)
+
+    def state(self) -> TrackerState:
+        """The faces that are followed now. May be called from any thread."""
+        with self._changing:
+            faces = tuple(Remembered(f.id, f.score, f.points) for f in self._followed if f.id)
+            return TrackerState(self._next_id, faces)
+
+    def resume(self, state: TrackerState, until_s: float = math.inf) -> None:
+        """Goes on for a tracker that was lost, in whose place this one is; to be called before the first frame.
+
+        Its faces are then out of sight since the first frame: who is found near one of them within patience_s has its
+        id. until_s: of time.monotonic(); with a first frame captured later, they are strangers. Either way no id is
+        given again.
+        """
+        with self._changing:
+            self._next_id, self._before = state.next_id, (state, until_s)
+
+    def _recall(self, frame: Frame) -> None:
+        with self._changing:
+            assert self._before is not None
+            (state, until_s), self._before = self._before, None
+            if frame.captured_s <= until_s:
+                self._followed = [_Followed(f.score, f.points, frame.time_s, id=f.id, recalled=True) for f in state.faces]
 
     def _detection_is_due(self) -> bool:
         in_sight = sum(followed.shown is not None for followed in self._followed)
@@ -220,12 +271,14 @@ class Tracker:
     def _show(self, followed: _Followed, points: F32, confidence: float, time_s: float) -> None:
         """Moves a followed face to its new points and sets how it looks from outside."""
         elapsed_s = time_s - followed.time_s
-        if followed.id and elapsed_s > 0:
+        if followed.id and elapsed_s > 0 and not followed.recalled:
             moved = np.add.reduce(points - followed.points, 0) / np.float32(len(points))
             velocity = moved / np.float32(elapsed_s)
             followed.velocity = (followed.velocity + velocity) / 2 if followed.frames > 1 else velocity
         followed.points, followed.time_s, followed.frames = points, time_s, followed.frames + 1
-        followed.id = followed.id or next(self._ids)
+        followed.recalled = False
+        if not followed.id:
+            followed.id, self._next_id = self._next_id, self._next_id + 1
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
         face = Face(_bounds(points), followed.score, self._schema.roll_rad(points))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from landmarks.types import F32, Track
-from stream.track import TrackConfig, Tracker
+from stream.track import TrackConfig, Tracker, TrackerState
 from tests.blobs import BlobDetector, BlobLandmarker, scene, template
 
 
@@ -103,6 +103,43 @@ def test_a_face_gone_for_long_comes_back_as_somebody_new() -> None:
     for i in range(1, 30):
         track(scene([], i))
     assert track(scene([(60, 100)], 30)).tracks[0].id != first
+
+
+def test_a_face_keeps_its_id_over_a_resume_and_no_id_is_given_twice() -> None:
+    track, _, _ = tracker()
+    for i in range(5):
+        track(scene([(60, 100), (200, 100)], i))
+    for i in range(5, 30):
+        first = track(scene([(200, 100)], i)).tracks
+    assert [t.id for t in first] == [2]
+    state = track.state()
+    again, _, _ = tracker()
+    again.resume(state)
+    assert again.state().next_id == 3
+    # the clock is a new one, and the face has moved by half its size meanwhile
+    assert again(scene([], 0)).tracks == ()
+    went_on = again(scene([(220, 110)], 1)).tracks
+    assert [t.id for t in went_on] == [2]
+    assert [t.id for t in again(scene([(220, 110), (80, 60)], 12)).tracks] == [2, 3]
+
+
+def test_a_face_that_nobody_finds_again_after_a_resume_is_let_go() -> None:
+    track, _, _ = tracker(patience_s=0.2)
+    track(scene([(60, 100)], 0))
+    again, _, _ = tracker(patience_s=0.2)
+    again.resume(track.state())
+    for i in range(30):
+        assert again(scene([], i)).tracks == ()
+    assert again.state() == TrackerState(2)
+    assert [t.id for t in again(scene([(60, 100)], 30)).tracks] == [2]
+
+
+def test_a_tracker_that_resumes_too_late_knows_nobody_but_gives_no_id_again() -> None:
+    track, _, _ = tracker()
+    first = track(scene([(60, 100)], 0))
+    again, _, _ = tracker()
+    again.resume(track.state(), until_s=first.frame.captured_s - 1)
+    assert [t.id for t in again(scene([(60, 100)], 0)).tracks] == [2]
 
 
 def test_a_low_presence_score_ends_a_track_even_if_the_detector_sees_nothing() -> None:
