@@ -14,16 +14,14 @@ from train.schedule import ScheduleConfig
 
 
 @pytest.mark.parametrize(
-    ("backbone", "input_px", "epochs"),
+    ("backbone", "steps"),
     [
-        ("mobilenetv4_conv_small", 64, 40),
-        # two hours on two cores, minutes on a GPU: 400 steps bring it to 5.1 and 1.5 takes longer
-        pytest.param("tf_efficientnet_b5", 128, 250, marks=[pytest.mark.slow, pytest.mark.timeout(14400)]),
+        ("mobilenetv4_conv_small", 400),
+        # half an hour on one core
+        pytest.param("tf_efficientnet_b5", 800, marks=[pytest.mark.slow, pytest.mark.timeout(14400)]),
     ],
 )
-def test_sixteen_faces_are_learnt_by_heart(
-    backbone: str, input_px: int, epochs: int, shared: Path, tmp_path: Path
-) -> None:
+def test_sixteen_faces_are_learnt_by_heart(backbone: str, steps: int, shared: Path, tmp_path: Path) -> None:
     # ten rows in turn show one face
     rows = data.shifted(data.read(shared / "data" / "wflw-mini", "train", WFLW98), 0.5)
     faces = rows[::10][:16]
@@ -32,18 +30,19 @@ def test_sixteen_faces_are_learnt_by_heart(
         tmp_path / "run",
         backbone=backbone,
         pretrained=False,
-        input_px=input_px,
-        epochs=epochs,
+        input_px=96,
+        # all sixteen in every step: with some of them twice, the statistics of a deep net's norms never come to rest
+        epochs=steps,
         batch=16,
-        lr=2e-3,
+        lr=3e-3,
         drop_path=0.0,
         ema=0.0,
         workers=0,
         device="auto",
         augment=AugmentConfig.off(),
-        schedule=ScheduleConfig("cosine", warmup_epochs=2),
-        val_every=epochs,
+        schedule=ScheduleConfig("cosine", warmup_epochs=20),
+        val_every=steps,
     )
-    fitted = fit(cfg, faces * 10, faces)
-    print(f"{backbone}: NME {fitted.nme:.3f} after {10 * epochs} steps")
+    fitted = fit(cfg, faces, faces)
+    print(f"{backbone}: NME {fitted.nme:.3f} after {steps} steps")
     assert fitted.nme < 1.5
