@@ -154,7 +154,9 @@ class Tracker:
             assert self._before is not None
             (state, until_s), self._before = self._before, None
             if frame.captured_s <= until_s:
-                self._followed = [_Followed(f.score, f.points, frame.time_s, id=f.id, recalled=True) for f in state.faces]
+                self._followed = [
+                    _Followed(f.score, f.points, frame.time_s, id=f.id, recalled=True) for f in state.faces
+                ]
 
     def _detection_is_due(self) -> bool:
         in_sight = sum(followed.shown is not None for followed in self._followed)

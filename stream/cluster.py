@@ -1,0 +1,735 @@
+"""Cluster: cameras and landmark models spread over the machines of a Ray cluster; this machine alone is one, too.
+
+    python -m stream.cluster --cameras cameras.yaml --engines 2
+    python -m stream.cluster --cameras cameras.yaml --engines 8 --gpus-per-engine 0.25 --address auto
+
+    driver --begin, status, stop--> camera actors --crops--> engine actors
+             <--tracker's state--     capture, tracking,       one landmark model each,
+                                      smoothing, outputs       micro-batches
+
+Ray starts an actor that was lost again, empty. The driver finds it so, hands it its camera and what the tracker before
+it had last told of itself, and the faces keep their ids. Nothing else in the house imports Ray.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Self
+
+import cv2
+import numpy as np
+import tyro
+
+import engines
+from landmarks.card import ModelCard
+from landmarks.types import U8, Landmarker, Landmarks, LineamentError
+from stream.cameras import Camera, read_cameras
+from stream.many import Post
+from stream.session import SessionConfig
+from stream.shared import SharedLandmarker
+from stream.track import TrackerState
+
+log = logging.getLogger("lineament")
+
+_START_S = 120.0
+"""the longest that all engines may take to be placed, started and loaded"""
+_STOP_S = 75.0
+"""the longest that the cameras may take to end: files are finished and connections closed"""
+_LOOK_EVERY_S = 0.5
+"""the driver asks all actors how it goes; the state of a tracker that is lost is that old, and a call's time more"""
+_TELL_EVERY_S = 5.0
+_SPARE_IDS = 1000
+"""skipped with a restart: faces that came after the last word of the camera that was lost had some of these"""
+_CALL_S = 10.0
+"""an engine that has not answered for so long is as good as lost"""
+_AWAY_S, _HUNG_S = 1.0, 60.0
+"""so long nobody asks an engine again that was lost, or that did not answer"""
+_WAKE_S = 0.25
+"""a wait for an answer looks up this often, to see whether it was closed"""
+_STORE_BYTES = 128 * 2**20
+"""of Ray's shared memory on a local run; crops are some kB"""
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Puts 98 landmarks on every face of many cameras, on many machines. Ctrl-C ends it cleanly at any time."""
+
+    cameras: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """The cameras: a YAML file as docs/cameras.md has it. It is read on this machine, sources and outputs are opened
+    where the camera runs."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = engines.DEFAULT
+    """The landmark model, as for `python -m stream`; a file must lie at this path wherever an engine runs."""
+    device: str = "auto"
+    """Where the model runs, as for `python -m stream`."""
+    address: str | None = None
+    """Of a Ray cluster that this machine belongs to: 'auto', or host:port of its head. Without one, a cluster of this
+    machine alone is started, and ended with the run."""
+    engines: int = 1
+    """So many copies of the model, spread over the machines."""
+    gpus_per_engine: float = 0.0
+    """GPUs of each engine: 0.25 puts four on one. Ray keeps count; the memory they must share themselves."""
+    cpus_per_engine: float = 0.5
+    """CPU cores that Ray sets apart for each engine; a model on the CPU runs in as many threads, rounded up."""
+    cpus_per_camera: float = 0.25
+    """CPU cores that Ray sets apart for each camera; docs/cluster.md says how much one needs."""
+    resume_s: float = 30.0
+    """Seconds that a face keeps its id while its camera's actor is restarted, and that a camera waits for an engine
+    when all are lost."""
+    session: Annotated[SessionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SessionConfig)
+
+    def __post_init__(self) -> None:
+        if self.engines < 1:
+            raise ValueError(f"engines must be at least 1, got {self.engines}")
+        for name in ("gpus_per_engine", "cpus_per_engine", "cpus_per_camera", "resume_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.gpus_per_engine > 1 and self.gpus_per_engine % 1:
+            raise ValueError(f"gpus_per_engine must be a share of one GPU or whole ones, got {self.gpus_per_engine}")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code as `python -m stream` does."""
+    os.umask(0o077)  # what is written shows faces: it is for this user alone; so is Ray's token
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run(tyro.cli(ClusterConfig, args=args, prog="python -m stream.cluster"))
+    except (LineamentError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run(cfg: ClusterConfig) -> None:
+    """Runs until all cameras have ended or a signal comes. Raises when one failed."""
+    cameras = read_cameras(cfg.cameras)
+    if not any(camera.outputs for camera in cameras):
+        log.warning("%s asks for no output: only this line will tell how it goes", cfg.cameras)
+    with _stopped_by_signals() as stopped, Cluster(cfg, cameras) as cluster:
+        told_s = -math.inf
+        while cluster.running and not stopped.wait(_LOOK_EVERY_S):
+            cluster.look()
+            if time.monotonic() >= told_s + _TELL_EVERY_S:
+                told_s = time.monotonic()
+                log.info("%s", cluster.live_line())
+    for seat in cluster.seats:
+        if seat.status is not None:
+            log.info("%s: %s", seat.camera.name, seat.status.summary)
+    log.info("%s", cluster.live_line().split(" | ")[-1])
+    failed = [seat.camera.name for seat in cluster.seats if seat.error]
+    if failed:
+        raise LineamentError(f"{len(failed)} of {len(cameras)} cameras failed: {', '.join(failed)}; see above")
+
+
+# ---- in the driver
+
+
+@dataclass(slots=True)
+class Seat:
+    """A camera's place in the cluster, whichever actor fills it."""
+
+    camera: Camera
+    actor: Any
+    lives: int = 0
+    """how often it was begun"""
+    status: CameraStatus | None = None
+    """the last word of the actor that has it now"""
+    error: str | None = None
+    """why it ended before its time"""
+    asked: Any = None
+    """the call whose answer is still to come"""
+    state: TrackerState = field(default_factory=lambda: TrackerState(next_id=1))
+    """of its tracker, as last heard"""
+    heard_s: float = field(default_factory=time.monotonic)
+    """when the state came, or the last word of any kind where there was none yet"""
+
+    @property
+    def done(self) -> bool:
+        return self.error is not None or (self.status is not None and self.status.done)
+
+    def live_line(self) -> str:
+        """One short line on how it goes."""
+        restarts = f", restarts {self.lives - 1}" if self.lives > 1 else ""
+        if self.error:
+            return f"{self.camera.name} ended: {self.error}"
+        if self.status is None:
+            return f"{self.camera.name} is being started{restarts}"
+        return f"{self.status.line}{restarts}"
+
+
+@dataclass(slots=True)
+class EngineSeat:
+    """An engine's place in the cluster, whichever actor fills it."""
+
+    actor: Any
+    status: EngineStatus | None = None
+    """the last word of the actor that has it now; None while it is being started"""
+    born: str = ""
+    """which actor that was"""
+    restarts: int = 0
+    crops_before: int = 0
+    batches_before: int = 0
+    """of the actors before, as last heard"""
+    asked: Any = None
+
+    def hear(self, status: EngineStatus) -> None:
+        if self.born and status.born != self.born:
+            self.restarts += 1
+        self.status, self.born = status, status.born
+
+
+class Cluster:
+    """Owns the connection to Ray and every actor between __enter__ and __exit__; may be used once.
+
+    look() is to be called every half second or so: it is what brings a lost camera back to its work.
+    """
+
+    def __init__(self, cfg: ClusterConfig, cameras: Sequence[Camera]) -> None:
+        _check_outputs(cameras)
+        self._cfg, self._cameras = cfg, tuple(cameras)
+        self.seats: list[Seat] = []
+        self.engines: list[EngineSeat] = []
+        self._card: ModelCard | None = None
+        self._ray = _ray()
+        self._stack = ExitStack()
+
+    @property
+    def running(self) -> bool:
+        """Whether any camera still is."""
+        return not all(seat.done for seat in self.seats)
+
+    def __enter__(self) -> Self:
+        """Returns once every engine is loaded and every camera has its actor.
+
+        Raises LineamentError where the cluster cannot be reached, has too little room, or cannot load the model.
+        """
+        cfg, ray = self._cfg, self._ray
+        with ExitStack() as stack:
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            stack.callback(ray.shutdown)
+            _connect(ray, cfg.address)
+            if threading.current_thread() is threading.main_thread():  # Ray's own would leave files unfinished
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+            self._check_room()
+            options = {"max_restarts": -1, "scheduling_strategy": "SPREAD"}
+            engine = ray.remote(Engine).options(
+                num_cpus=cfg.cpus_per_engine,
+                num_gpus=cfg.gpus_per_engine,
+                max_concurrency=len(self._cameras) + 2,  # a call of each camera, so that all that wait are one batch
+                **options,
+            )
+            threads = max(1, math.ceil(cfg.cpus_per_engine))
+            stack.callback(self._end_actors)
+            self.engines = [EngineSeat(engine.remote(cfg.model, cfg.device, threads)) for _ in range(cfg.engines)]
+            self._card = self._common_card()
+            camera = ray.remote(CameraActor).options(num_cpus=cfg.cpus_per_camera, max_concurrency=4, **options)
+            self.seats = [Seat(each, camera.remote()) for each in self._cameras]
+            stack.callback(self._stop_cameras)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Ends every camera with its files whole, then all actors and, on a local run, Ray."""
+        self._stack.close()
+
+    def look(self) -> None:
+        """Hears how everybody is, for half a second at most, and sets cameras to work whose actors are new."""
+        ray = self._ray
+        asked: list[Seat | EngineSeat] = [*(seat for seat in self.seats if not seat.done), *self.engines]
+        for seat in asked:
+            if seat.asked is None:
+                seat.asked = seat.actor.status.remote()
+        calls = [seat.asked for seat in asked]
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=_LOOK_EVERY_S)
+        for seat in asked:
+            if seat.asked in ready:
+                call, seat.asked = seat.asked, None
+                self._hear(seat, call)
+
+    def live_line(self) -> str:
+        """One line on how it goes: each camera, then the engines."""
+        up = sum(seat.status is not None for seat in self.engines)
+        restarts = sum(seat.restarts for seat in self.engines)
+        crops = sum(seat.status.crops for seat in self.engines if seat.status)
+        batches = sum(seat.status.batches for seat in self.engines if seat.status)
+        engines_line = f"engines {up} of {len(self.engines)}, restarts {restarts}, {crops} crops in {batches} batches"
+        return " | ".join([*(seat.live_line() for seat in self.seats), engines_line])
+
+    def _hear(self, seat: Seat | EngineSeat, call: Any) -> None:
+        try:
+            status = _answer(self._ray, call, timeout_s=_CALL_S)
+        except LineamentError as error:
+            if isinstance(seat, EngineSeat):  # its cameras ask another, and say so when there is none
+                seat.status = None
+                log.error("an engine cannot go on: %s", error)
+            else:
+                seat.error = str(error)
+                log.error("%s ended: %s", seat.camera.name, error)
+        except self._ray.exceptions.RayActorError:
+            if seat.status is not None:
+                who = f"camera {seat.camera.name}" if isinstance(seat, Seat) else "an engine"
+                log.warning("the actor of %s is lost; it is started again", who)
+            seat.status = None
+        else:
+            if isinstance(seat, EngineSeat):
+                seat.hear(status)
+            elif status is None:
+                self._begin(seat)
+            else:
+                self._note(seat, status)
+
+    def _begin(self, seat: Seat) -> None:
+        """Gives an actor that is new its camera; its answer is its first status."""
+        seat.lives += 1
+        fresh_for_s = self._cfg.resume_s - (time.monotonic() - seat.heard_s)
+        if seat.lives > 1:
+            seat.state = replace(seat.state, next_id=seat.state.next_id + _SPARE_IDS)
+            faces = len(seat.state.faces) if fresh_for_s > 0 else 0
+            log.warning("camera %s is started again, with %d faces to go on with", seat.camera.name, faces)
+        job = Job(
+            self._cfg.session,
+            seat.camera,
+            seat.lives,
+            self._card,
+            tuple(engine.actor for engine in self.engines),
+            self._cameras.index(seat.camera),
+            self._cfg.resume_s,
+            seat.state,
+            fresh_for_s,
+        )
+        seat.asked = seat.actor.begin.remote(job)
+
+    def _note(self, seat: Seat, status: CameraStatus) -> None:
+        seat.status = status
+        if status.state is not None:
+            seat.state, seat.heard_s = status.state, time.monotonic()
+        if status.done and status.error and not seat.error:
+            seat.error = status.error
+            log.error("%s ended: %s", seat.camera.name, status.error)
+
+    def _check_room(self) -> None:
+        """Raises where actors would wait for ever for a place."""
+        cfg, there = self._cfg, self._ray.available_resources()
+        asked = {
+            "CPU": cfg.engines * cfg.cpus_per_engine + len(self._cameras) * cfg.cpus_per_camera,
+            "GPU": cfg.engines * cfg.gpus_per_engine,
+        }
+        if any(amount > there.get(kind, 0.0) + 1e-6 for kind, amount in asked.items()):
+            wanted, free = (
+                " and ".join(f"{amounts.get(kind, 0.0):g} {kind}s" for kind in asked) for amounts in (asked, there)
+            )
+            raise LineamentError(
+                f"{cfg.engines} engines and {len(self._cameras)} cameras ask for {wanted}, and the cluster has {free} "
+                "free; add machines, or ask for less by --engines, --gpus-per-engine, --cpus-per-engine and "
+                "--cpus-per-camera"
+            )
+
+    def _common_card(self) -> ModelCard:
+        """Loads every engine's model; they must be the same."""
+        ray, calls = self._ray, [seat.actor.card.remote() for seat in self.engines]
+        ready, late = ray.wait(calls, num_returns=len(calls), timeout=_START_S)
+        cards: list[ModelCard] = [_answer(ray, call, _CALL_S) for call in ready]
+        if late:
+            raise LineamentError(
+                f"{len(late)} of {len(calls)} engines were not ready within {_START_S:.0f} s: no machine has "
+                f"{self._cfg.cpus_per_engine:g} CPUs and {self._cfg.gpus_per_engine:g} GPUs left for one, or loading "
+                "hangs; `ray status` on the head says what is free"
+            )
+        for other in cards[1:]:
+            _check_same_model(cards[0], other)
+        return cards[0]
+
+    def _stop_cameras(self) -> None:
+        ray = self._ray
+        begun = [seat for seat in self.seats if seat.lives and seat.status is not None]
+        calls = [seat.actor.stop.remote() for seat in begun]
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=_STOP_S) if calls else ([], [])
+        for seat, call in zip(begun, calls):
+            try:
+                if call not in ready:
+                    raise LineamentError(f"did not end within {_STOP_S:.0f} s of being told to")
+                self._note(seat, _answer(ray, call, _CALL_S))
+            except (LineamentError, ray.exceptions.RayActorError) as error:
+                seat.error = seat.error or str(error).split("\n")[0]
+                log.error("%s: %s", seat.camera.name, seat.error)
+
+    def _end_actors(self) -> None:
+        seats: list[Seat | EngineSeat] = [*self.seats, *self.engines]
+        for seat in seats:
+            self._ray.kill(seat.actor)
+
+
+# ---- in the actors
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a camera's actor is told to do."""
+
+    cfg: SessionConfig
+    camera: Camera
+    life: int
+    """1, 2, ...: how many actors have had this camera"""
+    card: ModelCard | None
+    engines: tuple[Any, ...]
+    first: int
+    """the engine to ask first"""
+    resume_s: float
+    state: TrackerState
+    """of the tracker before"""
+    fresh_for_s: float
+    """so long its faces count"""
+
+    def __repr__(self) -> str:
+        return f"Job({self.camera.name}, life {self.life})"  # a spec may hold a password
+
+
+@dataclass(frozen=True, slots=True)
+class CameraStatus:
+    """How it goes with a camera."""
+
+    line: str
+    summary: str
+    frames: int
+    """drawn, in this life"""
+    dropped: int
+    fps: float
+    ids: tuple[int, ...]
+    """of the faces that are followed"""
+    state: TrackerState | None
+    """None before the first frame"""
+    error: str | None
+    done: bool
+    cpu_s: float
+    """processor time of its process"""
+    pid: int
+
+
+class CameraActor:
+    """One camera in a process of its own: capture, detector, tracker, smoothing, outputs.
+
+    Several threads call it. It is empty until begin(), also after Ray has started it anew.
+    """
+
+    def __init__(self) -> None:
+        self._post: Post | None = None
+        self._landmarker: RemoteLandmarker | None = None
+        self._told_to_stop = False
+
+    def begin(self, job: Job) -> CameraStatus:
+        os.umask(0o077)
+        cv2.setNumThreads(1)
+        logging.basicConfig(level=logging.INFO, format=f"{job.camera.name}: %(message)s", stream=sys.stderr)
+        assert job.card is not None
+        landmarker = RemoteLandmarker(job.card, job.engines, job.first, job.resume_s)
+        camera = replace(job.camera, outputs=tuple(_in_life(path, job.life) for path in job.camera.outputs))
+        post = Post(job.cfg, camera, landmarker)
+        if job.life > 1:
+            post.session.before = (job.state, time.monotonic() + job.fresh_for_s)
+        self._landmarker, self._post = landmarker, post
+        post.thread.start()
+        status = self.status()
+        assert status is not None
+        return status
+
+    def status(self) -> CameraStatus | None:
+        """None before begin()."""
+        if (post := self._post) is None:
+            return None
+        session = post.session
+        seen = session.tracker is not None and session.report.frames > 0
+        state = session.tracker.state() if session.tracker is not None and seen else None
+        error = None if post.error is None or self._told_to_stop else session.fault or str(post.error)
+        return CameraStatus(
+            post.live_line(),
+            session.summary(),
+            session.report.frames,
+            session.dropped,
+            session.report.fps,
+            tuple(face.id for face in state.faces) if state else (),
+            state,
+            error,
+            not post.thread.is_alive(),
+            time.process_time(),
+            os.getpid(),
+        )
+
+    def stop(self) -> CameraStatus | None:
+        """Ends it with its files whole."""
+        if self._post is None or self._landmarker is None:
+            return None
+        self._told_to_stop = self._post.thread.is_alive()
+        self._post.stop()
+        self._landmarker.close()
+        self._post.thread.join(_STOP_S - _CALL_S)
+        return self.status()
+
+
+class RemoteLandmarker:
+    """A Landmarker whose model is in the engines, which are asked in turn; one that is lost is passed over.
+
+    One thread calls; any may close, which ends a call under way. A call waits for resume_s at most, for an engine
+    to come back where there is none.
+    """
+
+    def __init__(self, card: ModelCard, engines: Sequence[Any], first: int, resume_s: float) -> None:
+        """engines: handles of Engine's actors. first: which of them to ask first."""
+        self._card, self._engines, self._resume_s = card, tuple(engines), resume_s
+        self._turns = itertools.count(first)
+        self._away_until_s = [0.0] * len(self._engines)
+        self._closed = threading.Event()
+        self._ray = _ray()
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    def __call__(self, rgb_NHWC: U8) -> Landmarks:
+        until_s = time.monotonic() + self._resume_s
+        while True:
+            number = self._next()
+            away_s = _AWAY_S
+            try:
+                return self._ask(self._engines[number], rgb_NHWC)
+            except _RefusedError as error:
+                reason = str(error)
+            except self._ray.exceptions.RayTaskError:  # a fault in the model, which another would have as well
+                raise
+            except self._ray.exceptions.GetTimeoutError:
+                reason, away_s = f"no answer for {_CALL_S:.0f} s", _HUNG_S
+            except self._ray.exceptions.RayError as error:
+                reason = type(error).__name__
+            now_s = time.monotonic()
+            self._away_until_s[number] = now_s + away_s
+            if now_s > until_s:
+                raise LineamentError(
+                    f"no engine answered for {self._resume_s:.0f} s, the last for this reason: {reason}; "
+                    "see whether their machines are there"
+                )
+
+    def _next(self) -> int:
+        """The next in turn of those that are there; where none is, the first that may be again, after a pause."""
+        turn = next(self._turns)
+        order = [(turn + i) % len(self._engines) for i in range(len(self._engines))]
+        now_s = time.monotonic()
+        for number in order:
+            if self._away_until_s[number] <= now_s:
+                return number
+        self._closed.wait(_AWAY_S)
+        return min(order, key=lambda number: self._away_until_s[number])
+
+    def _ask(self, engine: Any, rgb_NHWC: U8) -> Landmarks:
+        call, until_s = engine.landmarks.remote(rgb_NHWC, self._card), time.monotonic() + _CALL_S
+        while True:
+            if self._closed.is_set():
+                raise LineamentError("the landmarker was closed")
+            try:
+                return _answer(self._ray, call, _WAKE_S, _RefusedError)  # type: ignore[no-any-return]
+            except self._ray.exceptions.GetTimeoutError:
+                if time.monotonic() > until_s:
+                    raise
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """How it goes with an engine."""
+
+    born: str
+    """unlike that of any other actor"""
+    crops: int
+    batches: int
+    cpu_s: float
+    """processor time of its process"""
+    pid: int
+
+
+class Engine:
+    """One landmark model in a process of its own. Crops that come while it is busy go through it as one batch.
+
+    Several threads call it. The model is loaded with the first call, so that what prevents it can be told to whoever
+    calls.
+    """
+
+    def __init__(self, model: str, device: str, threads: int) -> None:
+        cv2.setNumThreads(1)
+        self._model, self._device, self._threads = model, device, threads
+        self._born = uuid.uuid4().hex
+        self._shared: SharedLandmarker | None = None
+        self._loading = threading.Lock()
+
+    def card(self) -> ModelCard:
+        return self._loaded().card
+
+    def landmarks(self, rgb_NHWC: U8, card: ModelCard) -> Landmarks:
+        """card: of the model that the caller takes this one for."""
+        shared = self._loaded()
+        _check_same_model(card, shared.card)
+        return shared(rgb_NHWC)
+
+    def status(self) -> EngineStatus:
+        shared = self._loaded()
+        return EngineStatus(self._born, shared.crops, shared.batches, time.process_time(), os.getpid())
+
+    def _loaded(self) -> SharedLandmarker:
+        with self._loading:
+            if self._shared is None:
+                landmarker: Landmarker = engines.load(self._model, self._device, self._threads)
+                landmarker(np.zeros((1, *landmarker.card.input_hw, 3), np.uint8))  # the first is slow
+                self._shared = SharedLandmarker(landmarker)
+            return self._shared
+
+
+class _RefusedError(Exception):
+    """An engine cannot do it, and says why; another may."""
+
+
+# ---- Ray
+
+
+def _ray() -> Any:
+    """Ray; raises LineamentError where it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of every run
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise LineamentError(
+            f"Ray cannot be imported ({error}); run `pip install -r requirements-cluster.txt`"
+        ) from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Starts a cluster of this machine alone, or joins one. Raises LineamentError where there is none."""
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
+    if address is None:
+        from ray._private import ray_constants
+
+        # Only so does Ray take loopback for this machine's address, as it does by itself where it supports no clusters;
+        # else it listens on all networks. Either way it asks for a token, unless RAY_AUTH_MODE says otherwise.
+        before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+        return
+    if address != "auto":
+        _check_reachable(address)
+    # the machines of a cluster may have been started in other folders
+    code = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
+    try:
+        ray.init(address=address, runtime_env=code, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise LineamentError(
+            f"cannot join the Ray cluster at {address}: {reason}; start it by `ray start`, see docs/cluster.md, "
+            "and run this on one of its machines"
+        ) from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", address)
+    if match is None:
+        raise LineamentError(f"address is {address!r}, wanted 'auto' or host:port of the cluster's head")
+    try:
+        with socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=5.0):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise LineamentError(
+            f"cannot reach a Ray cluster at {address}: {reason.lower()}; check the head's address and port, and that "
+            "`ray start --head` runs there"
+        ) from None
+
+
+def _answer(ray: Any, call: Any, timeout_s: float, kind: type[Exception] = LineamentError) -> Any:
+    """A call's result; a LineamentError in the actor is raised here, as `kind`. Others are Ray's."""
+    try:
+        return ray.get(call, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LineamentError):
+            raise kind(str(error.cause)) from None
+        raise
+
+
+def _check_same_model(ours: ModelCard, theirs: ModelCard) -> None:
+    """How it was built may differ, as machines do."""
+    if replace(ours, precision="", built_with={}) != replace(theirs, precision="", built_with={}):
+        raise LineamentError(
+            f"the engines have different models: {ours.name} {ours.weights_sha256[:8]} and {theirs.name} "
+            f"{theirs.weights_sha256[:8]}; give all machines the same file and the same version of this program"
+        )
+
+
+def _check_outputs(cameras: Sequence[Camera]) -> None:
+    paths = [path for camera in cameras for path in camera.outputs]
+    for path in paths:
+        if path == "-":
+            raise LineamentError("a camera in a cluster has no standard output to write to; give it a file")
+        if paths.count(path) > 1:
+            raise LineamentError(f"two outputs would write to {path}; give each a path of its own")
+
+
+def _in_life(path: str, life: int) -> str:
+    """Where an actor writes that others before it have written for: beside their files, never over them."""
+    if life == 1 or "://" in path:
+        return path
+    folder, file = ("/", path.rstrip("/")) if path.endswith("/") else ("", path)
+    stem, suffix = (file, "") if folder else os.path.splitext(file)
+    for number in itertools.count(life):
+        other = f"{stem}-{number}{suffix}"
+        if not os.path.exists(other):
+            return other + folder
+    raise AssertionError
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """The event that Ctrl-C and SIGTERM set. A second Ctrl-C interrupts."""
+    stopped = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stopped.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    # under its own name, so that the actors import these classes instead of being sent copies of them
+    from stream.cluster import main as run_as_imported
+
+    sys.exit(run_as_imported())

@@ -1,0 +1,292 @@
+"""Cameras and models in a cluster: the same points as on one machine, and whoever is lost comes back to his work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+
+import engines
+from landmarks.types import Frame, LineamentError, Result
+from stream.cameras import Camera
+from stream.cluster import (
+    Cluster,
+    ClusterConfig,
+    Engine,
+    EngineSeat,
+    RemoteLandmarker,
+    Seat,
+    _check_reachable,
+    _in_life,
+    _ray,
+)
+from stream.sample import Sample
+from stream.session import Session, SessionConfig
+from stream.sink import VideoSink
+from stream.source import VideoSource
+from tests.mjpeg import mjpeg_server, turning_head
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-cluster.txt")
+
+WAIT_S = 60.0
+"""a generous bound: whatever takes longer hangs"""
+ROOT = Path(__file__).resolve().parent.parent
+CLIP_FRAMES = 30
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.05)
+
+
+def of_run(mark: str) -> dict[int, str]:
+    """The processes that were started with that in their environment, and their command lines."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes():
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has ended, or is another user's
+            continue
+    return {pid: line for pid, line in found.items() if line}
+
+
+def heard_from_outside(pids: set[int]) -> list[str]:
+    """The addresses that those processes listen on, as the kernel writes them, without those of loopback."""
+    sockets = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            sockets |= {os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, address, _, state, *_, inode = row.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                listening.append(address.split(":")[0])
+    assert listening
+    # 127.0.0.1, alone, as IPv6 writes it, and ::1
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    return [address for address in listening if address not in loopback]
+
+
+@pytest.fixture(scope="module")
+def camera_url() -> Iterator[str]:
+    with mjpeg_server(turning_head((240, 320))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cluster")
+    sample = Sample((240, 320))
+    with VideoSink(folder / "clip.mp4", sample.fps) as sink:
+        for i in range(CLIP_FRAMES):
+            sink.write(Result(Frame(sample.render(i), "sample", i, i / sample.fps, 0.0), ()), sample.render(i))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path, camera_url: str) -> Iterator[Cluster]:
+    """Two engines, a camera that goes on for ever and one that reads a clip."""
+    cfg = ClusterConfig(folder / "unused.yaml", engines=2, cpus_per_engine=0.1, cpus_per_camera=0.1)
+    cameras = [
+        Camera("live", camera_url, (f"{folder}/live.jsonl",)),
+        Camera("clip", f"{folder}/clip.mp4", (f"{folder}/clip.jsonl",)),
+    ]
+    mark = os.environ["LINEAMENT_TEST"] = uuid.uuid4().hex
+    try:
+        with Cluster(cfg, cameras) as cluster:
+            yield cluster
+    finally:
+        del os.environ["LINEAMENT_TEST"]
+    until(lambda: not of_run(mark))
+
+
+def live(cluster: Cluster) -> Seat:
+    return cluster.seats[0]
+
+
+def looking(cluster: Cluster, true: Callable[[], bool]) -> Callable[[], bool]:
+    def looked() -> bool:
+        cluster.look()
+        return true()
+
+    return looked
+
+
+def frames(seat: Seat) -> int:
+    return seat.status.frames if seat.status else 0
+
+
+def test_two_engines_give_a_camera_the_points_that_one_machine_gives(cluster: Cluster, folder: Path) -> None:
+    until(looking(cluster, lambda: cluster.seats[1].done))
+    with (
+        engines.load(engines.DEFAULT, threads=1) as landmarker,
+        Session(SessionConfig(), VideoSource(folder / "clip.mp4"), landmarker, (f"{folder}/alone.jsonl",)) as session,
+    ):
+        for _ in session:
+            pass
+    alone, spread = (
+        [json.loads(line)["faces"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("alone", "clip")
+    )
+    assert len(alone) == len(spread) == CLIP_FRAMES and all(len(faces) == 1 for faces in alone)
+    assert [[face["id"] for face in faces] for faces in spread] == [[face["id"] for face in faces] for faces in alone]
+    apart = [np.subtract(a["points"], b["points"]) for ours, theirs in zip(alone, spread) for a, b in zip(ours, theirs)]
+    assert np.abs(apart).max() < 0.1
+    assert cluster.seats[1].error is None
+    assert all(engine.status is not None and engine.status.crops for engine in cluster.engines), "both took their share"
+
+
+def test_on_one_machine_nothing_can_be_reached_from_another(cluster: Cluster) -> None:
+    assert heard_from_outside(set(of_run(os.environ["LINEAMENT_TEST"]))) == []
+
+
+def test_the_loss_of_an_engine_ends_no_camera_and_it_comes_back(cluster: Cluster) -> None:
+    seat, lost = live(cluster), cluster.engines[0]
+    until(looking(cluster, lambda: frames(seat) > 3 and lost.status is not None))
+    before = frames(seat)
+    ray.kill(lost.actor, no_restart=False)
+    until(looking(cluster, lambda: lost.restarts == 1 and lost.status is not None and lost.status.crops > 0))
+    assert frames(seat) > before and seat.lives == 1 and not seat.done
+    assert "engines 2 of 2, restarts 1" in cluster.live_line()
+
+
+def test_a_camera_whose_actor_is_lost_comes_back_with_the_same_face_and_loses_nothing_written(
+    cluster: Cluster, folder: Path
+) -> None:
+    seat = live(cluster)
+    until(looking(cluster, lambda: frames(seat) > 10 and len(seat.state.faces) == 1))
+    ids = [face.id for face in seat.state.faces]
+    ray.kill(seat.actor, no_restart=False)
+    written = [path.read_text() for path in (folder / "live.jsonl",)]
+    until(looking(cluster, lambda: seat.lives == 2 and frames(seat) > 5 and len(seat.state.faces) > 0))
+    assert [face.id for face in seat.state.faces] == ids
+    assert seat.state.next_id > 1000, "faces that came after its last word had ids that nobody heard of"
+    assert "restarts 1" in seat.live_line()
+    assert [(folder / "live.jsonl").read_text()] == written and written[0].endswith("\n")
+    assert json.loads((folder / "live-2.jsonl").read_text().splitlines()[-1])["faces"][0]["id"] == ids[0]
+
+
+def test_crops_that_come_while_an_engine_is_busy_go_through_it_as_one_batch(cluster: Cluster) -> None:
+    engine = cluster.engines[1].actor
+    card = ray.get(engine.card.remote(), timeout=WAIT_S)
+    crops = np.random.default_rng(0).integers(0, 255, (16, *card.input_hw, 3)).astype(np.uint8)
+
+    def batched() -> bool:
+        before = ray.get(engine.status.remote(), timeout=WAIT_S)
+        answers = ray.get([engine.landmarks.remote(crops, card) for _ in range(8)], timeout=WAIT_S)
+        after = ray.get(engine.status.remote(), timeout=WAIT_S)
+        assert all((answer.points_unit == answers[0].points_unit).all() for answer in answers)
+        return bool(after.batches - before.batches < 8 and after.crops - before.crops >= 8 * 16)
+
+    until(batched)
+
+
+def test_where_all_engines_are_lost_for_good_a_camera_says_so_in_time(cluster: Cluster) -> None:
+    engine = ray.remote(Engine).options(num_cpus=0).remote("student", "auto", 1)
+    card = ray.get(engine.card.remote(), timeout=WAIT_S)
+    crops = np.zeros((1, *card.input_hw, 3), np.uint8)
+    with RemoteLandmarker(card, [engine], 0, resume_s=0.5) as landmarker:
+        assert landmarker(crops).points_unit.shape == (1, 98, 2)
+        ray.kill(engine)
+        with pytest.raises(LineamentError, match="no engine answered for 0 s"):
+            landmarker(crops)
+    with pytest.raises(LineamentError, match="closed"):
+        landmarker(crops)
+
+
+def test_a_cluster_that_is_too_small_is_refused_with_what_it_has(cluster: Cluster, tmp_path: Path) -> None:
+    cfg = ClusterConfig(tmp_path / "c.yaml", engines=300, gpus_per_engine=0.5)
+    with pytest.raises(LineamentError, match=r"300 engines and 1 cameras ask for 150.25 CPUs and 150 GPUs, .* 0 GPUs"):
+        Cluster(cfg, [Camera("a", "sample")])._check_room()
+
+
+def test_the_command_line_ends_all_with_their_files_whole_when_it_is_told_to(folder: Path, camera_url: str) -> None:
+    secret = f"hunter{uuid.uuid4().hex}"
+    (folder / "cameras.yaml").write_text(f"""
+cameras:
+  - {{name: door, source: '{camera_url.replace("//", f"//admin:{secret}@")}', out: [door.mp4, door.jsonl]}}
+  - {{name: dead, source: 'rtsp://admin:{secret}@127.0.0.1:1/x'}}
+  - {{name: gone, source: 'gone.mp4'}}
+""")
+    command = [sys.executable, "-m", "stream.cluster", "--cameras", str(folder / "cameras.yaml")]
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, "LINEAMENT_TEST": mark}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        points = folder / "door.jsonl"
+        until(lambda: process.poll() is not None or (points.exists() and points.read_text().count("\n") > 10))
+        sessions = {part for line in of_run(mark).values() for part in line.split() if "/session_" in part}
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all at once
+        _, stderr = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1 and "1 of 3 cameras failed: gone; see above" in stderr, stderr
+    assert "Traceback" not in stderr and "connection refused" in stderr and "door: " in stderr
+    with av.open(str(folder / "door.mp4")) as container:
+        assert container.format.name.startswith("mov") and sum(1 for _ in container.decode(video=0)) > 10
+    assert all(json.loads(line) for line in points.read_text().splitlines())
+    until(lambda: not of_run(mark))
+    assert secret not in stderr
+    logs = [path for session in sessions for path in Path(session.split("=")[-1]).rglob("*") if path.is_file()]
+    assert logs and not [path for path in logs if secret.encode() in path.read_bytes()]
+
+
+def test_what_cannot_be_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cfg = ClusterConfig(tmp_path / "c.yaml")
+    with pytest.raises(LineamentError, match=r"same\.mp4"):
+        Cluster(cfg, [Camera("a", "sample", ("same.mp4",)), Camera("b", "sample", ("same.mp4",))])
+    with pytest.raises(LineamentError, match="no standard output"):
+        Cluster(cfg, [Camera("a", "sample", ("-",))])
+    with pytest.raises(LineamentError, match=r"127\.0\.0\.1:1: connection refused"):
+        _check_reachable("127.0.0.1:1")
+    with pytest.raises(LineamentError, match="wanted 'auto' or host:port"):
+        _check_reachable("ray://head")
+    engine = Engine("student", "auto", 1)
+    card = engine.card()
+    crops = np.zeros((1, *card.input_hw, 3), np.uint8)
+    assert engine.landmarks(crops, replace(card, precision="int8")).points_unit.shape == (1, 98, 2)
+    with pytest.raises(LineamentError, match="different models"):
+        engine.landmarks(crops, replace(card, weights_sha256="0" * 64))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LineamentError, match=r"pip install -r requirements-cluster\.txt"):
+        _ray()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"engines": 0}, {"gpus_per_engine": -1.0}, {"gpus_per_engine": 1.5}, {"cpus_per_camera": float("nan")}]
+)
+def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ClusterConfig(Path("c.yaml"), **wrong)  # type: ignore[arg-type]
+
+
+def test_what_a_later_life_writes_lies_beside_what_the_first_wrote(tmp_path: Path) -> None:
+    path = str(tmp_path / "door.jsonl")
+    assert _in_life(path, 1) == path and _in_life(path, 2) == str(tmp_path / "door-2.jsonl")
+    (tmp_path / "door-2.jsonl").touch()
+    assert _in_life(path, 2) == str(tmp_path / "door-3.jsonl")
+    assert _in_life(f"{tmp_path}/pictures/", 3) == f"{tmp_path}/pictures-3/"
+    assert _in_life("mqtt://broker/topic", 3) == "mqtt://broker/topic"
+
+
+def test_an_engine_that_was_born_again_counts_as_restarted() -> None:
+    seat = EngineSeat(None)
+    for born in ("a", "a", "b", "b"):
+        seat.hear(SimpleNamespace(born=born))  # type: ignore[arg-type]
+    assert seat.restarts == 1
