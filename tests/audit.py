@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ACCEPTED = ROOT / ".ci" / "advisories.toml"
 SERVICES = ("pypi", "osv")
 """asked in this order until one has advisories"""
-_TIMEOUT_S = 600
+_TIMEOUT_S = 120
 _OF_PYTHON = frozenset({"pip", "setuptools"})
 """every new environment brings them, as old as its Python; they are told of, and not ours to pin"""
 _NO_ANSWER = re.compile(
