@@ -14,7 +14,7 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream demo bench-demo engine bench bench-engines soak fit-mesh train test audit lint types clean
+.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train test audit lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
@@ -26,6 +26,7 @@ help:
 	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
 	@echo 'make bench-engines MODEL=a.safetensors  one model by every runtime here; DATA=/path/to/WFLW adds its error'
 	@echo 'make soak MINUTES=60            8 real RTSP cameras, 2 of them dying at random: does anything grow or stop?'
+	@echo 'make cluster-demo              cameras and models on a Ray cluster of this machine; some are killed and come back'
 	@echo 'make train DATA=/path/to/WFLW  trains EfficientNet-B5; ARGS="--help" shows the rest'
 	@echo 'make test                      lint, types and tests'
 	@echo 'make audit                     is a package that is pinned or installed known to be vulnerable?'
@@ -55,6 +56,9 @@ bench: $(VENV)/.serve
 soak: $(VENV)/.dev
 	@$(PY) -m tests.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
+cluster-demo: $(VENV)/.cluster
+	@$(PY) -m tests.cluster_demo $(ARGS)
+
 fit-mesh: $(VENV)/.serve
 	@$(PY) -m engines.mesh_fit --data "$(or $(DATA),../shared/data/wflw-mini)"
 
@@ -78,7 +82,7 @@ types: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt $(VENV)/.train
+$(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt requirements-cluster.txt $(VENV)/.train
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,$(APT_TEST))
 	@$(call apt,command -v chromium || command -v google-chrome,$(APT_BROWSER))
 	@$(PIP) -r requirements-dev.txt
@@ -99,6 +103,11 @@ $(VENV)/.gpu: requirements-gpu.txt $(VENV)/.train
 $(VENV)/.demo: requirements-demo.txt $(VENV)/.serve
 	@echo 'installing the packages of the demo, half a minute, once'
 	@$(PIP) -r requirements-demo.txt
+	@touch $@
+
+$(VENV)/.cluster: requirements-cluster.txt $(VENV)/.serve
+	@echo 'installing Ray, half a minute, once'
+	@$(PIP) -r requirements-cluster.txt
 	@touch $@
 
 $(VENV)/.serve: requirements.txt | $(VENV)/bin/python

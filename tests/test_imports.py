@@ -47,7 +47,7 @@ import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "torchvision", "timm", "tensorrt", "albumentations"}:
+        if name.split(".")[0] in {"torch", "torchvision", "timm", "tensorrt", "albumentations", "ray"}:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
@@ -69,7 +69,7 @@ import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {{"torch", "torchvision", "timm", "tensorrt", "albumentations", "gradio"}}:
+        if name.split(".")[0] in {{"torch", "torchvision", "timm", "tensorrt", "albumentations", "gradio", "ray"}}:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
