@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ import engines
 from landmarks.card import ModelCard
 from landmarks.types import U8, Landmarker, Landmarks, LineamentError
 from stream.cameras import Camera, read_cameras
+from stream.detect import StreamFaces
 from stream.many import Post
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
@@ -57,8 +59,8 @@ _SPARE_IDS = 1000
 """skipped with a restart: faces that came after the last word of the camera that was lost had some of these"""
 _CALL_S = 10.0
 """an engine that has not answered for so long is as good as lost"""
-_AWAY_S, _HUNG_S = 1.0, 60.0
-"""so long nobody asks an engine again that was lost, or that did not answer"""
+_REFUSED_S, _HUNG_S = 1.0, 60.0
+"""so long nobody asks an engine again that could not do it, or that did not answer"""
 _WAKE_S = 0.25
 """a wait for an answer looks up this often, to see whether it was closed"""
 _STORE_BYTES = 128 * 2**20
@@ -430,13 +432,15 @@ class CameraActor:
     """
 
     def __init__(self) -> None:
+        cv2.setNumThreads(1)
+        with StreamFaces() as find:  # the first call takes a second, in which faces would get lost
+            find(np.zeros((64, 64, 3), np.uint8))
         self._post: Post | None = None
         self._landmarker: RemoteLandmarker | None = None
         self._told_to_stop = False
 
     def begin(self, job: Job) -> CameraStatus:
         os.umask(0o077)
-        cv2.setNumThreads(1)
         logging.basicConfig(level=logging.INFO, format=f"{job.camera.name}: %(message)s", stream=sys.stderr)
         assert job.card is not None
         landmarker = RemoteLandmarker(job.card, job.engines, job.first, job.resume_s)
@@ -483,6 +487,16 @@ class CameraActor:
         return self.status()
 
 
+@dataclass(slots=True)
+class _Known:
+    """What a camera knows of an engine."""
+
+    actor: Any
+    away_until_s: float = 0.0
+    probe: Any = None
+    """the call whose answer will say that it is there again; None while nobody thinks otherwise"""
+
+
 class RemoteLandmarker:
     """A Landmarker whose model is in the engines, which are asked in turn; one that is lost is passed over.
 
@@ -492,9 +506,9 @@ class RemoteLandmarker:
 
     def __init__(self, card: ModelCard, engines: Sequence[Any], first: int, resume_s: float) -> None:
         """engines: handles of Engine's actors. first: which of them to ask first."""
-        self._card, self._engines, self._resume_s = card, tuple(engines), resume_s
-        self._turns = itertools.count(first)
-        self._away_until_s = [0.0] * len(self._engines)
+        self._card, self._resume_s = card, resume_s
+        self._engines = deque(_Known(actor) for actor in engines)
+        self._engines.rotate(-first)
         self._closed = threading.Event()
         self._ray = _ray()
 
@@ -503,47 +517,61 @@ class RemoteLandmarker:
         return self._card
 
     def __call__(self, rgb_NHWC: U8) -> Landmarks:
-        until_s = time.monotonic() + self._resume_s
+        until_s, reason = time.monotonic() + self._resume_s, "all are lost"
         while True:
-            number = self._next()
-            away_s = _AWAY_S
+            if self._closed.is_set():
+                raise LineamentError("the landmarker was closed")
+            engine = self._next()
+            if engine is None:
+                if time.monotonic() > until_s:
+                    raise LineamentError(
+                        f"no engine answered for {self._resume_s:g} s, the last for this reason: {reason}; "
+                        "see whether their machines are there"
+                    )
+                self._closed.wait(_WAKE_S)
+                continue
             try:
-                return self._ask(self._engines[number], rgb_NHWC)
+                return self._ask(engine.actor, rgb_NHWC)
             except _RefusedError as error:
-                reason = str(error)
+                reason, engine.away_until_s = str(error), time.monotonic() + _REFUSED_S
             except self._ray.exceptions.RayTaskError:  # a fault in the model, which another would have as well
                 raise
             except self._ray.exceptions.GetTimeoutError:
-                reason, away_s = f"no answer for {_CALL_S:.0f} s", _HUNG_S
+                reason, engine.away_until_s = f"no answer for {_CALL_S:.0f} s", time.monotonic() + _HUNG_S
             except self._ray.exceptions.RayError as error:
                 reason = type(error).__name__
-            now_s = time.monotonic()
-            self._away_until_s[number] = now_s + away_s
-            if now_s > until_s:
-                raise LineamentError(
-                    f"no engine answered for {self._resume_s:.0f} s, the last for this reason: {reason}; "
-                    "see whether their machines are there"
-                )
+            engine.probe = engine.actor.status.remote()
 
-    def _next(self) -> int:
-        """The next in turn of those that are there; where none is, the first that may be again, after a pause."""
-        turn = next(self._turns)
-        order = [(turn + i) % len(self._engines) for i in range(len(self._engines))]
-        now_s = time.monotonic()
-        for number in order:
-            if self._away_until_s[number] <= now_s:
-                return number
-        self._closed.wait(_AWAY_S)
-        return min(order, key=lambda number: self._away_until_s[number])
+    def _next(self) -> _Known | None:
+        """The next in turn of those that are there."""
+        for _ in range(len(self._engines)):
+            self._engines.rotate(-1)
+            if self._is_there(self._engines[0]):
+                return self._engines[0]
+        return None
+
+    def _is_there(self, engine: _Known) -> bool:
+        """One that was lost gets crops again once it has answered a question: crops would wait for its start."""
+        if engine.probe is not None:
+            ready, _ = self._ray.wait([engine.probe], timeout=0)
+            if not ready:
+                return False
+            probe, engine.probe = engine.probe, None
+            try:
+                self._ray.get(probe, timeout=_CALL_S)
+            except self._ray.exceptions.RayError:
+                engine.probe = engine.actor.status.remote()
+                return False
+        return time.monotonic() >= engine.away_until_s
 
     def _ask(self, engine: Any, rgb_NHWC: U8) -> Landmarks:
         call, until_s = engine.landmarks.remote(rgb_NHWC, self._card), time.monotonic() + _CALL_S
         while True:
-            if self._closed.is_set():
-                raise LineamentError("the landmarker was closed")
             try:
                 return _answer(self._ray, call, _WAKE_S, _RefusedError)  # type: ignore[no-any-return]
             except self._ray.exceptions.GetTimeoutError:
+                if self._closed.is_set():
+                    raise LineamentError("the landmarker was closed") from None
                 if time.monotonic() > until_s:
                     raise
 
@@ -636,7 +664,13 @@ def _connect(ray: Any, address: str | None) -> None:
         # else it listens on all networks. Either way it asks for a token, unless RAY_AUTH_MODE says otherwise.
         before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
         try:
-            ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                _system_config={"timeout_ms_task_wait_for_death_info": 100},
+                **quiet,
+            )
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = before
         return
