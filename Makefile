@@ -6,11 +6,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
-# What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in; for the tests a display and an RTSP
-# server, and a browser.
+# What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in; for the tests a display, an RTSP
+# server, an MQTT broker, and a browser.
 APT_SERVE := libgl1 libglib2.0-0 python3-venv
 APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
+	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly mosquitto
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
@@ -83,7 +83,7 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt requirements-cluster.txt $(VENV)/.train
-	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib,$(APT_TEST))
+	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib /usr/sbin/mosquitto,$(APT_TEST))
 	@$(call apt,command -v chromium || command -v google-chrome,$(APT_BROWSER))
 	@$(PIP) -r requirements-dev.txt
 	@touch $@

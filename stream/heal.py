@@ -27,7 +27,7 @@ _FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S = 60.0, 600.0
 """the same for a wrong password: cameras lock an account after some wrong ones within minutes"""
 _JITTER = 0.25
 """of a pause, up or down, so that many cameras behind one switch do not all come at once"""
-_HELD_S = 10.0
+HELD_S = 10.0
 """a connection that lasted as long was a good one: the pauses begin anew"""
 
 
@@ -63,7 +63,7 @@ class HealingSource:
         self._closed = threading.Event()
         self._open = False
         self._error: LineamentError | None = None
-        self._pauses_s = _pauses_s(refused=False)
+        self._pauses_s = pauses_s(refused=False)
         self._down_since_s: float | None = None
         """when it was lost; None while all is well"""
         self._outages_s = 0.0
@@ -143,8 +143,8 @@ class HealingSource:
         refused = isinstance(error, RefusedError)
         changed = refused != isinstance(before, RefusedError)
         now_s = time.monotonic()
-        if now_s - self._good_since_s >= _HELD_S or changed:
-            self._pauses_s = _pauses_s(refused)
+        if now_s - self._good_since_s >= HELD_S or changed:
+            self._pauses_s = pauses_s(refused)
         self._good_since_s = math.inf
         self._down_since_s = self._down_since_s or now_s
         pause_s = next(self._pauses_s)
@@ -181,7 +181,7 @@ class HealingSource:
         self._gap_s = frame.captured_s - self._first_s - frame.time_s
 
 
-def _pauses_s(refused: bool) -> Iterator[float]:
+def pauses_s(refused: bool) -> Iterator[float]:
     """Seconds between tries: doubled up to a limit, with jitter."""
     first_s, longest_s = (
         (_FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S) if refused else (_FIRST_PAUSE_S, _LONGEST_PAUSE_S)

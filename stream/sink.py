@@ -12,11 +12,12 @@ import json
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -25,10 +26,10 @@ import av.error
 import cv2
 import numpy as np
 from av.container import OutputContainer
-from av.video.stream import VideoStream
 
 from landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
 from landmarks.types import U8, Frame, LineamentError, Result, Track
+from stream.encode import H264, VideoEncoder, even
 from stream.image import IMAGE_SUFFIXES, cannot_write, write_image
 from stream.source import redacted
 
@@ -37,20 +38,26 @@ log = logging.getLogger(__name__)
 Measure = Callable[[Track, Frame], Mapping[str, object]]
 """more to say of a face than its points: pose, ratios"""
 
-_H264 = ("libx264", {"preset": "ultrafast", "tune": "zerolatency", "crf": "21"})
 _VIDEO_CODECS = {
-    ".mp4": _H264,
-    ".mov": _H264,
-    ".mkv": _H264,
+    ".mp4": H264,
+    ".mov": H264,
+    ".mkv": H264,
     ".webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "row-mt": "1", "crf": "32", "b": "0"}),
 }
 _STILL_SUFFIXES = IMAGE_SUFFIXES - {".pgm", ".ppm"}
-_TICKS = 90_000
-"""time stamps per second in a video file"""
+_SEGMENT_S, _SEGMENTS = 2, 6
+"""of a playlist: how long one is, and how many are kept"""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
+"""how a destination begins that is no path"""
 
 
 class Sink(Protocol):
     """Takes every result with its drawing. A failure raises LineamentError; after one, closing is silent."""
+
+    @property
+    def lost(self) -> int:
+        """Results not passed on, because whoever listens is slow or away; 0 for what writes to a disk."""
+        ...
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
@@ -67,27 +74,43 @@ class Sink(Protocol):
 def open_sink(
     path: str, fps: float | None = None, schema: str = WFLW98.name, measure: Measure | None = None, source: str = ""
 ) -> Sink:
-    """The sink that a path asks for by its ending. It opens on entry.
+    """The sink that a path asks for by its ending, or an address by its beginning. It opens on entry.
 
     A folder ends in "/"; "-" is JSON lines on standard output. source: what is being read, never to be overwritten.
     """
-    target = Path(path).expanduser()
+    if is_address(path):
+        from stream.publish import open_address
+
+        return open_address(path, fps, JsonLine(schema, measure))
+    try:
+        target = Path(path).expanduser()
+    except RuntimeError as error:
+        raise LineamentError(f"cannot write {path!r}: {str(error).lower()}") from None
     suffix = target.suffix.lower()
     _check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema, measure)
     if path.endswith(("/", os.sep)) or target.is_dir():
         return ImageSink(target, folder=True)
+    if suffix == ".m3u8":
+        return HlsSink(target, fps)
     if suffix in _VIDEO_CODECS:
         return VideoSink(target, fps)
     if suffix in _STILL_SUFFIXES:
         return ImageSink(target, folder=False)
-    known = ", ".join([*_VIDEO_CODECS, ".jsonl", *sorted(_STILL_SUFFIXES)])
+    known = ", ".join([*_VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
     raise LineamentError(f"cannot tell what to write from the ending of {path!r}; use {known}, or a folder with a '/'")
+
+
+def is_address(output: str) -> bool:
+    """Whether an output is a destination like rtsp://host/name or a virtual camera, rather than a path."""
+    return _ADDRESS.match(output) is not None
 
 
 class _FileSink:
     """What the sinks that own a path share."""
+
+    lost = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,14 +142,13 @@ class VideoSink(_FileSink):
     def __init__(self, path: str | Path, fps: float | None = None) -> None:
         """fps: None for unknown; it guides the encoder alone, the times are the frames' own."""
         super().__init__(Path(path))
-        self._fps = Fraction(fps or 30.0).limit_denominator(1001)
+        self._fps = fps
+        self._codec = _VIDEO_CODECS.get(self.path.suffix.lower())
         self._container: OutputContainer | None = None
-        self._stream: VideoStream | None = None
-        self._first_s = 0.0
-        self._last_tick = -1
+        self._encoder: VideoEncoder | None = None
 
     def _open(self) -> None:
-        if self.path.suffix.lower() not in _VIDEO_CODECS:
+        if self._codec is None:
             raise LineamentError(f"cannot write {self.path}: a video ends in {', '.join(_VIDEO_CODECS)}")
         with self.path.open("wb"):
             pass
@@ -137,44 +159,92 @@ class VideoSink(_FileSink):
         if self._container is None:
             raise RuntimeError(f"{self.path} is not open; use it in a with block")
         try:
-            stream = self._stream or self._begin(self._container, result, drawn_bgr)
-            bgr = letterboxed(drawn_bgr, stream.width, stream.height)
-            # OpenCV's conversion takes half the time of FFmpeg's
-            yuv = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2YUV_I420), np.uint8)
-            picture = av.VideoFrame.from_ndarray(yuv, format="yuv420p")
-            tick = round((result.frame.time_s - self._first_s) * _TICKS)
-            self._last_tick = picture.pts = max(tick, self._last_tick + 1)
-            picture.time_base = Fraction(1, _TICKS)
-            self._container.mux(stream.encode(picture))
+            self._encoder = self._encoder or self._begin(self._container, drawn_bgr)
+            self._encoder.add(i420(drawn_bgr, (self._encoder.height, self._encoder.width)), result.frame.time_s)
         except (av.error.FFmpegError, OSError) as error:
             self._container = None
             raise cannot_write(self.path, error) from None
 
-    def _begin(self, container: OutputContainer, result: Result, drawn_bgr: U8) -> VideoStream:
-        codec, options = _VIDEO_CODECS[self.path.suffix.lower()]
-        keyframe_every = str(max(1, round(self._fps)))
-        stream: VideoStream = container.add_stream(codec, rate=self._fps, options={**options, "g": keyframe_every})  # type: ignore[assignment]
-        stream.height, stream.width = (side + side % 2 for side in drawn_bgr.shape[:2])
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, _TICKS)
-        # the colours that OpenCV's conversion speaks, or players guess others above 576 lines
-        stream.codec_context.colorspace, stream.codec_context.color_range = 5, 1
-        self._first_s, self._stream = result.frame.time_s, stream
-        return stream
+    def _begin(self, container: OutputContainer, first_bgr: U8) -> VideoEncoder:
+        assert self._codec is not None
+        return VideoEncoder(container, self._codec, self._fps, even(first_bgr))
 
     def close(self) -> None:
         container, self._container = self._container, None
         if container is None:
             return
-        if self._stream is None:
+        if self._encoder is None:
             log.warning("%s was not written: there was no frame", self.path)
             self.path.unlink(missing_ok=True)
             return
         try:
-            container.mux(self._stream.encode())
-            container.close()
+            self._encoder.finish()
         except (av.error.FFmpegError, OSError) as error:
             raise cannot_write(self.path, error) from None
+
+
+class HlsSink(VideoSink):
+    """A playlist name.m3u8 and the newest seconds of H.264 as name-123.ts beside it, for a web server to hand out.
+
+    Both appear whole, so that it plays while it is written and after the process was killed. What an earlier run left
+    under these names goes at the start; the numbers only grow, also from run to run.
+    """
+
+    def _open(self) -> None:
+        stem, folder = self.path.stem, self.path.parent
+        for path in folder.iterdir():
+            if re.fullmatch(rf"{re.escape(stem)}-\d+\.ts(\.tmp)?", path.name):
+                path.unlink()
+        self.path.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # an empty playlist would be a broken one
+            pass
+        self._codec = H264
+        options = {
+            "hls_time": str(_SEGMENT_S),
+            "hls_list_size": str(_SEGMENTS),
+            "hls_flags": "delete_segments+temp_file+independent_segments",
+            "hls_start_number_source": "epoch",
+            "hls_segment_filename": f"{folder}/{stem}".replace("%", "%%") + "-%d.ts",
+        }
+        self._container = av.open(f"file:{self.path}", "w", format="hls", options=options)
+
+
+class JsonLine:
+    """A result as one line of JSON, without the line's end. README.md shows one."""
+
+    def __init__(self, schema: str = WFLW98.name, measure: Measure | None = None) -> None:
+        """measure: adds fields to each face."""
+        if schema not in SCHEMAS:
+            raise LineamentError(f"unknown schema {schema!r}; choose from {', '.join(SCHEMAS)}")
+        self._schema, self._measure = schema, measure
+
+    def __call__(self, result: Result) -> str:
+        frame = result.frame
+        return json.dumps(
+            {
+                "source": redacted(frame.source),
+                "index": frame.index,
+                "time_s": round(frame.time_s, 6),
+                "width": frame.bgr.shape[1],
+                "height": frame.bgr.shape[0],
+                "schema": self._schema,
+                "faces": [self._face(track, frame) for track in result.tracks],
+                "ms": {stage: round(ms, 3) for stage, ms in result.ms.items()},
+            },
+            allow_nan=False,
+        )
+
+    def _face(self, track: Track, frame: Frame) -> dict[str, object]:
+        points = ibug68_from_wflw98(track.points) if self._schema == IBUG68.name else track.points
+        more = self._measure(track, frame) if self._measure else {}
+        return {
+            "id": track.id,
+            "score": round(float(track.face.score), 4),
+            "confidence": round(float(track.confidence), 4),
+            "box_xyxy": np.round(track.face.box_xyxy.astype(float), 2).tolist(),
+            "points": np.round(points.astype(float), 2).tolist(),
+            **{name: _plain(value) for name, value in more.items()},
+        }
 
 
 class JsonlSink(_FileSink):
@@ -182,11 +252,8 @@ class JsonlSink(_FileSink):
 
     def __init__(self, path: str, schema: str = WFLW98.name, measure: Measure | None = None) -> None:
         """path: "-" is standard output. measure: adds fields to each face."""
-        if schema not in SCHEMAS:
-            raise LineamentError(f"unknown schema {schema!r}; choose from {', '.join(SCHEMAS)}")
         super().__init__(Path(path).expanduser())
-        self._schema = schema
-        self._measure = measure
+        self.line = JsonLine(schema, measure)
         self._file: IO[Any] | None = None
         self._size = 0
 
@@ -218,34 +285,6 @@ class JsonlSink(_FileSink):
                 file.truncate(self._size)
             raise
         self._size += len(data)
-
-    def line(self, result: Result) -> str:
-        frame = result.frame
-        return json.dumps(
-            {
-                "source": redacted(frame.source),
-                "index": frame.index,
-                "time_s": round(frame.time_s, 6),
-                "width": frame.bgr.shape[1],
-                "height": frame.bgr.shape[0],
-                "schema": self._schema,
-                "faces": [self._face(track, frame) for track in result.tracks],
-                "ms": {stage: round(ms, 3) for stage, ms in result.ms.items()},
-            },
-            allow_nan=False,
-        )
-
-    def _face(self, track: Track, frame: Frame) -> dict[str, object]:
-        points = ibug68_from_wflw98(track.points) if self._schema == IBUG68.name else track.points
-        more = self._measure(track, frame) if self._measure else {}
-        return {
-            "id": track.id,
-            "score": round(float(track.face.score), 4),
-            "confidence": round(float(track.confidence), 4),
-            "box_xyxy": np.round(track.face.box_xyxy.astype(float), 2).tolist(),
-            "points": np.round(points.astype(float), 2).tolist(),
-            **{name: _plain(value) for name, value in more.items()},
-        }
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -295,6 +334,7 @@ class WindowSink:
         snapshots: the folder that `s` writes to.
         """
         self.quit = False
+        self.lost = 0
         self._title = title
         self._still, self._paced = still, paced
         self._clock_s = 0.0
@@ -392,6 +432,12 @@ def _check_not_source(target: Path, source: str) -> None:
     source = os.path.expanduser(source)
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
         raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
+
+
+def i420(bgr: U8, size_hw: tuple[int, int]) -> U8:
+    """bgr fitted into a size, in the colours that VideoEncoder takes: (H * 3 / 2, W) uint8."""
+    # OpenCV's conversion takes half the time of FFmpeg's
+    return np.asarray(cv2.cvtColor(letterboxed(bgr, size_hw[1], size_hw[0]), cv2.COLOR_BGR2YUV_I420), np.uint8)
 
 
 def letterboxed(bgr: U8, width: int, height: int) -> U8:

@@ -1,10 +1,14 @@
-"""A real RTSP camera on loopback: Debian's GStreamer server, in a process of its own that a test may freeze or kill."""
+"""Real RTSP servers on loopback: Debian's GStreamer, in a process of its own that a test may freeze or kill.
+
+One is a camera, the other takes what is published to it, as MediaMTX does.
+"""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,18 +21,15 @@ import gi
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer
-port, width, height, fps, codec, password, picture = sys.argv[1:]
-source = "videotestsrc is-live=true"
-if picture:
-    source = f"filesrc location={picture} ! pngdec ! imagefreeze is-live=true ! videoconvert ! videoscale"
+port, password, path, launch = sys.argv[1:]
 Gst.init(None)
 server = GstRtspServer.RTSPServer()
 server.set_address("127.0.0.1")
 server.set_service(port)
 factory = GstRtspServer.RTSPMediaFactory()
-factory.set_launch(
-    f"( {source} ! video/x-raw,width={width},height={height},framerate={fps}/1 ! {codec} )"
-)
+factory.set_launch(launch)
+if path == "/record":
+    factory.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
 auth, token = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken()
 token.set_string("media.factory.role", "user")
 auth.add_basic(GstRtspServer.RTSPAuth.make_basic("admin", password), token)
@@ -38,7 +39,7 @@ rights.add_role("user")
 for what in ("access", "construct"):
     rights.add_permission_for_role("user", f"media.factory.{what}", True)
 factory.set_permissions(rights)
-server.get_mount_points().add_factory("/cam", factory)
+server.get_mount_points().add_factory(path, factory)
 server.attach(None)
 print(server.get_bound_port(), flush=True)
 GLib.MainLoop().run()
@@ -58,8 +59,26 @@ def rtsp_server(
 
     port: 0 for a free one. picture: a .png to show instead of a test pattern.
     """
+    source = "videotestsrc is-live=true"
+    if picture:
+        source = f"filesrc location={picture} ! pngdec ! imagefreeze is-live=true ! videoconvert ! videoscale"
+    raw = f"video/x-raw,width={size_hw[1]},height={size_hw[0]},framerate={fps}/1"
+    with _server(port, password, "/cam", f"( {source} ! {raw} ! {codec} )") as server:
+        yield server
+
+
+@contextmanager
+def rtsp_recorder(target: Path, port: int = 0, password: str = "p@ss") -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The process and port of a server that lets admin publish H.264 to /record, and writes it to target, a .ts."""
+    write = f"h264parse ! mpegtsmux ! filesink location={target} buffer-mode=unbuffered"
+    with _server(port, password, "/record", f"( rtph264depay name=depay0 ! {write} )") as server:
+        yield server
+
+
+@contextmanager
+def _server(port: int, password: str, path: str, launch: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     system_python = "/usr/bin/python3"  # the bindings come with the system, not with pip
-    settings = [str(port), str(size_hw[1]), str(size_hw[0]), str(fps), codec, password, picture]
+    settings = [str(port), password, path, launch]
     try:
         server = subprocess.Popen(
             [system_python, "-c", _SERVER, *settings], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -175,14 +175,14 @@ def test_what_cannot_be_opened_is_an_error_at_once_unless_patience_was_asked_for
 
 def test_pauses_grow_to_a_limit_that_brings_a_camera_back_within_five_seconds() -> None:
     for _ in range(50):
-        pauses_s = list(itertools.islice(heal._pauses_s(refused=False), 12))
+        pauses_s = list(itertools.islice(heal.pauses_s(refused=False), 12))
         assert pauses_s[0] < 0.4 and max(pauses_s) < 4.0 and min(pauses_s[5:]) > 2.0
-    first = {next(heal._pauses_s(refused=False)) for _ in range(20)}
+    first = {next(heal.pauses_s(refused=False)) for _ in range(20)}
     assert len(first) == 20, "no two cameras come at the same time"
 
 
 def test_a_wrong_password_is_not_tried_again_within_the_minute(caplog: pytest.LogCaptureFixture) -> None:
-    pauses_s = list(itertools.islice(heal._pauses_s(refused=True), 12))
+    pauses_s = list(itertools.islice(heal.pauses_s(refused=True), 12))
     assert min(pauses_s) >= 45 and max(pauses_s) < 800
     tries = itertools.count()
 

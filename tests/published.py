@@ -1,0 +1,54 @@
+"""What the tests of outputs share: results to send, waiting for what happens elsewhere, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from landmarks.types import Face, Frame, Result, Track
+from stream.sink import Sink
+
+WAIT_S = 60.0
+"""a generous bound: whatever takes longer hangs"""
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.01)
+
+
+def result(index: int, size_hw: tuple[int, int] = (240, 320), faces: int = 1) -> Result:
+    """A grey picture, the brighter the later; at 30 frames a second."""
+    bgr = np.full((*size_hw, 3), 40 + index % 160, np.uint8)
+    points = np.linspace((10, 10), (100, 100), 98).astype(np.float32)
+    face = Face(np.array([10, 10, 100, 100], np.float32), 0.9)
+    tracks = tuple(Track(number, face, points, 1.0) for number in range(faces))
+    return Result(Frame(bgr, "clip.mp4", index, index / 30, 0.0), tracks)
+
+
+def feed(sink: Sink, enough: Callable[[], bool], first: int = 0, size_hw: tuple[int, int] = (240, 320)) -> int:
+    """Writes at some fifty frames a second until it is enough; returns the next index."""
+    deadline_s, index, idle = time.monotonic() + WAIT_S, first, threading.Event()
+    while not enough():
+        assert time.monotonic() < deadline_s, "fed in vain"
+        item = result(index, size_hw)
+        sink.write(item, item.frame.bgr)
+        index += 1
+        idle.wait(0.02)
+    return index
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """No thread, no process and no descriptor outlives the block."""
+    threads, descriptors = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    yield
+    assert [thread.name for thread in threading.enumerate() if thread not in threads] == []
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
