@@ -157,7 +157,8 @@ class Background(Generic[T]):
         self._failed = 0
         """messages that were under way when the connection broke, or had no time left at the end"""
         self._closing = threading.Event()
-        self._error: LineamentError | None = None
+        self._down = self._refused = False
+        # the error itself is kept nowhere: its traceback would keep sockets open
         self._fault: BaseException | None = None
         self._up_since_s = self._down_since_s = math.inf
         self._pauses_s = pauses_s(refused=False)
@@ -244,27 +245,27 @@ class Background(Generic[T]):
     def _come_up(self) -> None:
         self._up_since_s = now_s = time.monotonic()
         event = {"output": self._shown, "event": "output_up"}
-        if self._error is None:
+        if not self._down:
             log.info("sending to %s", self._shown, extra=event)
             return
-        self._error, down_s = None, now_s - self._down_since_s
+        self._down, self._refused, down_s = False, False, now_s - self._down_since_s
         log.warning("%s is back after %.1f s; %d were lost", self._shown, down_s, self.lost, extra=event)
 
     def _lose(self, error: LineamentError) -> None:
         """Says so, and sets the pause before the next try."""
-        before, self._error = self._error, error
         refused = isinstance(error, RefusedError)
-        changed = refused != isinstance(before, RefusedError)
+        changed, new = refused != self._refused, not self._down
         now_s = time.monotonic()
-        if before is None:
+        if new:
             self._down_since_s = now_s
         if now_s - self._up_since_s >= HELD_S or changed:
             self._pauses_s = pauses_s(refused)
         self._up_since_s, self._pause_s = math.inf, next(self._pauses_s)
-        if before is None or changed:
+        self._down, self._refused = True, refused
+        if new or changed:
             next_try = f"next try in {self._pause_s:.0f} s, lest the account be locked" if refused else "trying again"
             event = {"output": self._shown, "event": "output_refused" if refused else "output_lost"}
-            log.warning("%s; %s", error, next_try, extra=event)
+            log.warning("%s; %s", str(error), next_try, extra=event)
 
 
 def unreachable(address: Address, error: Exception) -> LineamentError:
