@@ -30,13 +30,15 @@ import engines
 from landmarks.types import Frame, LineamentError, Result
 from stream.cameras import Camera, named, read_cameras, with_name
 from stream.heal import HealingSource
+from stream.log import Kind, set_up
 from stream.many import Watch
 from stream.monitor import Monitor
 from stream.report import Report
 from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
 from stream.sink import Sink, VideoSink, WindowSink, has_display
-from stream.source import CameraSource, Source, open_source
+from stream.source import CameraSource, Source, open_source, redacted
+from stream.status import StatusLog, status
 
 log = logging.getLogger("lineament")
 
@@ -64,17 +66,22 @@ class StreamConfig:
     """Where the model runs: cpu, cuda, or a runtime's name (openvino, onnxruntime, tensorrt, torch). 'auto' takes the
     best there is and says so when that is not the usual; a named device never falls back."""
     out: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-o"], metavar="PATH"), tyro.conf.UseAppendAction] = ()
-    """Where to write; may be given several times. The ending says what: .mp4 .mkv .mov .webm video, .jsonl points, a
-    folder/ or .png .jpg pictures. With several sources, {name} in it stands for each one's name."""
+    """Where to write; may be given several times. The ending says what: .mp4 .mkv .mov .webm video, .m3u8 HLS, .jsonl
+    points, a folder/ or .png .jpg pictures. Or where to send: pictures to rtsp:// or rtmp:// (a server that takes them)
+    or virtual: (a camera of this machine), points to mqtt:// or whoever connects to ws://127.0.0.1:9200. With several
+    sources, {name} in it stands for each one's name."""
     jsonl: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """Also write one line of JSON a frame: ids, boxes, points, head pose, times. '-' is the standard output."""
     tiles: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Also write one video of several sources side by side."""
     window: bool = True
     """Show a window, where there is a display; several sources share it."""
+    log: Kind = "text"
+    """What is said on the standard error: text and a progress bar, or for a log collector a line of JSON each: what
+    happens, and every 10 s how each source goes."""
     monitor: Annotated[int | None, tyro.conf.arg(metavar="PORT")] = None
-    """Tell by HTTP how it goes: /metrics for Prometheus, /healthz, /readyz. Off unless a port is given; 0 takes a free
-    one."""
+    """Tell by HTTP how it goes: / is a page to look at, /metrics for Prometheus, /healthz, /readyz. Off unless a port
+    is given; 0 takes a free one."""
     monitor_host: str = "127.0.0.1"
     """Who may ask: this machine alone, or with 0.0.0.0 everybody who reaches it."""
     session: Annotated[SessionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SessionConfig)
@@ -92,15 +99,15 @@ def main(args: list[str] | None = None) -> int:
     # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
     cv2.setNumThreads(1)
     os.umask(0o077)  # what is written shows faces: it is for this user alone
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         cfg = tyro.cli(StreamConfig, args=args, prog="python -m stream")
+        set_up(cfg.log)
         if cfg.cameras or len(cfg.source) > 1:
             run_many(cfg)
         else:
             run(cfg)
     except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error("error: %s", error, extra={"event": "failed"})
         return 1
     except KeyboardInterrupt:
         return 130
@@ -110,9 +117,10 @@ def main(args: list[str] | None = None) -> int:
 def run(cfg: StreamConfig) -> Report:
     """Streams one source until it ends, the window is quit, a signal comes or enough frames have come."""
     spec = cfg.source[0] if cfg.source else "auto"
+    (camera,) = named([spec], [])
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(cfg.model, cfg.device))
-        source = _source(spec, cfg)
+        source = _source(camera, cfg)
         stack.callback(source.close)
         paths = _outputs(cfg, source)
 
@@ -124,16 +132,20 @@ def run(cfg: StreamConfig) -> Report:
                 if window.quit:
                     session.stop()
 
+        def sessions() -> dict[str, Session]:
+            return {camera.name: session}
+
         session = stack.enter_context(Session(cfg.session, source, landmarker, paths, spec, idle))
         shown = cfg.window and has_display()
         windows = [WindowSink(still=source.still, paced=not source.live)] if shown else []
         for window in windows:
             stack.enter_context(window)
         if cfg.monitor is not None:
-            (camera,) = named([spec], [])
-            stack.enter_context(Monitor(lambda: {camera.name: session}, landmarker.card, cfg.monitor, cfg.monitor_host))
+            stack.enter_context(Monitor(sessions, landmarker.card, cfg.monitor, cfg.monitor_host))
+        if cfg.log == "json":
+            stack.enter_context(StatusLog(sessions))
         stack.enter_context(_stopped_by_signals(session.stop))
-        bar = stack.enter_context(_progress(source, cfg.session.frames))
+        bar = stack.enter_context(_progress(source, cfg))
         stack.enter_context(logging_redirect_tqdm())
         for result, drawn in session:
             for window in windows:
@@ -142,9 +154,9 @@ def run(cfg: StreamConfig) -> Report:
             bar.set_postfix_str(session.live_line(), refresh=False)
             if any(window.quit for window in windows):
                 break
-    log.info(session.summary())
+    log.info(session.summary(), extra={"source": camera.name, "event": "summary", **status(session)})
     if paths:
-        log.info("wrote %s", ", ".join(paths))
+        log.info("wrote %s", ", ".join(map(redacted, paths)))
     return session.report
 
 
@@ -163,18 +175,16 @@ def run_many(cfg: StreamConfig) -> None:
         for sink in sinks:
             stack.enter_context(sink)
         stack.enter_context(watch)
+
+        def sessions() -> dict[str, Session]:
+            return {post.name: post.session for post in watch.posts}
+
         if cfg.monitor is not None:
-            stack.enter_context(
-                Monitor(
-                    lambda: {post.name: post.session for post in watch.posts},
-                    landmarker.card,
-                    cfg.monitor,
-                    cfg.monitor_host,
-                    landmarker,
-                )
-            )
+            stack.enter_context(Monitor(sessions, landmarker.card, cfg.monitor, cfg.monitor_host, landmarker))
+        if cfg.log == "json":
+            stack.enter_context(StatusLog(sessions))
         stack.enter_context(_stopped_by_signals(stopped.set))
-        bar = stack.enter_context(tqdm(bar_format="{desc}", disable=None, dynamic_ncols=True))
+        bar = stack.enter_context(tqdm(bar_format="{desc}", disable=_hidden(cfg), dynamic_ncols=True))
         stack.enter_context(logging_redirect_tqdm())
         ticks = 0
         while watch.running and not stopped.is_set() and not any(window.quit for window in windows):
@@ -185,7 +195,8 @@ def run_many(cfg: StreamConfig) -> None:
                 try:
                     watch.change(_cameras(cfg))
                 except LineamentError as error:
-                    log.error("the list of cameras stays as it was: %s", error)
+                    event = {"event": "cameras_refused"}
+                    log.error("the list of cameras stays as it was: %s", error, extra=event)
             if sinks:
                 picture, now_s = watch.tiled(), time.monotonic()
                 result = Result(Frame(picture, "tiles", ticks, now_s - began_s, now_s), ())
@@ -193,19 +204,21 @@ def run_many(cfg: StreamConfig) -> None:
                     sink.write(result, picture)
             bar.set_description_str(" | ".join(post.live_line() for post in watch.posts))
     for post in watch.posts:
-        log.info("%s: %s", post.name, post.session.summary())
+        says = {"source": post.name, "event": "summary", **status(post.session)}
+        log.info("%s: %s", post.name, post.session.summary(), extra=says)
     log.info("%d crops in %d batches", landmarker.crops, landmarker.batches)
     failed = [post.name for post in watch.posts if post.error is not None]
     if failed:
         raise LineamentError(f"{len(failed)} of {len(watch.posts)} sources failed: {', '.join(failed)}; see above")
 
 
-def _source(spec: str, cfg: StreamConfig) -> Source:
+def _source(camera: Camera, cfg: StreamConfig) -> Source:
     """What the user asked for; a camera or a stream that is lost comes back by itself."""
+    spec = camera.spec
     source = open_source(spec)
     if isinstance(source, CameraSource) or "://" in spec:
         again = "0" if spec in ("", "auto") else spec
-        return HealingSource(source, lambda: open_source(again), cfg.session.retry)
+        return HealingSource(source, lambda: open_source(again), cfg.session.retry, called=camera.name)
     return source
 
 
@@ -260,10 +273,15 @@ def _stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _progress(source: Source, frames: int | None) -> tqdm[None]:
+def _progress(source: Source, cfg: StreamConfig) -> tqdm[None]:
     """A bar with an end for a file, a counter for a camera; silent where nobody watches."""
-    total = min((n for n in (source.frame_count, frames) if n), default=None)
-    return tqdm(total=total, unit=" frames", desc=source.name, disable=None, dynamic_ncols=True)
+    total = min((n for n in (source.frame_count, cfg.session.frames) if n), default=None)
+    return tqdm(total=total, unit=" frames", desc=source.name, disable=_hidden(cfg), dynamic_ncols=True)
+
+
+def _hidden(cfg: StreamConfig) -> bool | None:
+    """Whether there is no progress bar: beside JSON never, else where nobody watches (None)."""
+    return True if cfg.log == "json" else None
 
 
 if __name__ == "__main__":

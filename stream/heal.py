@@ -51,12 +51,22 @@ class HealingSource:
     """
 
     def __init__(
-        self, source: Source, again: Callable[[], Source], cfg: RetryConfig | None = None, *, patient: bool = False
+        self,
+        source: Source,
+        again: Callable[[], Source],
+        cfg: RetryConfig | None = None,
+        *,
+        patient: bool = False,
+        called: str = "",
     ) -> None:
-        """again: makes the source anew, unopened. patient: a live source may be out of reach at the start too."""
+        """again: makes the source anew, unopened. patient: a live source may be out of reach at the start too.
+
+        called: the `source` of its log records, where that is not the source's own name.
+        """
         self.reconnects = 0
         """how often it was lost and came back"""
         self.name = source.name
+        self._called = called or source.name
         self.live, self.still = source.live, source.still
         self.fps, self.frame_count = source.fps, source.frame_count
         self._source, self._again, self._cfg, self._patient = source, again, cfg or RetryConfig(), patient
@@ -154,7 +164,8 @@ class HealingSource:
             raise LineamentError(f"{error}; gave up after {self.down_s:.0f} s") from None
         if before is None or changed:
             next_try = f"next try in {pause_s:.0f} s, lest the account be locked" if refused else "trying again"
-            log.warning("%s; %s", error, next_try)
+            event = {"source": self._called, "event": "refused" if refused else "lost"}
+            log.warning("%s; %s", error, next_try, extra=event)
         self._closed.wait(pause_s)
 
     def _continued(self, frame: Frame) -> Frame:
@@ -174,7 +185,8 @@ class HealingSource:
         assert self._first_s is not None
         if self._next_index:
             self.reconnects += 1
-        log.warning("%s is back after %.1f s", self.name, self.down_s)
+        event = {"source": self._called, "event": "back", "down_s": round(self.down_s, 1)}
+        log.warning("%s is back after %.1f s", self.name, self.down_s, extra=event)
         self._outages_s += self.down_s
         self._down_since_s = self._error = None
         self._first_index = self._next_index - frame.index

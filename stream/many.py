@@ -26,7 +26,7 @@ from stream.heal import HealingSource
 from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
 from stream.sink import letterboxed
-from stream.source import open_source
+from stream.source import open_source, redacted
 from stream.warm import warm_up
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,11 @@ class Post:
         self.drawn_bgr: U8 | None = None
         """(H, W, 3) the newest picture, with what was found drawn on it"""
         source = HealingSource(
-            open_source(camera.spec), lambda: open_source(camera.spec), cfg.retry, patient=bool(cfg.retry.retry_s)
+            open_source(camera.spec),
+            lambda: open_source(camera.spec),
+            cfg.retry,
+            patient=bool(cfg.retry.retry_s),
+            called=camera.name,
         )
         self.session = Session(cfg, source, landmarker, camera.outputs, camera.spec)
         self.thread = threading.Thread(target=self._run, name=f"watch {camera.name}", daemon=True)
@@ -57,10 +61,10 @@ class Post:
                     self.drawn_bgr = drawn_bgr
         except LineamentError as error:
             self.error, self.session.fault = error, str(error)
-            log.error("%s ended: %s", self.name, error)
+            log.error("%s ended: %s", self.name, error, extra={"source": self.name, "event": "ended"})
         except BaseException as error:  # a fault of ours, raised by Watch when the others are done
             self.error, self.session.fault = error, f"a fault: {type(error).__name__}"
-            log.exception("%s ended by a fault", self.name)
+            log.exception("%s ended by a fault", self.name, extra={"source": self.name, "event": "fault"})
 
     def stop(self) -> None:
         """Ends it soon, with every file whole."""
@@ -117,8 +121,10 @@ class Watch:
         started, self.posts = [post for post in posts if post.camera not in going_on], posts
         for post in started:
             post.thread.start()
-        names = [", ".join(post.name for post in some) or "none" for some in (leaving, started)]
-        log.warning("the list of cameras changed: ended %s; started %s", *names)
+        changes = {"ended": [post.name for post in leaving], "started": [post.name for post in started]}
+        names = [", ".join(some) or "none" for some in changes.values()]
+        extra = {"event": "cameras_changed", **changes}
+        log.warning("the list of cameras changed: ended %s; started %s", *names, extra=extra)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -155,7 +161,7 @@ def _check_outputs(cameras: Sequence[Camera]) -> None:
     paths = [path for camera in cameras for path in camera.outputs if path != "-"]
     for path in set(paths):
         if paths.count(path) > 1:
-            raise LineamentError(f"two outputs would write to {path}; give each a path of its own")
+            raise LineamentError(f"two outputs would write to {redacted(path)}; give each a path of its own")
 
 
 def _join(posts: Sequence[Post]) -> None:

@@ -1,4 +1,4 @@
-"""Monitor: tells other programs by HTTP how a run goes: /metrics for Prometheus, /healthz and /readyz.
+"""Monitor: tells by HTTP how a run goes: a page for people, /metrics for Prometheus, /healthz and /readyz.
 
 with Monitor(lambda: {"door": session}, landmarker.card, port=9100):
     ...
@@ -6,29 +6,51 @@ with Monitor(lambda: {"door": session}, landmarker.card, port=9100):
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ipaddress
 import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Self
+from urllib.parse import urlsplit
 
 from landmarks.card import ModelCard
 from landmarks.types import LineamentError
 from stream.report import BUCKETS_S
 from stream.session import Session
 from stream.shared import SharedLandmarker
+from stream.status import no_picture, status
 
 log = logging.getLogger(__name__)
 
 _REQUEST_TIMEOUT_S = 2.0
 """the longest that one caller may take to ask and to listen: callers are served one after the other"""
-_SILENT_S = 10.0
-"""a source without a picture for so long is not ready"""
+_PAGE = Path(__file__).with_name("status.html").read_text(encoding="utf-8")
+"""asks for /status.json every two seconds; shows names and reasons as text, and no picture of any source"""
+
+
+def _sha256_of(tag: str) -> str:
+    """What a Content-Security-Policy calls the one <script> or <style> of the page."""
+    inside = _PAGE.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
+
+
+_HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; script-src {_sha256_of('script')}; style-src "
+    f"{_sha256_of('style')}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+"""of every answer"""
 
 
 class Monitor:
@@ -46,6 +68,7 @@ class Monitor:
         self.port = port
         """the real one within the block"""
         self._sessions, self._card, self._shared, self._host = sessions, card, shared, host
+        self._began_s = time.monotonic()
         self._server: HTTPServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -58,13 +81,19 @@ class Monitor:
             server_version, sys_version = "lineament", ""
 
             def do_GET(self) -> None:
-                status, kind, text = monitor.answer(self.path)
+                hosts = self.headers.get_all("Host", [])
+                code, kind, text = monitor.answer(self.path) if monitor.may_ask(hosts) else _WRONG_HOST
                 body = text.encode()
-                self.send_response(status)
+                self.send_response(code)
+                for name, value in _HEADERS.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815 - http.server's name
 
             def log_message(self, format: str, *args: object) -> None: ...
 
@@ -76,7 +105,7 @@ class Monitor:
         self.port = self._server.server_port
         if not _is_loopback(self._host):
             log.warning("anyone who reaches %s:%d may read how this run goes", self._host, self.port)
-        log.info("how it goes: http://%s:%d/metrics", self._host, self.port)
+        log.info("how it goes: http://%s:%d/", self._host, self.port)
         serve, name = self._server.serve_forever, f"monitor {self.port}"
         self._thread = threading.Thread(target=serve, kwargs={"poll_interval": 0.1}, name=name, daemon=True)
         self._thread.start()
@@ -88,9 +117,21 @@ class Monitor:
             self._server.server_close()
             self._thread.join()
 
+    def may_ask(self, hosts: Sequence[str]) -> bool:
+        """Whether a caller that asked for these hosts is answered.
+
+        On loopback only names of this machine are: a page from elsewhere, whose name was made to lead here after it was
+        loaded (DNS rebinding), asks for its own.
+        """
+        return not _is_loopback(self._host) or all(_is_loopback(_without_port(host)) for host in hosts)
+
     def answer(self, path: str) -> tuple[int, str, str]:
         """HTTP status, content type and body for a path."""
         match path.split("?")[0]:
+            case "/":
+                return 200, "text/html; charset=utf-8", _PAGE
+            case "/status.json":
+                return 200, "application/json", json.dumps(self._status())
             case "/metrics":
                 return 200, "text/plain; version=0.0.4; charset=utf-8", "\n".join(self._metrics()) + "\n"
             case "/healthz":
@@ -99,9 +140,21 @@ class Monitor:
                 all_gone = len(faults) == len(sessions)
                 return (503 if all_gone else 200), "application/json", json.dumps({"ok": not all_gone, "ended": faults})
             case "/readyz":
-                missing = {name: why for name, session in self._sessions().items() if (why := _missing(session))}
+                missing = {name: why for name, session in self._sessions().items() if (why := no_picture(session))}
                 return (503 if missing else 200), "application/json", json.dumps({"ok": not missing, "why": missing})
-        return 404, "text/plain; charset=utf-8", "there is /metrics, /healthz and /readyz\n"
+        return 404, "text/plain; charset=utf-8", "there is /, /status.json, /metrics, /healthz and /readyz\n"
+
+    def _status(self) -> dict[str, object]:
+        """What the page shows."""
+        card, shared = self._card, self._shared
+        return {
+            "engine": {"model": card.name, "schema": card.schema, "precision": card.precision},
+            "batches": shared.batches if shared else None,
+            "crops": shared.crops if shared else None,
+            "memory_bytes": _resident_bytes(),
+            "uptime_s": round(time.monotonic() - self._began_s, 1),
+            "sources": [{"name": name, **status(session)} for name, session in self._sessions().items()],
+        }
 
     def _metrics(self) -> Iterator[str]:
         """Lines of Prometheus' text format."""
@@ -109,7 +162,7 @@ class Monitor:
         card = {"model": self._card.name, "schema": self._card.schema, "precision": self._card.precision}
         yield from _family("lineament_engine_info", "gauge", "The landmark model that runs.", [(card, 1)])
         for name, kind, says, values in (
-            ("up", "gauge", "1 where pictures come.", [int(not _missing(s)) for s in sessions.values()]),
+            ("up", "gauge", "1 where pictures come.", [int(not no_picture(s)) for s in sessions.values()]),
             ("frames_total", "counter", "Frames drawn.", [s.report.frames for s in sessions.values()]),
             ("dropped_frames_total", "counter", "Frames that gave way.", [s.dropped for s in sessions.values()]),
             ("stale_frames_total", "counter", "Dropped as too old.", [s.stale for s in sessions.values()]),
@@ -120,11 +173,20 @@ class Monitor:
         ):
             rows = [({"source": source}, value) for source, value in zip(sessions, values)]
             yield from _family(f"lineament_{name}", kind, says, rows)
+        lost: list[tuple[dict[str, str], float]] = [
+            ({"source": source, "output": output}, count)
+            for source, session in sessions.items()
+            for output, count in session.lost_messages.items()
+        ]
+        yield from _family("lineament_output_lost_total", "counter", "Results that did not reach an output.", lost)
         yield from _histograms(sessions)
         if self._shared is not None:
             for name, count in (("batches", self._shared.batches), ("crops", self._shared.crops)):
                 yield from _family(f"lineament_landmark_{name}_total", "counter", "By the shared model.", [({}, count)])
         yield from _process()
+
+
+_WRONG_HOST = 403, "text/plain; charset=utf-8", "ask for localhost or 127.0.0.1\n"
 
 
 class _Server(HTTPServer):
@@ -135,16 +197,6 @@ class _Server(HTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A caller that hangs up or says nothing is no news."""
-
-
-def _missing(session: Session) -> str | None:
-    """Why a source shows no picture; None where it does."""
-    if session.fault:
-        return session.fault
-    if session.trouble:
-        return session.trouble
-    silent_s = session.report.silent_s
-    return f"no picture for {silent_s:.0f} s" if silent_s > _SILENT_S or not session.report.frames else None
 
 
 def _histograms(sessions: Mapping[str, Session]) -> Iterator[str]:
@@ -178,15 +230,29 @@ def _labels(labels: Mapping[str, str]) -> str:
 
 def _process() -> Iterator[str]:
     """Memory, descriptors and threads, where Linux tells them."""
-    if not os.path.isdir("/proc/self/fd"):
+    resident_bytes = _resident_bytes()
+    if resident_bytes is None:
         return
-    resident_bytes = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     for name, says, value in (
         ("process_resident_memory_bytes", "Memory in use.", resident_bytes),
         ("process_open_fds", "Open descriptors.", len(os.listdir("/proc/self/fd"))),
         ("process_threads", "Threads, those of libraries too.", len(os.listdir("/proc/self/task"))),
     ):
         yield from _family(name, "gauge", says, [({}, value)])
+
+
+def _resident_bytes() -> int | None:
+    if not os.path.isdir("/proc/self/fd"):
+        return None
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _without_port(host: str) -> str:
+    """The name in a Host header; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,8 +8,9 @@ with Session(cfg, source, landmarker, ("points.jsonl",)) as session:
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Annotated, Literal, Self
@@ -23,10 +24,11 @@ from stream.blur import Blur
 from stream.detect import MediaPipeFaces, StillFaces, StreamFaces
 from stream.draw import DrawConfig, draw
 from stream.heal import HealingSource, RetryConfig
+from stream.mailbox import Closed, Mailbox
 from stream.pipeline import Pipeline
 from stream.report import Report
-from stream.sink import Sink, open_sink
-from stream.source import Source
+from stream.sink import Sink, is_address, open_sink
+from stream.source import Source, redacted
 from stream.track import TrackConfig, Tracker, TrackerState
 
 
@@ -62,8 +64,9 @@ class SessionConfig:
 class Session:
     """Owns the source, its detector, tracker, threads and outputs between __enter__ and __exit__.
 
-    landmarker: borrowed, not closed. outputs: paths, as open_sink takes them. spec: what the user called the source, so
-    that no output writes over it. idle: as Pipeline's.
+    landmarker: borrowed, not closed. outputs: as open_sink takes them; where one is an address, a video file goes at
+    its own pace, as a camera would. spec: what the user called the source, so that no output writes over it. idle: as
+    Pipeline's.
     """
 
     def __init__(
@@ -79,11 +82,15 @@ class Session:
         self._cfg, self._landmarker, self._outputs, self._spec, self._idle = cfg, landmarker, outputs, spec, idle
         self.fault: str | None = None
         """why it ended before its time, as whoever runs it says"""
+        self.ended = False
+        """the source has given its last picture, or enough have been shown"""
         self.tracker: Tracker | None = None
         """within the block"""
         self.before: tuple[TrackerState, float] | None = None
         """of a session whose place this one takes, as Tracker.resume takes it"""
         self._sinks: list[Sink] = []
+        self._hurry: Mailbox[None] = Mailbox(1, newest_wins=True)
+        """closed when no frame shall be waited for any more"""
         self._pipeline: Pipeline | None = None
         self._stack = ExitStack()
 
@@ -108,6 +115,18 @@ class Session:
         return self.source.lost_s if isinstance(self.source, HealingSource) else 0.0
 
     @property
+    def lost_messages(self) -> dict[str, int]:
+        """By output, as a log may show it: results that it could not pass on, because whoever listens is slow or away.
+
+        Only of outputs to other machines and programs; a file loses nothing.
+        """
+        lost: Counter[str] = Counter()
+        for output, sink in zip(self._outputs, list(self._sinks)):
+            if is_address(output):
+                lost[redacted(output)] += sink.lost
+        return dict(lost)
+
+    @property
     def trouble(self) -> str | None:
         """Why there is no picture now, and for how long there has been none; None while all is well."""
         if not isinstance(self.source, HealingSource) or (trouble := self.source.trouble) is None:
@@ -116,10 +135,13 @@ class Session:
 
     def live_line(self) -> str:
         """One line on how it goes."""
-        return self.trouble or self.report.live_line(self.dropped, self.reconnects)
+        lost = sum(self.lost_messages.values())
+        unsent = f"  unsent {lost}" if lost else ""
+        return self.trouble or self.report.live_line(self.dropped, self.reconnects) + unsent
 
     def summary(self) -> str:
-        return self.report.summary(self.dropped, self.reconnects, self.lost_s, self.stale)
+        unsent = [f"{count} did not reach {output}" for output, count in self.lost_messages.items() if count]
+        return "\n".join([self.report.summary(self.dropped, self.reconnects, self.lost_s, self.stale), *unsent])
 
     def __enter__(self) -> Self:
         """Opens the source and every output; raises what they raise, with nothing left open."""
@@ -148,17 +170,25 @@ class Session:
         """Each result with its drawing (H, W, 3) BGR, once every output has it."""
         assert self._pipeline is not None, "iterate within the with block"
         blur = Blur() if self._cfg.blur_faces else None
+        paced = not self.source.live and not self.source.still and any(map(is_address, self._outputs))
+        began_s = None
         for result in self._pipeline:
+            if paced:
+                began_s = began_s or time.monotonic() - result.frame.time_s
+                with suppress(TimeoutError, Closed):
+                    self._hurry.take(max(0.0, began_s + result.frame.time_s - time.monotonic()))
             result, drawn = self._drawn(blur(result) if blur else result)
             for sink in self._sinks:
                 sink.write(result, drawn)
             self.report.add(result)
             yield result, drawn
             if self.report.frames == self._cfg.frames:
-                return
+                break
+        self.ended = True
 
     def stop(self) -> None:
         """Ends the iteration soon. May be called from any thread and from a signal handler."""
+        self._hurry.close()
         if self._pipeline is not None:
             self._pipeline.stop()
 

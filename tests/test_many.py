@@ -78,6 +78,8 @@ def test_a_dead_a_silent_and_a_wrong_source_leave_the_others_their_frames_and_al
             assert "connection refused" in (refused.session.trouble or "")
             assert silent.thread.is_alive() and silent.session.report.frames == 0
             assert "no such file" in str(missing.error) and not missing.thread.is_alive()
+            said = {(record.source, record.event) for record in caplog.records if "event" in vars(record)}  # type: ignore[attr-defined]
+            assert said >= {("refused", "lost"), ("locked", "refused"), ("missing", "ended")}
             assert "good" in good.live_line() and "fps" in good.live_line() and "401" in locked.live_line()
             tiles = all_of_them.tiled((360, 480))
             assert tiles.shape == (360, 480, 3) and tiles[:180, :160].max() > 200 > 40 > tiles[60:120, 200:280].max()
@@ -205,7 +207,9 @@ def test_each_source_has_its_own_ids_and_outputs(tmp_path: Path) -> None:
         assert [line["index"] for line in lines] == list(range(10))
 
 
-def test_a_changed_list_ends_and_starts_what_differs_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+def test_a_changed_list_ends_and_starts_what_differs_and_leaves_the_rest_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with rtsp_server() as (_, port):
         url = GOOD_URL.format(port)
         stays, goes, comes = (Camera(name, url, (f"{tmp_path}/{name}.jsonl",)) for name in ("stays", "goes", "comes"))
@@ -216,6 +220,8 @@ def test_a_changed_list_ends_and_starts_what_differs_and_leaves_the_rest_alone(t
             all_of_them.change([comes, stays])
             assert all_of_them.posts[1] is first and first.thread.is_alive() and not ended.thread.is_alive()
             assert ended.error is None and first.session.reconnects == 0
+            (change,) = [vars(r) for r in caplog.records if vars(r).get("event") == "cameras_changed"]
+            assert change["ended"] == ["goes"] and change["started"] == ["comes"]
             until(lambda: all_of_them.posts[0].session.report.frames > 3)
             with pytest.raises(LineamentError, match="two outputs"):
                 all_of_them.change([stays, stays])
