@@ -51,6 +51,7 @@ def status(session: Session) -> dict[str, Value]:
         "stale": session.stale,
         "faces": report.faces,
         "reconnects": session.reconnects,
+        "unsent": sum(session.lost_messages.values()),
         "lost_s": round(session.lost_s, 1),
     }
 

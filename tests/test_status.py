@@ -39,6 +39,7 @@ def test_a_source_that_shows_pictures_is_ok_and_one_that_shows_none_is_down() ->
     good, silent = status(a_session(3)), status(a_session())
     assert (good["state"], good["why"], good["frames"], good["age_p50_ms"]) == ("ok", None, 3, 12.3)
     assert silent["state"] == "down" and str(silent["why"]).startswith("no picture for")
+    assert good["dropped"] == good["stale"] == good["reconnects"] == good["unsent"] == 0
     assert silent["age_p50_ms"] is silent["age_p95_ms"] is None
     json.dumps([good, silent], allow_nan=False)
 
