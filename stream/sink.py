@@ -84,8 +84,8 @@ def open_sink(
         return open_address(path, fps, JsonLine(schema, measure))
     try:
         target = Path(path).expanduser()
-    except RuntimeError as error:
-        raise LineamentError(f"cannot write {path!r}: {str(error).lower()}") from None
+    except (RuntimeError, ValueError):  # no such user, or a name that is none
+        raise LineamentError(f"cannot write {path!r}: it leads to no home directory; give the whole path") from None
     suffix = target.suffix.lower()
     _check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
@@ -192,6 +192,8 @@ class HlsSink(VideoSink):
 
     def _open(self) -> None:
         stem, folder = self.path.stem, self.path.parent
+        if re.search(r"%\d*d", str(self.path)):  # FFmpeg would put numbers there
+            raise LineamentError(f"cannot write {self.path}: the path of a playlist may not hold '%d'; choose another")
         for path in folder.iterdir():
             if re.fullmatch(rf"{re.escape(stem)}-\d+\.ts(\.tmp)?", path.name):
                 path.unlink()
@@ -204,7 +206,7 @@ class HlsSink(VideoSink):
             "hls_list_size": str(_SEGMENTS),
             "hls_flags": "delete_segments+temp_file+independent_segments",
             "hls_start_number_source": "epoch",
-            "hls_segment_filename": f"{folder}/{stem}".replace("%", "%%") + "-%d.ts",
+            "hls_segment_filename": f"{folder}/{stem}-%d.ts",
         }
         self._container = av.open(f"file:{self.path}", "w", format="hls", options=options)
 

@@ -17,8 +17,10 @@ import pytest
 from landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
 from landmarks.types import F32, U8, Face, Frame, LineamentError, Result, Track
 from stream.sample import Sample
-from stream.sink import ImageSink, JsonlSink, VideoSink, WindowSink, has_display, open_sink
+from stream.sink import HlsSink, ImageSink, JsonlSink, VideoSink, WindowSink, has_display, open_sink
 from stream.source import open_source
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def result_of(bgr: U8, index: int = 0, time_s: float | None = None, source: str = "clip.mp4") -> Result:
@@ -168,6 +170,72 @@ except LineamentError as error:
     assert "cannot write a.jsonl" in done.stdout, done.stderr
     text = (tmp_path / "a.jsonl").read_text()
     assert text.endswith("}\n") and len([json.loads(line) for line in text.splitlines()]) >= 3
+
+
+def playlist_files(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def read_playlist(path: Path) -> list[Frame]:
+    """What is there now; a reader of the playlist itself would wait for more."""
+    now = path.with_name("now.m3u8")
+    now.write_text(f"{path.read_text()}#EXT-X-ENDLIST\n")
+    return read_all(now)
+
+
+def test_a_playlist_plays_while_it_is_written_and_keeps_a_bounded_number_of_segments(tmp_path: Path) -> None:
+    path, results = tmp_path / "100% live/door.m3u8", clip((64, 64), frames=4)
+    (tmp_path / "100% live").mkdir()
+    stale, other = tmp_path / "100% live/door-17.ts", tmp_path / "100% live/door-open.ts"
+    for file in (stale, other):
+        file.write_text("of an earlier run")
+    with open_sink(str(path), 10.0) as sink:
+        assert isinstance(sink, HlsSink) and not path.exists() and not stale.exists() and other.exists()
+        most = 0
+        for index in range(300):  # 30 s
+            bgr = results[index % 4].frame.bgr
+            sink.write(result_of(bgr, index, index / 10), bgr)
+            most = max(most, len(list(path.parent.glob("door-*.ts"))))
+            if index in (50, 299):
+                assert [frame.bgr.shape for frame in read_playlist(path)[:20]] == [(64, 64, 3)] * 20
+        assert len(playlist_files(path)) == 6 and most <= 10
+        numbers = [int(name.removeprefix("door-").removesuffix(".ts")) for name in playlist_files(path)]
+    assert numbers == list(range(numbers[0], numbers[0] + 6)) and numbers[0] > 1e9
+    assert path.read_text().endswith("#EXT-X-ENDLIST\n") and other.read_text() == "of an earlier run"
+    with pytest.raises(LineamentError, match="cannot write"), HlsSink(other / "a.m3u8"):
+        pass
+    with pytest.raises(LineamentError, match="may not hold '%d'"), HlsSink(tmp_path / "%03d/a.m3u8"):
+        pass
+
+
+def test_a_slow_cameras_segments_are_as_short_as_a_fast_ones(tmp_path: Path) -> None:
+    """Whole pictures come by the clock; counted in frames at the rate that was promised, one would last for 10 s."""
+    bgr = np.zeros((64, 64, 3), np.uint8)
+    with open_sink(str(tmp_path / "a.m3u8"), 30.0) as sink:
+        for index in range(60):
+            sink.write(result_of(bgr, index, index / 3), bgr)
+    lengths = [float(line[8:-1]) for line in (tmp_path / "a.m3u8").read_text().splitlines() if "EXTINF" in line]
+    assert all(length < 2.5 for length in lengths)
+
+
+def test_a_killed_process_leaves_a_playlist_that_plays(tmp_path: Path) -> None:
+    script = f"""
+import numpy as np
+from stream.sink import open_sink
+from tests.test_sink import result_of
+bgr = np.zeros((64, 64, 3), np.uint8)
+with open_sink({str(tmp_path / "a.m3u8")!r}, 10.0) as sink:
+    for index in range(75):
+        sink.write(result_of(bgr, index, index / 10), bgr)
+    print("written", flush=True)
+    input()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == b"written\n"
+        process.kill()
+    assert len(read_playlist(tmp_path / "a.m3u8")) == 60  # three segments of two seconds are whole
+    assert set(playlist_files(tmp_path / "a.m3u8")) <= {file.name for file in tmp_path.iterdir()}
 
 
 def test_a_video_without_a_frame_leaves_no_file(tmp_path: Path) -> None:
