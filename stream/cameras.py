@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from landmarks.types import LineamentError
+from stream.sink import is_address
 from stream.source import redacted
+
+_DEEPEST = 20
+"""lists in lists"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Camera:
     spec: str
     """as open_source takes it; it may hold a password"""
     outputs: tuple[str, ...] = ()
-    """paths, as open_sink takes them"""
+    """as open_sink takes them; one may hold a password"""
 
 
 def named(specs: Sequence[str], outputs: Sequence[str]) -> list[Camera]:
@@ -46,22 +50,30 @@ def with_name(outputs: Sequence[str], name: str) -> tuple[str, ...]:
     """The paths for one of several sources. Raises where all would write to the same one."""
     for path in outputs:
         if "{name}" not in path and path != "-":
-            raise LineamentError(f"several sources cannot all write to {path}; put {{name}} in it: out/{{name}}.mp4")
+            raise LineamentError(
+                f"several sources cannot all write to {redacted(path)}; put {{name}} in it: out/{{name}}.mp4"
+            )
     return tuple(path.replace("{name}", name) for path in outputs)
 
 
 def read_cameras(path: Path) -> list[Camera]:
-    """The cameras that a YAML file lists. ${NAME} in a source is taken from the environment.
+    """The cameras that a YAML file lists. ${NAME} in a source, or in an address, is taken from the environment.
 
-    Outputs lie beside the file or deeper; one that leads elsewhere is refused.
+    Outputs are addresses, or lie beside the file or deeper; a path that leads elsewhere is refused.
     """
     import yaml  # type: ignore[import-untyped]
 
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise LineamentError(f"cannot read {path}: it is no file; give a YAML file that lists cameras")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_bombs(path, text)
+        _refuse_doubles(path, yaml.compose(text, yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except OSError as error:
         raise LineamentError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        # the last four are how it takes a scalar that is not what its tag says
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise LineamentError(f"{path} is not YAML{where}; see docs/cameras.md for an example") from None
@@ -75,12 +87,46 @@ def read_cameras(path: Path) -> list[Camera]:
     return cameras
 
 
+def _refuse_bombs(path: Path, text: str) -> None:
+    """Raises LineamentError on what no list of cameras needs, and what can take all memory or time."""
+    import yaml
+
+    depth = 0
+    for token in yaml.scan(text, yaml.SafeLoader):
+        line = token.start_mark.line + 1
+        if isinstance(token, yaml.AliasToken):  # ten lines of them can stand for more than there is memory
+            raise LineamentError(f"{path} refers to another place of itself by a '*' at line {line}; write it out")
+        opens = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken)
+        flow_opens = (yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
+        closes = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+        depth += isinstance(token, opens + flow_opens) - isinstance(token, closes)
+        if depth > _DEEPEST:
+            raise LineamentError(
+                f"{path} is not YAML of cameras: over {_DEEPEST} deep at line {line}; see docs/cameras.md"
+            )
+
+
+def _refuse_doubles(path: Path, node: Any) -> None:
+    """Raises LineamentError on a key that stands twice in one place: YAML would silently take the last."""
+    if node is None or isinstance(node.value, str):
+        return
+    inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+    keys = [pair[0] for pair in node.value if isinstance(pair, tuple)]
+    for i, key in enumerate(keys):
+        if any(key.value == other.value for other in keys[:i]):
+            raise LineamentError(
+                f"{path} has {str(key.value)[:40]!r} twice at line {key.start_mark.line + 1}; keep one"
+            )
+    for part in inner:
+        _refuse_doubles(path, part)
+
+
 def _camera(path: Path, number: int, entry: Any) -> Camera:
     where = f"camera {number} of {path}"
     if not isinstance(entry, dict) or not {"name", "source"} <= set(entry) <= {"name", "source", "out"}:
-        got = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
+        got = ", ".join(_shown(key) for key in entry) if isinstance(entry, dict) else type(entry).__name__
         raise LineamentError(f"{where} has {got or 'nothing'}, wanted name, source and perhaps out")
-    if not all(isinstance(entry[key], str | int) for key in ("name", "source")):
+    if not all(isinstance(entry[key], str) or _is_number(entry[key]) for key in ("name", "source")):
         raise LineamentError(f"{where} has a name or a source that is no text")
     name, spec, out = str(entry["name"]), str(entry["source"]), entry.get("out") or []
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
@@ -89,6 +135,15 @@ def _camera(path: Path, number: int, entry: Any) -> Camera:
     if not isinstance(outputs, list) or not all(isinstance(output, str) for output in outputs):
         raise LineamentError(f"{where} has an 'out' that is no list of paths")
     return Camera(name, _filled_in(spec, where), tuple(_confined(output, path.parent, where) for output in outputs))
+
+
+def _shown(key: Any) -> str:
+    return repr(key)[:40] if isinstance(key, str) else type(key).__name__
+
+
+def _is_number(value: Any) -> bool:
+    """Of a camera; one of thousands of digits Python would not even write down."""
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def _filled_in(spec: str, where: str) -> str:
@@ -103,9 +158,14 @@ def _filled_in(spec: str, where: str) -> str:
 def _confined(output: str, folder: Path, where: str) -> str:
     if "\0" in output:
         raise LineamentError(f"{where} has an 'out' with a zero byte in it")
-    target = (folder / output).resolve()
+    if is_address(output):
+        return _filled_in(output, where)
+    try:
+        target = (folder / output).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a letter that is none
+        raise LineamentError(f"{where} writes to {output!r}, which is no path; give one below the file") from None
     if not target.is_relative_to(folder.resolve()) or target == folder.resolve():
-        raise LineamentError(f"{where} writes to {output}, outside the folder of its file; give a path below it")
+        raise LineamentError(f"{where} writes to {output!r}, outside the folder of its file; give a path below it")
     return f"{target}/" if output.endswith("/") else str(target)
 
 
