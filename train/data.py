@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -80,7 +81,10 @@ class Sample:
 
     def bgr(self) -> U8:
         """(H, W, 3) uint8, read from disk."""
-        image = cv2.imread(str(self.image_path))
+        try:
+            image = cv2.imread(str(self.image_path))
+        except cv2.error:  # of one that says that it is of thousands of megapixels
+            image = None
         if image is None:
             raise LineamentError(
                 f"cannot read the picture {self.image_path}; is WFLW_images unpacked beside the lists? "
@@ -101,7 +105,9 @@ class Problem(NamedTuple):
     next: str
 
     def __str__(self) -> str:
-        return f"{self.file} line {self.line}: {self.what}; {self.next}"
+        text = f"{self.file} line {self.line}: {self.what}; {self.next}"
+        # a row may hold line breaks, commands for a terminal and what is no letter
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read(root: Path, split: Split, schema: Schema = WFLW98, problems: list[Problem] | None = None) -> list[Sample]:
@@ -110,7 +116,7 @@ def read(root: Path, split: Split, schema: Schema = WFLW98, problems: list[Probl
     Raises LineamentError at the first row that is no good, or, given `problems`, adds it there and goes on.
     """
     samples: list[Sample] = []
-    for row in _rows(Path(root).expanduser(), split, schema):
+    for row in _rows(_expanded(root), split, schema):
         if isinstance(row, _Row):
             samples.append(row.sample)
         elif problems is None:
@@ -160,28 +166,36 @@ class _Row(NamedTuple):
     sample: Sample
 
 
+def _expanded(root: Path) -> Path:
+    """root with its ~ replaced; left as it is where there is no such user."""
+    return Path(os.path.expanduser(root))
+
+
 def _rows(root: Path, split: Split, schema: Schema) -> Iterator[_Row | Problem]:
-    if root.is_file() and root.suffix.lower() in (".jsonl", ".csv"):
+    # os.path's questions bear any name and any rights; Path's raise at some
+    if os.path.isfile(root) and root.suffix.lower() in (".jsonl", ".csv"):
         return (_jsonl if root.suffix.lower() == ".jsonl" else _csv)(root, schema)
-    if (path := root / LISTS.format(split=split)).is_file():
-        if not (root / "WFLW_images").is_dir():
+    if os.path.isfile(path := root / LISTS.format(split=split)):
+        if not os.path.isdir(root / "WFLW_images"):
             raise LineamentError(f"{root} holds WFLW's lists but no WFLW_images; {HOW_TO_GET}")
         return _wflw(path, root, schema)
-    if (root / "WFLW_annotations").is_dir():
+    if os.path.isdir(root / "WFLW_annotations"):
         raise LineamentError(f"no list at {path}; {HOW_TO_GET}")
-    both = [path for suffix in (".jsonl", ".csv") if (path := root / f"{split}{suffix}").is_file()]
+    both = [path for suffix in (".jsonl", ".csv") if os.path.isfile(path := root / f"{split}{suffix}")]
     if len(both) > 1:
         raise LineamentError(f"{root} holds both {both[0].name} and {both[1].name}; give the one that is meant")
     if both:
         return (_jsonl if both[0].suffix == ".jsonl" else _csv)(both[0], schema)
-    if root.is_dir():
-        found = sorted(path for path in root.rglob("*.pts") if _split_of(path, root) == split)
+    if os.path.isdir(root):
+        # a pipe among them would be waited for
+        listed = (path for path in root.rglob("*.pts") if os.path.isfile(path))
+        found = sorted(path for path in listed if _split_of(path, root) == split)
         if found:
             return _pts(found, root, schema)
-        inner = [path for path in sorted(root.iterdir()) if (path / "WFLW_annotations").is_dir()]
+        inner = [root / name for name in sorted(os.listdir(root)) if os.path.isdir(root / name / "WFLW_annotations")]
         if inner:
             raise LineamentError(f"{root} is not the data set itself; give the folder within it: {inner[0]}")
-    there = "" if root.exists() else "; there is nothing of that name"
+    there = "" if os.path.exists(root) else "; there is nothing of that name"
     raise LineamentError(
         f"no {split} data at {root}{there}: neither WFLW's {LISTS.format(split=split)}, nor {split}.jsonl, "
         f"{split}.csv, nor .pts files; {HOW_TO_GET}"
@@ -241,8 +255,8 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
             if given is None and box is None:
                 raise KeyError("box_xyxy")
             points = np.full((len(schema), 2), np.nan) if given is None else np.array(given, np.float64)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            what = f"is no row of a face: {type(error).__name__}: {error}"
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            what = f"is no row of a face: {type(error).__name__}: {str(error)[:200]}"
             yield Problem(path.name, number, "malformed", what, 'write {"image": ..., "points": [[x, y], ...]}')
             continue
         if points.shape != (len(schema), 2):
@@ -251,7 +265,7 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
             continue
         try:
             rect = _bounds(points) if box is None else np.array(box, np.float64)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             rect = np.zeros(0)
         if rect.shape != (4,):
             what = f"box_xyxy is {str(box)[:60]}, expected 4 numbers"
@@ -268,10 +282,18 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
 
 
 def _csv(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
+    reader = csv.DictReader(_text(path).split("\n"), skipinitialspace=True)
+    try:
+        yield from _csv_rows(path, reader, schema)
+    except csv.Error as error:
+        next_ = "correct or delete the row; what stands below it was not read"
+        yield Problem(path.name, reader.line_num, "malformed", f"is no row of CSV: {error}", next_)
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str], schema: Schema) -> Iterator[_Row | Problem]:
     k = len(schema)
     wanted = ["image", *(f"{axis}{i}" for i in range(k) for axis in "xy")]
     text = f"image,x0,y0,...,x{k - 1},y{k - 1}[,{','.join(_BOX)}][,attributes][,weight]"
-    reader = csv.DictReader(_text(path).split("\n"), skipinitialspace=True)
     header = list(reader.fieldnames or ())
     if missing := [name for name in wanted if name not in header]:
         what = f"the header lacks {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
@@ -307,7 +329,7 @@ def _pts(files: Sequence[Path], root: Path, schema: Schema) -> Iterator[_Row | P
     for path in files:
         file = path.relative_to(root).as_posix()
         beside = (path.with_suffix(end) for suffix in _PICTURES for end in (suffix, suffix.upper()))
-        picture = next((p for p in beside if p.is_file()), path.with_suffix(_PICTURES[0]))
+        picture = next((p for p in beside if os.path.isfile(p)), path.with_suffix(_PICTURES[0]))
         body = re.search(r"\{(.*?)\}", _text(path), re.DOTALL)
         fields = body[1].split() if body else []
         if len(fields) != 2 * len(schema):
@@ -340,7 +362,7 @@ def _checked(sample: Sample, file: str, line: int) -> _Row | Problem:
     if sample.weight < 0:
         what = f"{sample.name}: weight {sample.weight:g} is below 0"
         return Problem(file, line, "weight", what, "give 0 to 1, how far the label is to be trusted")
-    if not sample.image_path.is_file():
+    if not os.path.isfile(sample.image_path):
         what = f"there is no {sample.image_path}"
         return Problem(file, line, "missing picture", what, "unpack the pictures, or delete the row")
     return _Row(file, line, sample)
@@ -388,7 +410,7 @@ def check(root: Path, split: Split, schema: Schema = WFLW98) -> Checked:
 
 def _read_all(root: Path, split: Split, schema: Schema) -> tuple[list[_Row], list[Problem]]:
     rows, problems = list[_Row](), list[Problem]()
-    for row in _rows(Path(root).expanduser(), split, schema):
+    for row in _rows(_expanded(root), split, schema):
         if isinstance(row, _Row):
             rows.append(row)
         else:
@@ -438,7 +460,10 @@ def _sizes(paths: set[Path]) -> dict[Path, tuple[int, int] | None]:
     """Width and height; None for what is no picture. Decodes them: a picture's head says nothing of the rest."""
 
     def size(path: Path) -> tuple[int, int] | None:
-        image = cv2.imread(str(path))
+        try:
+            image = cv2.imread(str(path))
+        except cv2.error:  # thousands of megapixels, it says
+            image = None
         return None if image is None else (image.shape[1], image.shape[0])
 
     order = sorted(paths)
@@ -491,7 +516,7 @@ def run_check(cfg: Annotated[CheckConfig, tyro.conf.arg(name="")]) -> int:
         rows += found
         problems += refused
         pictures = len({row.sample.image_path for row in found})
-        name = cfg.root.name if cfg.root.expanduser().is_file() else split
+        name = cfg.root.name if os.path.isfile(_expanded(cfg.root)) else split
         print(f"{name}: {len(found)} faces in {pictures} pictures, {len(refused)} rows refused")
     # of both lists together: a face of the one may be in the other too
     problems += _odd_rows(rows, schema)
@@ -517,18 +542,18 @@ def _splits(cfg: CheckConfig) -> list[Split]:
     """Those to look at. A list by itself is no split, and of the others a data set may lack one."""
     if cfg.split != "both":
         return [cfg.split]
-    if cfg.root.expanduser().is_file():
+    if os.path.isfile(_expanded(cfg.root)):
         return ["train"]
     there: list[Split] = []
     missing: list[LineamentError] = []
     for split in ("train", "test"):
         try:
-            _rows(cfg.root.expanduser(), split, SCHEMAS[cfg.schema])
+            _rows(_expanded(cfg.root), split, SCHEMAS[cfg.schema])
             there.append(split)
         except LineamentError as error:
             missing.append(error)
             absent = split
-    if not there or (missing and (cfg.root.expanduser() / "WFLW_annotations").is_dir()):
+    if not there or (missing and os.path.isdir(_expanded(cfg.root) / "WFLW_annotations")):
         raise missing[0]
     if missing:
         print(f"{absent}: none")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import shutil
 import sys
 import zipfile
@@ -364,10 +365,14 @@ def _ordinals(samples: Sequence[Sample]) -> list[tuple[str, int]]:
 
 
 def _read(path: Path) -> dict[tuple[str, int], float]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LineamentError(f"no list of suspects at {path}; make one with `python -m train.suspects`")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LineamentError(f"cannot read the suspects in {path}: {error}; make them anew") from error
+    reader = csv.DictReader(io.StringIO(text))
+    try:
         if missing := [name for name in COLUMNS[:4] if name not in (reader.fieldnames or ())]:
             raise LineamentError(
                 f"{path} lacks the columns {', '.join(missing)}; it must begin with {','.join(COLUMNS)}"
@@ -383,6 +388,8 @@ def _read(path: Path) -> dict[tuple[str, int], float]:
             if not 0 <= weight <= 1:
                 raise LineamentError(f"{path} line {reader.line_num}: weight is {weight}, wanted 0 to 1")
             weight_of[row["image"], face] = weight
+    except csv.Error as error:
+        raise LineamentError(f"{path} line {reader.line_num}: is no row of CSV: {error}; correct it") from error
     return weight_of
 
 
