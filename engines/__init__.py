@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
         from engines.mesh import MeshLandmarker
 
         return MeshLandmarker(iris=model == "mesh")
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # unlike Path's own it bears a user that is not there
     match path.suffix.lower():
         case ".onnx":
             return _load_onnx(path, device, threads)

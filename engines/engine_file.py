@@ -9,8 +9,8 @@ runtime, so that every backend refuses the same files in the same words. Suffix 
 
 from __future__ import annotations
 
-import math
 import mmap
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +28,9 @@ CARD_KEY = "card"
 INPUT, POINTS, CONFIDENCE = "rgb", "points", "confidence"
 """names in the graph"""
 REMAKE = "export it again from its checkpoint, or wrap a foreign model with `python -m engines.adopt`"
+
+LARGEST_PX = 4096
+"""of a crop's side: no model takes more, and a damaged card that says so would ask for all memory"""
 
 _GRAPH_FIELD, _METADATA_FIELD = 7, 14
 """of ONNX's ModelProto"""
@@ -64,18 +67,19 @@ def parse_card(path: Path, text: str) -> ModelCard:
     """The card whose JSON was found in path, a file of any kind. Raises LineamentError on one that is unusable."""
     try:
         card = ModelCard.from_json(text)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise LineamentError(f"the model card in {path} is malformed: {error}; {REMAKE}") from None
     if not isinstance(card.schema, str) or card.schema not in SCHEMAS:
         raise LineamentError(f"{path} has schema {card.schema!r}, expected one of {', '.join(SCHEMAS)}; {REMAKE}")
     if not isinstance(card.name, str):
         raise LineamentError(f"the model card in {path} has name {card.name!r}, expected text; {REMAKE}")
-    if len(card.input_hw) != 2 or not all(type(side) is int and side > 0 for side in card.input_hw):
+    if len(card.input_hw) != 2 or not all(type(side) is int and 0 < side <= LARGEST_PX for side in card.input_hw):
         raise LineamentError(
-            f"the model card in {path} has input_hw {card.input_hw!r}, expected height and width in pixels; {REMAKE}"
+            f"the model card in {path} has input_hw {card.input_hw!r}, expected height and width in pixels, "
+            f"at most {LARGEST_PX}; {REMAKE}"
         )
     scale = card.crop_scale
-    if type(scale) not in (int, float) or not 0 < scale < math.inf:
+    if type(scale) not in (int, float) or not 0 < scale < 1e9:
         raise LineamentError(f"the model card in {path} has crop_scale {scale!r}, expected a number over 0; {REMAKE}")
     return card
 
@@ -178,7 +182,7 @@ def _listed(ports: Sequence[Port]) -> str:
 
 def _metadata(path: Path) -> dict[str, str]:
     """The key-value pairs of an ONNX file, found by hopping over its fields: the weights are not read."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file it bears any name
         raise LineamentError(f"no model file at {path}; check the spelling, or {REMAKE}")
     found: dict[str, str] = {}
     has_graph = False

@@ -64,7 +64,7 @@ class OpenVinoLandmarker(FileLandmarker):
             if config.get("INFERENCE_PRECISION_HINT") != "f32":
                 _keep_last_sum_exact(model)
             compiled = core.compile_model(model, "CPU", config)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # the latter where its message, or a name, is no text
             reason = " ".join(str(error).split())[-300:]
             raise LineamentError(f"OpenVINO cannot run {path}: {reason}; {REMAKE}") from error
         self.precision = "bf16" if "bfloat16" in str(compiled.get_property("INFERENCE_PRECISION_HINT")) else "f32"

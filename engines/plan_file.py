@@ -22,7 +22,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from engines.engine_file import parse_card, read_card
 from landmarks.card import ModelCard
@@ -40,6 +40,8 @@ RTX_CAPABILITY = (8, 0)
 
 _NUMBERS = struct.Struct("<IQ")
 _MAX_JSON = 1 << 20
+_MOST_CROPS = 4096
+"""at once: an engine sets aside memory for all"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +163,20 @@ def _weights_sha256(model: Path) -> str:
     try:
         if model.suffix == ".onnx":
             return read_card(model).weights_sha256
+        if not os.path.isfile(model):
+            return ""
         with model.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, _MAX_JSON)))
         return parse_card(model, header["__metadata__"]["card"]).weights_sha256
-    except (OSError, struct.error, ValueError, LookupError, TypeError, LineamentError):
+    except (OSError, struct.error, ValueError, LookupError, TypeError, RecursionError, LineamentError):
         return ""
 
 
 def _read(path: Path) -> tuple[PlanHeader, int]:
     """The header, and where the first plan begins."""
     again = "copy it again, or rebuild it with `make engine`"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LineamentError(f"no engine file at {path}; check the spelling, or build it with `make engine`")
     try:
         with path.open("rb") as file:
@@ -197,7 +201,7 @@ def _read(path: Path) -> tuple[PlanHeader, int]:
         raise LineamentError(f"{path} is cut off within its header, or damaged; {again}")
     try:
         header = _parsed(path, json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise LineamentError(f"the header of {path} is damaged ({type(error).__name__}: {error}); {again}") from None
     begin = len(start) + length
     if size != (wanted := begin + sum(n for _, n, _ in header.plans)):
@@ -214,7 +218,17 @@ def _parsed(path: Path, values: Any) -> PlanHeader:
         key[name] = tuple(key[name])
         if len(key[name]) != n or not all(type(number) is int for number in key[name]):
             raise ValueError(f"its key has {name} {key[name]}, expected {n} whole numbers")
+    for name in known - {"compute_capability", "batches"}:
+        if not isinstance(key[name], str):
+            raise ValueError(f"its key has {name} {str(key[name])[:60]}, expected text")
+    if key["library"] not in get_args(LibraryName):
+        raise ValueError(f"its key has library {key['library']!r}, expected one of {', '.join(get_args(LibraryName))}")
+    fewest, usual, most = key["batches"]
+    if not 0 < fewest <= usual <= most <= _MOST_CROPS:
+        raise ValueError(f"its key has batches {key['batches']}, expected growing numbers from 1 to {_MOST_CROPS}")
     plans = tuple((str(plan["name"]), int(plan["bytes"]), str(plan["sha256"])) for plan in values["plans"])
     if any(length < 0 for _, length, _ in plans):
         raise ValueError("a plan has a negative length")
+    if POINTS_PLAN not in (name for name, _, _ in plans):
+        raise ValueError(f"it holds no plan called {POINTS_PLAN!r}")
     return PlanHeader(card, PlanKey(**key), str(values["source"]), plans)

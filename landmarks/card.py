@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Raises ValueError when the text is not a card; unknown and missing fields are named."""
+        """Raises ValueError or TypeError when the text is not a card; unknown, missing and wrong fields are named."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"a model card is a JSON object, got {type(values).__name__}")
@@ -49,4 +50,36 @@ class ModelCard:
         for name in ("input_hw", "mean", "std"):
             if name in values:
                 values[name] = tuple(values[name])
-        return cls(**values)
+        card = cls(**values)
+        for name, (fits, wanted) in _CHECKS.items():
+            if not fits(getattr(card, name)):
+                raise ValueError(f"its {name} is {str(getattr(card, name))[:60]}, expected {wanted}")
+        return card
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9  # and no nan
+
+
+def _is_rgb(value: Any) -> bool:
+    return len(value) == 3 and all(map(_is_number, value))
+
+
+def _maps_to(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "mean": (_is_rgb, "three numbers"),
+    "std": (_is_rgb, "three numbers"),
+    "head": (_is_text, "text"),
+    "precision": (_is_text, "text"),
+    "weights_sha256": (_is_text, "text"),
+    "nme": (_maps_to(lambda value: type(value) in (int, float)), "names and numbers"),
+    "built_with": (_maps_to(_is_text), "names and versions"),
+}
+"""of the fields that whoever reads a card only passes on; who uses the others checks them in his own words"""

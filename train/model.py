@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors
@@ -49,8 +49,16 @@ class NetSpec:
     def __post_init__(self) -> None:
         if self.schema not in SCHEMAS:
             raise ValueError(f"unknown schema {self.schema!r}, wanted one of {sorted(SCHEMAS)}")
-        if min(self.input_hw) < 32:
-            raise ValueError(f"input_hw is {self.input_hw}, wanted at least 32x32")
+        if len(self.input_hw) != 2 or not all(type(side) is int and 32 <= side <= 4096 for side in self.input_hw):
+            raise ValueError(f"input_hw is {self.input_hw}, wanted 32x32 to 4096x4096")
+        if not isinstance(self.backbone, str) or type(self.presence) is not bool:
+            raise ValueError(f"backbone is {self.backbone!r} and presence {self.presence!r}, wanted a name and a bool")
+        if self.head not in get_args(HeadName):
+            raise ValueError(f"unknown head {self.head!r}, wanted one of {', '.join(get_args(HeadName))}")
+        if type(self.stacks) is not int or not 0 <= self.stacks <= 16:
+            raise ValueError(f"stacks is {self.stacks!r}, wanted 0 to 16")
+        if type(self.drop_path) not in (int, float) or not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path!r}, wanted 0 to 1, without the 1")
 
 
 class LandmarkNet(nn.Module):
@@ -199,7 +207,7 @@ def load(path: Path, device: str = "cpu") -> tuple[LandmarkNet, ModelCard]:
 
 def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
     """Spec and card alone, without the weights."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LineamentError(
             f"no model at {path}; `make train DATA=...` makes one, its run folder holds best.safetensors"
         )
@@ -209,9 +217,9 @@ def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
         spec = json.loads(metadata["net"])
         spec["input_hw"] = tuple(spec["input_hw"])
         return NetSpec(**spec), ModelCard.from_json(metadata["card"])
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise LineamentError(
-            f"{path} is no Lineament model ({type(error).__name__}: {error}); "
+            f"{path} is no Lineament model ({type(error).__name__}: {str(error)[:200]}); "
             "wanted a best.safetensors that `make train` wrote"
         ) from error
 
@@ -310,5 +318,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
+        # as bytes, for numpy lacks some of the kinds of numbers that a damaged file may name
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
