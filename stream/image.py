@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -24,12 +25,14 @@ def read_image(path: Path) -> U8:
         data = path.read_bytes()
     except OSError as error:
         raise LineamentError(f"cannot read {path}: {error.strerror or error}") from None
-    if _pixels(path) > MAX_PIXELS:
+    pixels = _pixels(data)
+    if pixels > MAX_PIXELS:
         raise LineamentError(
             f"{path} has over {MAX_PIXELS // 10**6} megapixels; make it smaller before you give it here"
         )
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        # what does not tell its size might take all memory
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if pixels else None
     except cv2.error:
         bgr = None
     if bgr is None:
@@ -49,12 +52,14 @@ def write_image(path: Path, bgr: U8) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Says of a path what FFmpeg and OpenCV would not."""
-    if not os.path.exists(path):  # unlike Path.exists it bears a name of any length
+    """Says of a path what FFmpeg and OpenCV would not; a folder is theirs to refuse."""
+    if not os.path.exists(path):  # unlike Path.exists it bears any name
         near = f"{path.parent} does not exist" if not os.path.exists(path.parent) else "check the spelling"
         raise LineamentError(f"cannot open {path}: no such file; {near}")
     if not os.access(path, os.R_OK):
         raise LineamentError(f"cannot open {path}: no permission to read it; try chmod u+r, or another user")
+    if not (path.is_file() or path.is_dir()):  # nobody may be at the other end, and waiting could not be ended
+        raise LineamentError(f"cannot open {path}: it is a pipe or a device, not a file; copy it into a file first")
     if path.is_file() and not path.stat().st_size:
         raise LineamentError(f"cannot open {path}: the file is empty (0 bytes); copy or record it again")
 
@@ -65,12 +70,12 @@ def cannot_write(path: Path, error: Exception) -> LineamentError:
     return LineamentError(f"cannot write {path}: {reason.lower()}; check the path, its rights and the space left")
 
 
-def _pixels(path: Path) -> int:
-    """width * height by the header; 0 where only OpenCV may know."""
+def _pixels(data: bytes) -> int:
+    """width * height by the header; 0 where none can be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as header:
+            warnings.simplefilter("ignore")  # what is odd about a header shows when it is decoded
+            with Image.open(io.BytesIO(data)) as header:
                 return header.width * header.height
     except Image.DecompressionBombError:
         return MAX_PIXELS + 1

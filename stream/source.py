@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import av
 import av.error
@@ -41,6 +41,14 @@ OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
 _PICTURE_TIMEOUT_S = 20.0
 """the longest that a live stream may send without a picture in it: some cameras send a whole one every 10 s only"""
 _LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
+_SCHEMES = _LIVE_SCHEMES | {"http", "https", "ftp", "mmsh", "mmst"}
+_CARRIERS = frozenset({"tls", "srtp", "crypto", "data", "hls", "httpproxy", "ffrtmphttp", "rtmpt", "rtmpts"})
+"""what those go through. FFmpeg is held to these and those: a playlist from afar must not name files of this machine"""
+_INDEX_AT_END = (
+    "its index stands at its end, and the server does not send files from the middle on; download it, "
+    "or put the index in front with `ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4`"
+)
+_UNKNOWN_PROTOCOL = "unknown protocol; use rtsp://, rtsps://, rtmp://, srt://, udp://, http:// or https://"
 
 
 class RefusedError(LineamentError):
@@ -90,10 +98,10 @@ def open_source(spec: str) -> Source:
     if match := re.fullmatch(r"(?:/dev/video)?(\d+)", spec):
         return CameraSource(int(match[1]))
     if spec.startswith("file://"):
-        spec = unquote(urlsplit(spec).path)
+        spec = unquote(re.sub(r"^file://[^/]*|[?#].*$", "", spec))
     if "://" in spec:
         return VideoSource(spec)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # unlike Path's own it bears a user that is not there
     if os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSource(path)
     return VideoSource(path)
@@ -187,8 +195,8 @@ class VideoSource(_Source):
         self._url = spec if isinstance(spec, str) and "://" in spec else None
         # the prefix keeps FFmpeg from taking "a:b.mp4" for a protocol
         self._address = self._url or f"file:{spec}"
-        scheme, path = (urlsplit(self._url).scheme, urlsplit(self._url).path) if self._url else ("", "")
-        self._endless = scheme in _LIVE_SCHEMES
+        self._scheme, path = _scheme_and_path(self._url or "")
+        self._endless = self._scheme in _LIVE_SCHEMES
         self.live = self._endless or (bool(self._url) and Path(path).suffix in ("", ".m3u8", ".mjpg", ".cgi"))
         self._timeout_s = (open_timeout_s, read_timeout_s)
         self._wait = Wait(self._closed)
@@ -203,7 +211,11 @@ class VideoSource(_Source):
     def _open(self) -> None:
         if not self._url:
             check_file(Path(self._address.removeprefix("file:")))
-        options = {"rtsp_transport": "tcp"} if self._address.startswith("rtsp") else {}
+        elif self._scheme not in _SCHEMES:
+            raise LineamentError(f"cannot open {self.name}: {_UNKNOWN_PROTOCOL}")
+        options = {"rtsp_transport": "tcp"} if self._scheme in ("rtsp", "rtsps") else {}
+        if self._url:
+            options["protocol_whitelist"] = ",".join(sorted(_SCHEMES | _CARRIERS))
         if self._endless:
             options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
         started = time.monotonic()
@@ -214,6 +226,8 @@ class VideoSource(_Source):
                 )
         except av.error.FFmpegError as error:
             raise self._failure("cannot open", error, time.monotonic() - started) from None
+        except UnicodeError:
+            raise LineamentError(f"cannot open {self.name}: it holds a letter that is none; check it") from None
         pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not pictures:
             kinds = " and ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
@@ -256,7 +270,13 @@ class VideoSource(_Source):
         if picture is None:
             self._end(time.monotonic() - started)
             return None
-        bgr = np.asarray(self._to_bgr.reformat(picture, format="bgr24").to_ndarray(), np.uint8)
+        try:
+            bgr = np.asarray(self._to_bgr.reformat(picture, format="bgr24").to_ndarray(), np.uint8)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise LineamentError(
+                f"lost {self.name} after {self._index} frames: its pictures, {picture.width}x{picture.height} "
+                f"{picture.format.name}, cannot be made BGR ({error}); see whether another player shows it"
+            ) from None
         if picture.rotation:
             bgr = _turned(bgr, picture.rotation)
         return self._frame(bgr, self._time_s(picture))
@@ -296,7 +316,14 @@ class VideoSource(_Source):
         timed_out = took_s >= 0.9 * self._timeout_s[verb == "lost"]
         after = f" after {self._index} frames" if self._index else ""
         undecoded = verb == "lost" and self._wait.over
-        why = _no_picture(took_s) if undecoded else _reason(error, self._url is not None, timed_out, took_s)
+        # the pictures of an MP4 come before its index, and to go back to them takes a server that lets one choose
+        unreachable = verb == "lost" and not self._index and not timed_out and type(error) is av.error.OSError
+        if undecoded:
+            why = _no_picture(took_s)
+        elif unreachable and self._url and self._container and "mp4" in self._container.format.name:
+            why = _INDEX_AT_END
+        else:
+            why = _reason(error, self._url is not None, timed_out, took_s)
         refused = isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError)
         return (RefusedError if refused else LineamentError)(f"{verb} {self.name}{after}: {why}")
 
@@ -363,7 +390,7 @@ class ImageSource(_Source):
         self._left: Iterator[Path] = iter(())
 
     def _open(self) -> None:
-        if not self._path.is_dir():
+        if not os.path.isdir(self._path):
             check_file(self._path)
             paths = [self._path]
         else:
@@ -433,6 +460,12 @@ class PacedSource(_Source):
         return replace(frame, captured_s=time.monotonic())
 
 
+def _scheme_and_path(url: str) -> tuple[str, str]:
+    """Unlike urlsplit, of anything that a person may type; both empty where there is none."""
+    scheme, _, rest = url.partition("://")
+    return scheme.lower(), re.split(r"[?#]", rest)[0].partition("/")[2]
+
+
 def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: float) -> str:
     """Why, and what to do next."""
     match error:
@@ -449,7 +482,7 @@ def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: 
         case av.error.HTTPServerError():
             return "the server failed (5xx); try again later"
         case av.error.ProtocolNotFoundError():
-            return "unknown protocol; use rtsp://, rtsps://, rtmp://, srt://, udp://, http:// or https://"
+            return _UNKNOWN_PROTOCOL
         case av.error.InvalidDataError():
             return "not a video that can be decoded; it may be damaged, incomplete or of another kind"
         case av.error.OSError() | av.error.ExitError() if is_url:
