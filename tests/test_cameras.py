@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import strategies as st
 
 from landmarks.types import LineamentError
 from stream.cameras import Camera, named, read_cameras, with_name
+from stream.many import Watch
+from stream.session import SessionConfig
+from stream.shared import SharedLandmarker
+from tests.blobs import BlobLandmarker
 
 
 def written(folder: Path, text: str) -> Path:
@@ -79,6 +84,22 @@ def test_what_is_wrong_with_a_file_is_said_in_a_line(tmp_path: Path, text: str, 
 def test_an_output_never_leaves_the_folder_of_its_file(tmp_path: Path, output: str) -> None:
     (tmp_path / "link").symlink_to("/var")
     assert "outside the folder" in failure(tmp_path, f"cameras: [{{name: a, source: b, out: '{output}'}}]")
+
+
+def test_an_address_is_a_destination_and_takes_its_password_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKER_PASSWORD", "hunter2")
+    text = "cameras: [{name: a, source: b, out: ['mqtt://door:${BROKER_PASSWORD}@broker/a', 'virtual:/dev/video10']}]"
+    (camera,) = read_cameras(written(tmp_path, text))
+    assert camera.outputs == ("mqtt://door:hunter2@broker/a", "virtual:/dev/video10")
+    with pytest.raises(LineamentError, match=r"two outputs would write to mqtt://\*\*\*@broker/a;") as caught:
+        both = [replace(camera, name=name, outputs=camera.outputs[:1]) for name in "ac"]
+        Watch(SessionConfig(), both, SharedLandmarker(BlobLandmarker()))
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(LineamentError, match=r"write to rtsp://\*\*\*@host/x; put {name} in it"):
+        with_name(["rtsp://door:hunter2@host/x"], "door")
+    assert "NOT_SET_AT_ALL" in failure(tmp_path, "cameras: [{name: a, source: b, out: 'ws://${NOT_SET_AT_ALL}/a'}]")
 
 
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
