@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import socket
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -273,6 +274,8 @@ def unreachable(address: Address, error: Exception) -> LineamentError:
     match error:
         case ConnectionRefusedError():
             why = "connection refused; check the port, and that the server runs"
+        case ssl.SSLCertVerificationError():
+            why = f"its certificate is not trusted ({error.verify_message}); SSL_CERT_FILE may name who signed it"
         case TimeoutError():
             why = f"no answer for {CONNECT_S:.0f} s; check that it is on, and address, port and firewall"
         case socket.gaierror() | UnicodeError():

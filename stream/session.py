@@ -7,6 +7,7 @@ with Session(cfg, source, landmarker, ("points.jsonl",)) as session:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -171,12 +172,12 @@ class Session:
         assert self._pipeline is not None, "iterate within the with block"
         blur = Blur() if self._cfg.blur_faces else None
         paced = not self.source.live and not self.source.still and any(map(is_address, self._outputs))
-        began_s = None
+        began_s = -math.inf
         for result in self._pipeline:
             if paced:
-                began_s = began_s or time.monotonic() - result.frame.time_s
                 with suppress(TimeoutError, Closed):
                     self._hurry.take(max(0.0, began_s + result.frame.time_s - time.monotonic()))
+                began_s = max(began_s, time.monotonic() - result.frame.time_s)  # what is late is not made up for
             result, drawn = self._drawn(blur(result) if blur else result)
             for sink in self._sinks:
                 sink.write(result, drawn)
