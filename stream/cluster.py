@@ -124,7 +124,8 @@ def run(cfg: ClusterConfig) -> None:
     cameras = read_cameras(cfg.cameras)
     if not any(camera.outputs for camera in cameras):
         log.warning("%s asks for no output: only this line will tell how it goes", cfg.cameras)
-    with _stopped_by_signals() as stopped, Cluster(cfg, cameras) as cluster:
+    with ExitStack() as last, Cluster(cfg, cameras) as cluster:
+        stopped = last.enter_context(_stopped_by_signals())  # until all has ended
         told_s = -math.inf
         while cluster.running and not stopped.wait(_LOOK_EVERY_S):
             cluster.look()
@@ -152,7 +153,7 @@ class Seat:
     lives: int = 0
     """how often it was begun"""
     status: CameraStatus | None = None
-    """the last word of the actor that has it now"""
+    """the last word of the actor that has it now; None while it is being started"""
     error: str | None = None
     """why it ended before its time"""
     asked: Any = None
@@ -160,7 +161,7 @@ class Seat:
     state: TrackerState = field(default_factory=lambda: TrackerState(next_id=1))
     """of its tracker, as last heard"""
     heard_s: float = field(default_factory=time.monotonic)
-    """when the state came, or the last word of any kind where there was none yet"""
+    """when the state came"""
 
     @property
     def done(self) -> bool:
@@ -183,18 +184,20 @@ class EngineSeat:
     actor: Any
     status: EngineStatus | None = None
     """the last word of the actor that has it now; None while it is being started"""
-    born: str = ""
-    """which actor that was"""
+    last: EngineStatus | None = None
+    """the last word of any that has had it"""
     restarts: int = 0
-    crops_before: int = 0
-    batches_before: int = 0
-    """of the actors before, as last heard"""
+    crops: int = 0
+    batches: int = 0
+    """of all that have had it, as far as heard"""
     asked: Any = None
 
     def hear(self, status: EngineStatus) -> None:
-        if self.born and status.born != self.born:
-            self.restarts += 1
-        self.status, self.born = status, status.born
+        same = self.last if self.last is not None and self.last.born == status.born else None
+        self.restarts += self.last is not None and same is None
+        self.crops += status.crops - (same.crops if same else 0)
+        self.batches += status.batches - (same.batches if same else 0)
+        self.status = self.last = status
 
 
 class Cluster:
@@ -270,14 +273,15 @@ class Cluster:
         """One line on how it goes: each camera, then the engines."""
         up = sum(seat.status is not None for seat in self.engines)
         restarts = sum(seat.restarts for seat in self.engines)
-        crops = sum(seat.status.crops for seat in self.engines if seat.status)
-        batches = sum(seat.status.batches for seat in self.engines if seat.status)
+        crops, batches = sum(seat.crops for seat in self.engines), sum(seat.batches for seat in self.engines)
         engines_line = f"engines {up} of {len(self.engines)}, restarts {restarts}, {crops} crops in {batches} batches"
         return " | ".join([*(seat.live_line() for seat in self.seats), engines_line])
 
     def _hear(self, seat: Seat | EngineSeat, call: Any) -> None:
         try:
-            status = _answer(self._ray, call, timeout_s=_CALL_S)
+            status = _answer(self._ray, call, _CALL_S)
+            if status is None and isinstance(seat, Seat):
+                status = _answer(self._ray, seat.actor.begin.remote(self._job(seat)), _CALL_S)
         except LineamentError as error:
             if isinstance(seat, EngineSeat):  # its cameras ask another, and say so when there is none
                 seat.status = None
@@ -285,7 +289,9 @@ class Cluster:
             else:
                 seat.error = str(error)
                 log.error("%s ended: %s", seat.camera.name, error)
-        except self._ray.exceptions.RayActorError:
+        except self._ray.exceptions.RayTaskError:  # a fault of ours
+            raise
+        except self._ray.exceptions.RayError:
             if seat.status is not None:
                 who = f"camera {seat.camera.name}" if isinstance(seat, Seat) else "an engine"
                 log.warning("the actor of %s is lost; it is started again", who)
@@ -293,20 +299,19 @@ class Cluster:
         else:
             if isinstance(seat, EngineSeat):
                 seat.hear(status)
-            elif status is None:
-                self._begin(seat)
             else:
                 self._note(seat, status)
 
-    def _begin(self, seat: Seat) -> None:
-        """Gives an actor that is new its camera; its answer is its first status."""
+    def _job(self, seat: Seat) -> Job:
+        """What to tell an actor that is new."""
         seat.lives += 1
         fresh_for_s = self._cfg.resume_s - (time.monotonic() - seat.heard_s)
         if seat.lives > 1:
             seat.state = replace(seat.state, next_id=seat.state.next_id + _SPARE_IDS)
             faces = len(seat.state.faces) if fresh_for_s > 0 else 0
             log.warning("camera %s is started again, with %d faces to go on with", seat.camera.name, faces)
-        job = Job(
+        assert self._card is not None
+        return Job(
             self._cfg.session,
             seat.camera,
             seat.lives,
@@ -317,7 +322,6 @@ class Cluster:
             seat.state,
             fresh_for_s,
         )
-        seat.asked = seat.actor.begin.remote(job)
 
     def _note(self, seat: Seat, status: CameraStatus) -> None:
         seat.status = status
@@ -361,15 +365,16 @@ class Cluster:
 
     def _stop_cameras(self) -> None:
         ray = self._ray
-        begun = [seat for seat in self.seats if seat.lives and seat.status is not None]
+        begun = [seat for seat in self.seats if seat.status is not None and not seat.done]
         calls = [seat.actor.stop.remote() for seat in begun]
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=_STOP_S) if calls else ([], [])
         for seat, call in zip(begun, calls):
             try:
                 if call not in ready:
                     raise LineamentError(f"did not end within {_STOP_S:.0f} s of being told to")
-                self._note(seat, _answer(ray, call, _CALL_S))
-            except (LineamentError, ray.exceptions.RayActorError) as error:
+                if (status := _answer(ray, call, _CALL_S)) is not None:  # None: lost, and not begun anew
+                    self._note(seat, status)
+            except (LineamentError, ray.exceptions.RayError) as error:
                 seat.error = seat.error or str(error).split("\n")[0]
                 log.error("%s: %s", seat.camera.name, seat.error)
 
@@ -390,7 +395,7 @@ class Job:
     camera: Camera
     life: int
     """1, 2, ...: how many actors have had this camera"""
-    card: ModelCard | None
+    card: ModelCard
     engines: tuple[Any, ...]
     first: int
     """the engine to ask first"""
@@ -438,11 +443,18 @@ class CameraActor:
         self._post: Post | None = None
         self._landmarker: RemoteLandmarker | None = None
         self._told_to_stop = False
+        self._beginning = threading.Lock()
 
-    def begin(self, job: Job) -> CameraStatus:
+    def begin(self, job: Job) -> CameraStatus | None:
+        """Once: a driver that did not hear the answer tells it again."""
+        with self._beginning:
+            if self._post is None:
+                self._begin(job)
+        return self.status()
+
+    def _begin(self, job: Job) -> None:
         os.umask(0o077)
         logging.basicConfig(level=logging.INFO, format=f"{job.camera.name}: %(message)s", stream=sys.stderr)
-        assert job.card is not None
         landmarker = RemoteLandmarker(job.card, job.engines, job.first, job.resume_s)
         camera = replace(job.camera, outputs=tuple(_in_life(path, job.life) for path in job.camera.outputs))
         post = Post(job.cfg, camera, landmarker)
@@ -450,9 +462,6 @@ class CameraActor:
             post.session.before = (job.state, time.monotonic() + job.fresh_for_s)
         self._landmarker, self._post = landmarker, post
         post.thread.start()
-        status = self.status()
-        assert status is not None
-        return status
 
     def status(self) -> CameraStatus | None:
         """None before begin()."""

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -27,6 +26,7 @@ from stream.cluster import (
     ClusterConfig,
     Engine,
     EngineSeat,
+    EngineStatus,
     RemoteLandmarker,
     Seat,
     _check_reachable,
@@ -285,8 +285,8 @@ def test_what_a_later_life_writes_lies_beside_what_the_first_wrote(tmp_path: Pat
     assert _in_life("mqtt://broker/topic", 3) == "mqtt://broker/topic"
 
 
-def test_an_engine_that_was_born_again_counts_as_restarted() -> None:
+def test_an_engine_that_was_born_again_counts_as_restarted_and_its_crops_are_added_up() -> None:
     seat = EngineSeat(None)
-    for born in ("a", "a", "b", "b"):
-        seat.hear(SimpleNamespace(born=born))  # type: ignore[arg-type]
-    assert seat.restarts == 1
+    for born, crops in (("a", 3), ("a", 7), ("b", 2), ("b", 5)):
+        seat.hear(EngineStatus(born, crops, crops, 0.0, 1))
+    assert (seat.restarts, seat.crops, seat.batches) == (1, 12, 12)
