@@ -316,12 +316,15 @@ class VideoSource(_Source):
         timed_out = took_s >= 0.9 * self._timeout_s[verb == "lost"]
         after = f" after {self._index} frames" if self._index else ""
         undecoded = verb == "lost" and self._wait.over
-        # the pictures of an MP4 come before its index, and to go back to them takes a server that lets one choose
-        unreachable = verb == "lost" and not self._index and not timed_out and type(error) is av.error.OSError
+        broke = verb == "lost" and self._url and not timed_out and type(error) is av.error.OSError
         if undecoded:
             why = _no_picture(took_s)
-        elif unreachable and self._url and self._container and "mp4" in self._container.format.name:
+        elif broke and not self._index and self._container and "mp4" in self._container.format.name:
+            # its pictures come before its index, and to go back to them takes a server that lets one choose
             why = _INDEX_AT_END
+        elif broke:
+            why = "the connection broke" if self.live else "the connection broke, or the file ended unannounced"
+            why += "; check the network" if self.live else "; download it first, or try again"
         else:
             why = _reason(error, self._url is not None, timed_out, took_s)
         refused = isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError)
