@@ -1,13 +1,17 @@
 """Real RTSP servers on loopback: Debian's GStreamer, in a process of its own that a test may freeze or kill.
 
-One is a camera, the other takes what is published to it, as MediaMTX does.
+One is a camera, the other takes what is published to it, as MediaMTX does. And a bad line to them: a relay that
+changes, holds up and cuts what it carries.
 """
 
 from __future__ import annotations
 
+import random
+import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -94,3 +98,59 @@ def _server(port: int, password: str, path: str, launch: str) -> Iterator[tuple[
             yield server, int(bound)
         finally:
             server.kill()
+
+
+Fault = Callable[[random.Random, bytes], Iterator[bytes | float]]
+"""What becomes of a piece of what a server sends: bytes to pass on, and numbers, seconds to wait."""
+
+
+@contextmanager
+def tcp_relay(to: int, fault: Fault) -> Iterator[int]:
+    """Its port; carries connections on to a port of this machine, and what comes back as fault says, seed 0."""
+    stopped, rng = threading.Event(), random.Random(0)
+    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.1)
+
+        def carry(source: socket.socket, target: socket.socket, changed: Fault) -> None:
+            with suppress(OSError):
+                while not stopped.is_set():
+                    try:
+                        data = source.recv(16384)
+                    except TimeoutError:
+                        continue
+                    for piece in changed(rng, data):
+                        if isinstance(piece, float):
+                            stopped.wait(piece)
+                        else:
+                            target.sendall(piece)
+                    if not data:
+                        break
+            for end in (source, target):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+        def accept() -> None:
+            while not stopped.is_set():
+                try:
+                    caller, _ = listening.accept()
+                except TimeoutError:
+                    continue
+                server = socket.create_connection(("127.0.0.1", to))
+                for one, other, changed in ((caller, server, _unchanged), (server, caller, fault)):
+                    stack.callback(one.close)
+                    one.settimeout(0.1)
+                    thread = threading.Thread(target=carry, args=(one, other, changed), name="relay")
+                    stack.callback(thread.join, 60.0)
+                    thread.start()
+
+        thread = threading.Thread(target=accept, name="relay's door")
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            stopped.set()
+            thread.join(60.0)
+
+
+def _unchanged(rng: random.Random, data: bytes) -> Iterator[bytes | float]:
+    yield data
