@@ -44,7 +44,8 @@ class MediaServer:
     def __init__(self, address: Address, fps: float | None) -> None:
         self._address, self._fps = address, fps
         self._process: subprocess.Popen[bytes] | None = None
-        self._size_hw = (0, 0)
+        self._size_hw: tuple[int, int] | None = None
+        """of what the process was told to expect; None before its first picture"""
         self._interrupted = False
         self._changing = threading.Lock()
 
@@ -64,20 +65,34 @@ class MediaServer:
         return result.frame.time_s, drawn_bgr
 
     def connect(self) -> None:
-        """Looks whether somebody is there, before a process is started for it."""
-        if self._address.scheme == "srt":
-            return
-        try:
-            socket.create_connection((self._address.host, self._address.port), CONNECT_S).close()
-        except (OSError, UnicodeError) as error:
-            raise unreachable(self._address, error) from None
+        """Looks whether somebody is there, and starts a process for it. Raises LineamentError once interrupted."""
+        if self._address.scheme != "srt":
+            try:
+                socket.create_connection((self._address.host, self._address.port), CONNECT_S).close()
+            except (OSError, UnicodeError) as error:
+                raise unreachable(self._address, error) from None
+        self._size_hw = None
+        with self._changing:
+            if self._interrupted:
+                raise LineamentError(f"{self._address.shown} was not reached before the end")
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stream.relay"],
+                cwd=_RUN_FROM,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
 
     def send(self, message: Picture) -> None:
+        """The first picture also says the size of all, and waits until the server has it."""
         time_s, bgr = message
-        first = self._process is None
-        process = self._process or self._start(even(bgr))
-        assert process.stdin is not None and process.stdout is not None
+        process, first = self._process, self._size_hw is None
+        assert process is not None and process.stdin is not None and process.stdout is not None
         try:
+            if self._size_hw is None:
+                self._size_hw = even(bgr)
+                order = relay.Order(self._address.url, self._fps, *self._size_hw)
+                process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
             process.stdin.write(relay.STAMP.pack(time_s))
             process.stdin.write(i420(bgr, self._size_hw).data)
             process.stdin.flush()
@@ -108,25 +123,6 @@ class MediaServer:
             self._interrupted, process = True, self._process
         if process is not None:
             process.kill()
-
-    def _start(self, size_hw: tuple[int, int]) -> subprocess.Popen[bytes]:
-        """Raises LineamentError once interrupted."""
-        order = relay.Order(self._address.url, self._fps, *size_hw)
-        with self._changing:
-            if self._interrupted:
-                raise LineamentError(f"{self._address.shown} did not take everything before the end")
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "stream.relay"],
-                cwd=_RUN_FROM,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        self._size_hw = size_hw
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):  # what comes next fails as well, and asks why
-            process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
-        return process
 
     def _failure(self, answer: bytes) -> LineamentError:
         """What the process said last, in the user's words."""

@@ -60,7 +60,10 @@ def main() -> int:
     """0 when the input ended and the server has everything; else 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process when it is done
     orders, answers = sys.stdin.buffer, sys.stdout.buffer
-    order = Order(**json.loads(orders.readline()))
+    line = orders.readline()
+    if not line:
+        return 0
+    order = Order(**json.loads(line))
     try:
         _relay(order, orders, answers)
     except (av.error.FFmpegError, OSError) as error:

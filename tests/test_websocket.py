@@ -37,9 +37,9 @@ def listening(output: str = "ws://127.0.0.1:0") -> WebSocketSink:
 @contextmanager
 def client_of(sink: WebSocketSink, path: str = "", **options: Any) -> Iterator[ClientConnection]:
     """Connected, and known to the sink."""
-    before = len(sink._clients)
+    before = set(sink._clients)
     with connect(f"ws://127.0.0.1:{sink.port}/{path}", **options) as client:
-        until(lambda: len(sink._clients) > before)
+        until(lambda: bool(set(sink._clients) - before))
         yield client
 
 
@@ -50,9 +50,9 @@ def deaf_client_of(sink: WebSocketSink) -> Iterator[None]:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         ask = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        before = len(sink._clients)
+        before = set(sink._clients)
         client.sendall((ask + key).encode())
-        until(lambda: len(sink._clients) > before)
+        until(lambda: bool(set(sink._clients) - before))
         yield
 
 
