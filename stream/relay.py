@@ -67,8 +67,10 @@ def main() -> int:
     try:
         _relay(order, orders, answers)
     except (av.error.FFmpegError, OSError) as error:
-        _answer(answers, type(error).__name__)
-        os._exit(1)  # leaving in good order would try to tell the server
+        try:
+            _answer(answers, type(error).__name__)
+        finally:
+            os._exit(1)  # leaving in good order would try to tell the server
     return 0
 
 

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import Self
+from urllib.parse import unquote
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -235,13 +236,13 @@ class _Server:
             await self._over.wait()
 
     def _known(self, connection: ServerConnection, request: Request) -> Response | None:
-        if request.path.removeprefix("/") in self.sinks:
+        if _path(request) in self.sinks:
             return None
         return connection.respond(HTTPStatus.NOT_FOUND, "nothing is sent under this path\n")
 
     async def _serve(self, socket: ServerConnection) -> None:
         assert socket.request is not None
-        sink = self.sinks.get(socket.request.path.removeprefix("/"))
+        sink = self.sinks.get(_path(socket.request))
         if sink is None or self._clients >= _CLIENTS:
             await socket.close(CloseCode.TRY_AGAIN_LATER, f"{_CLIENTS} clients are enough" if sink else "it has ended")
             return
@@ -282,6 +283,11 @@ def _leave_server(server: _Server, path: str) -> None:
             for key in [key for key, other in _servers.items() if other is server]:
                 del _servers[key]
             server.stop()
+
+
+def _path(request: Request) -> str:
+    """As Address has it."""
+    return unquote(request.path.partition("?")[0]).removeprefix("/")
 
 
 def _is_loopback(host: str) -> bool:

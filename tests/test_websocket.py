@@ -93,6 +93,15 @@ def test_a_slow_client_loses_messages_with_a_count_and_holds_up_nobody(caplog: p
     assert f"lost {lost} messages" in caplog.text
 
 
+def test_a_path_may_hold_any_letter_and_what_a_client_asks_beside_it_does_not_matter() -> None:
+    with (
+        listening("ws://127.0.0.1:0/faces/Tür%20vorn") as sink,
+        client_of(sink, "faces/T%C3%BCr%20vorn?since=1") as client,
+    ):
+        sink.write(result(1), result(1).frame.bgr)
+        assert index_of(client) == 1
+
+
 def test_clients_come_and_go_and_the_writer_does_not_notice() -> None:
     with listening() as sink:
         for index in range(10):
