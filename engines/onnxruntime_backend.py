@@ -45,8 +45,7 @@ class OnnxRuntimeLandmarker(FileLandmarker):
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # its exceptions share no other base
-            reason = " ".join(str(error).split())[-300:]
-            raise LineamentError(f"ONNX Runtime cannot run {path}: {reason}; {REMAKE}") from error
+            raise self._failed(error) from error
         if provider not in (used := self._session.get_providers()):
             # a provider that does not load is passed over in silence
             raise LineamentError(
@@ -62,9 +61,16 @@ class OnnxRuntimeLandmarker(FileLandmarker):
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
         batches = [rgb_NHWC[i : i + 1] for i in range(len(rgb_NHWC))] if self._one_by_one else [rgb_NHWC]
-        found = [self._session.run(self._outputs, {self._input: batch}) for batch in batches]
+        try:
+            found = [self._session.run(self._outputs, {self._input: batch}) for batch in batches]
+        except Exception as error:  # of a graph whose numbers are damaged, or for want of memory
+            raise self._failed(error) from error
         arrays = [np.concatenate(parts) for parts in zip(*found, strict=True)]
         return landmarks_of(arrays[0], arrays[1] if len(arrays) > 1 else None)
+
+    def _failed(self, error: Exception) -> LineamentError:
+        reason = " ".join(str(error).split())[-300:]
+        return LineamentError(f"ONNX Runtime cannot run {self._path}: {reason}; {REMAKE}")
 
     def _release(self) -> None:
         del self._session

@@ -65,14 +65,19 @@ class OpenVinoLandmarker(FileLandmarker):
                 _keep_last_sum_exact(model)
             compiled = core.compile_model(model, "CPU", config)
         except (RuntimeError, ValueError) as error:  # the latter where its message, or a name, is no text
-            reason = " ".join(str(error).split())[-300:]
-            raise LineamentError(f"OpenVINO cannot run {path}: {reason}; {REMAKE}") from error
+            raise self._failed(error) from error
         self.precision = "bf16" if "bfloat16" in str(compiled.get_property("INFERENCE_PRECISION_HINT")) else "f32"
         """what layers run in that are not int8"""
         n = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
         self._slots = [_Slot(compiled) for _ in range(n)]
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
+        try:
+            return self._inferred(rgb_NHWC)
+        except RuntimeError as error:  # of a graph whose numbers are damaged, or for want of memory
+            raise self._failed(error) from error
+
+    def _inferred(self, rgb_NHWC: U8) -> Landmarks:
         n, slots = len(rgb_NHWC), self._slots
         points = np.empty((n, *slots[0].points.shape[1:]), np.float32)
         confidence = None if slots[0].confidence is None else np.empty(n, np.float32)
@@ -92,6 +97,10 @@ class OpenVinoLandmarker(FileLandmarker):
                 slot.input_NHWC[0] = rgb_NHWC[i]
                 slot.request.start_async()
         return landmarks_of(points, confidence)
+
+    def _failed(self, error: Exception) -> LineamentError:
+        reason = " ".join(str(error).split())[-300:]
+        return LineamentError(f"OpenVINO cannot run {self._path}: {reason}; {REMAKE}")
 
     def _release(self) -> None:
         del self._slots

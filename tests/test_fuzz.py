@@ -637,6 +637,23 @@ def main(kind: str, first: int, count: int, folder: Path) -> None:
     print("all tried")
 
 
+def test_a_graph_that_fails_only_when_it_runs_is_an_error_of_ours(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "a.onnx"
+    (tmp_path / "made").mkdir()
+    path.write_bytes(dict(graphs(tmp_path / "made"))["a.onnx"])
+    model = onnx.load(path)
+    (which,) = (tensor for tensor in model.graph.initializer if tensor.name == "green")
+    which.CopyFrom(onnx.numpy_helper.from_array(np.int64(3191794345), "green"))
+    onnx.save(model, path)
+    with (
+        pytest.raises(LineamentError, match=r"ONNX Runtime cannot run .*out of data bounds"),
+        engines.load(str(path), "onnxruntime") as landmarker,
+    ):
+        landmarker(np.zeros((1, 12, 16, 3), np.uint8))
+
+
 @pytest.mark.parametrize(("kind", "count"), [("pictures", 500), ("clips", 250), ("graphs", 60), ("checkpoints", 40)])
 def test_no_damaged_file_crashes_hangs_or_eats_the_memory(kind: str, count: int, tmp_path: Path) -> None:
     if kind in ("graphs", "checkpoints"):
