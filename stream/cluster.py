@@ -44,6 +44,8 @@ from stream.detect import StreamFaces
 from stream.many import Post
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
+from stream.sink import is_address
+from stream.source import redacted
 from stream.track import TrackerState
 
 log = logging.getLogger("lineament")
@@ -738,12 +740,12 @@ def _check_outputs(cameras: Sequence[Camera]) -> None:
         if path == "-":
             raise LineamentError("a camera in a cluster has no standard output to write to; give it a file")
         if paths.count(path) > 1:
-            raise LineamentError(f"two outputs would write to {path}; give each a path of its own")
+            raise LineamentError(f"two outputs would write to {redacted(path)}; give each a path of its own")
 
 
 def _in_life(path: str, life: int) -> str:
     """Where an actor writes that others before it have written for: beside their files, never over them."""
-    if life == 1 or "://" in path:
+    if life == 1 or is_address(path):
         return path
     folder, file = ("/", path.rstrip("/")) if path.endswith("/") else ("", path)
     stem, suffix = (file, "") if folder else os.path.splitext(file)

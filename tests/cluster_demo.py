@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import tyro
 
+import engines
 from landmarks.types import U8, Frame, LineamentError, Result
 from stream.bench import machine
 from stream.cameras import Camera
@@ -183,6 +184,7 @@ def _small(engines: int) -> ClusterConfig:
 def measure() -> int:
     """Prints rows of docs/cluster.md's table: processor time of a frame with one face in it, H.264 decoded."""
     print(machine())
+    print(f"the model alone: {_model_ms():.1f} ms a crop\n")
     print("| picture | camera | with .mp4 | engine | cameras a core at 10 / 15 / 30 fps | with .mp4 |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -218,6 +220,17 @@ def _cost_ms(clip: Path, output: str) -> tuple[float, float]:
         raise LineamentError(f"{clip.name} was over before it could be measured; see above")
     frames, camera_s, engine_s = (last - first for first, last in zip(samples[0], samples[-1]))
     return camera_s / frames * 1e3, engine_s / frames * 1e3
+
+
+def _model_ms() -> float:
+    """Processor time of one crop without a cluster."""
+    with engines.load(engines.DEFAULT, threads=1) as landmarker:
+        crop = np.zeros((1, *landmarker.card.input_hw, 3), np.uint8)
+        landmarker(crop)
+        began_s = time.process_time()
+        for _ in range(300):
+            landmarker(crop)
+        return (time.process_time() - began_s) / 300 * 1e3
 
 
 def _write(path: Path, pictures: Sequence[U8], fps: float = 30.0, rounds: int = 3) -> None:

@@ -251,6 +251,9 @@ def test_what_cannot_be_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_
     cfg = ClusterConfig(tmp_path / "c.yaml")
     with pytest.raises(LineamentError, match=r"same\.mp4"):
         Cluster(cfg, [Camera("a", "sample", ("same.mp4",)), Camera("b", "sample", ("same.mp4",))])
+    url = "rtsp://me:hunter2@10.0.0.1/x"
+    with pytest.raises(LineamentError, match=r"write to rtsp://\*\*\*@10"):
+        Cluster(cfg, [Camera("a", "sample", (url,)), Camera("b", "sample", (url,))])
     with pytest.raises(LineamentError, match="no standard output"):
         Cluster(cfg, [Camera("a", "sample", ("-",))])
     with pytest.raises(LineamentError, match=r"127\.0\.0\.1:1: connection refused"):
@@ -282,7 +285,7 @@ def test_what_a_later_life_writes_lies_beside_what_the_first_wrote(tmp_path: Pat
     (tmp_path / "door-2.jsonl").touch()
     assert _in_life(path, 2) == str(tmp_path / "door-3.jsonl")
     assert _in_life(f"{tmp_path}/pictures/", 3) == f"{tmp_path}/pictures-3/"
-    assert _in_life("mqtt://broker/topic", 3) == "mqtt://broker/topic"
+    assert _in_life("mqtt://broker/topic", 3) == "mqtt://broker/topic" and _in_life("virtual:2", 2) == "virtual:2"
 
 
 def test_an_engine_that_was_born_again_counts_as_restarted_and_its_crops_are_added_up() -> None:
