@@ -8,12 +8,11 @@
                                       smoothing, outputs       micro-batches
 
 Ray starts an actor that was lost again, empty. The driver finds it so, hands it its camera and what the tracker before
-it had last told of itself, and the faces keep their ids. Nothing else in the house imports Ray.
+it had last told of itself, and the faces keep their ids. Nothing but this and stream/actors.py imports Ray.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -23,8 +22,6 @@ import socket
 import sys
 import threading
 import time
-import uuid
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,19 +29,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Self
 
-import cv2
-import numpy as np
 import tyro
 
 import engines
 from landmarks.card import ModelCard
-from landmarks.types import U8, Landmarker, Landmarks, LineamentError
+from landmarks.types import LineamentError
+from stream.actors import (
+    CALL_S,
+    STOP_S,
+    CameraActor,
+    CameraStatus,
+    Engine,
+    EngineStatus,
+    Job,
+    answer,
+    check_same_model,
+    load_ray,
+)
 from stream.cameras import Camera, read_cameras
-from stream.detect import StreamFaces
-from stream.many import Post
 from stream.session import SessionConfig
-from stream.shared import SharedLandmarker
-from stream.sink import is_address
 from stream.source import redacted
 from stream.track import TrackerState
 
@@ -52,19 +55,11 @@ log = logging.getLogger("lineament")
 
 _START_S = 120.0
 """the longest that all engines may take to be placed, started and loaded"""
-_STOP_S = 75.0
-"""the longest that the cameras may take to end: files are finished and connections closed"""
 _LOOK_EVERY_S = 0.5
 """the driver asks all actors how it goes; the state of a tracker that is lost is that old, and a call's time more"""
 _TELL_EVERY_S = 5.0
 _SPARE_IDS = 1000
 """skipped with a restart: faces that came after the last word of the camera that was lost had some of these"""
-_CALL_S = 10.0
-"""an engine that has not answered for so long is as good as lost"""
-_REFUSED_S, _HUNG_S = 1.0, 60.0
-"""so long nobody asks an engine again that could not do it, or that did not answer"""
-_WAKE_S = 0.25
-"""a wait for an answer looks up this often, to see whether it was closed"""
 _STORE_BYTES = 128 * 2**20
 """of Ray's shared memory on a local run; crops are some kB"""
 _ROOT = Path(__file__).resolve().parent.parent
@@ -135,15 +130,12 @@ def run(cfg: ClusterConfig) -> None:
                 told_s = time.monotonic()
                 log.info("%s", cluster.live_line())
     for seat in cluster.seats:
-        if seat.status is not None:
+        if seat.status is not None and seat.status.summary:
             log.info("%s: %s", seat.camera.name, seat.status.summary)
     log.info("%s", cluster.live_line().split(" | ")[-1])
     failed = [seat.camera.name for seat in cluster.seats if seat.error]
     if failed:
         raise LineamentError(f"{len(failed)} of {len(cameras)} cameras failed: {', '.join(failed)}; see above")
-
-
-# ---- in the driver
 
 
 @dataclass(slots=True)
@@ -214,7 +206,7 @@ class Cluster:
         self.seats: list[Seat] = []
         self.engines: list[EngineSeat] = []
         self._card: ModelCard | None = None
-        self._ray = _ray()
+        self._ray = load_ray()
         self._stack = ExitStack()
 
     @property
@@ -281,9 +273,9 @@ class Cluster:
 
     def _hear(self, seat: Seat | EngineSeat, call: Any) -> None:
         try:
-            status = _answer(self._ray, call, _CALL_S)
+            status = answer(self._ray, call, CALL_S)
             if status is None and isinstance(seat, Seat):
-                status = _answer(self._ray, seat.actor.begin.remote(self._job(seat)), _CALL_S)
+                status = answer(self._ray, seat.actor.begin.remote(self._job(seat)), CALL_S)
         except LineamentError as error:
             if isinstance(seat, EngineSeat):  # its cameras ask another, and say so when there is none
                 seat.status = None
@@ -354,7 +346,7 @@ class Cluster:
         """Loads every engine's model; they must be the same."""
         ray, calls = self._ray, [seat.actor.card.remote() for seat in self.engines]
         ready, late = ray.wait(calls, num_returns=len(calls), timeout=_START_S)
-        cards: list[ModelCard] = [_answer(ray, call, _CALL_S) for call in ready]
+        cards: list[ModelCard] = [answer(ray, call, CALL_S) for call in ready]
         if late:
             raise LineamentError(
                 f"{len(late)} of {len(calls)} engines were not ready within {_START_S:.0f} s: no machine has "
@@ -362,19 +354,19 @@ class Cluster:
                 "hangs; `ray status` on the head says what is free"
             )
         for other in cards[1:]:
-            _check_same_model(cards[0], other)
+            check_same_model(cards[0], other)
         return cards[0]
 
     def _stop_cameras(self) -> None:
         ray = self._ray
         begun = [seat for seat in self.seats if seat.status is not None and not seat.done]
         calls = [seat.actor.stop.remote() for seat in begun]
-        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=_STOP_S) if calls else ([], [])
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=STOP_S + CALL_S) if calls else ([], [])
         for seat, call in zip(begun, calls):
             try:
                 if call not in ready:
-                    raise LineamentError(f"did not end within {_STOP_S:.0f} s of being told to")
-                if (status := _answer(ray, call, _CALL_S)) is not None:  # None: lost, and not begun anew
+                    raise LineamentError(f"did not end within {STOP_S + CALL_S:.0f} s of being told to")
+                if (status := answer(ray, call, CALL_S)) is not None:  # None: lost, and not begun anew
                     self._note(seat, status)
             except (LineamentError, ray.exceptions.RayError) as error:
                 seat.error = seat.error or str(error).split("\n")[0]
@@ -386,283 +378,7 @@ class Cluster:
             self._ray.kill(seat.actor)
 
 
-# ---- in the actors
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a camera's actor is told to do."""
-
-    cfg: SessionConfig
-    camera: Camera
-    life: int
-    """1, 2, ...: how many actors have had this camera"""
-    card: ModelCard
-    engines: tuple[Any, ...]
-    first: int
-    """the engine to ask first"""
-    resume_s: float
-    state: TrackerState
-    """of the tracker before"""
-    fresh_for_s: float
-    """so long its faces count"""
-
-    def __repr__(self) -> str:
-        return f"Job({self.camera.name}, life {self.life})"  # a spec may hold a password
-
-
-@dataclass(frozen=True, slots=True)
-class CameraStatus:
-    """How it goes with a camera."""
-
-    line: str
-    summary: str
-    frames: int
-    """drawn, in this life"""
-    dropped: int
-    fps: float
-    ids: tuple[int, ...]
-    """of the faces that are followed"""
-    state: TrackerState | None
-    """None before the first frame"""
-    error: str | None
-    done: bool
-    cpu_s: float
-    """processor time of its process"""
-    pid: int
-
-
-class CameraActor:
-    """One camera in a process of its own: capture, detector, tracker, smoothing, outputs.
-
-    Several threads call it. It is empty until begin(), also after Ray has started it anew.
-    """
-
-    def __init__(self) -> None:
-        cv2.setNumThreads(1)
-        with StreamFaces() as find:  # the first call takes a second, in which faces would get lost
-            find(np.zeros((64, 64, 3), np.uint8))
-        self._post: Post | None = None
-        self._landmarker: RemoteLandmarker | None = None
-        self._told_to_stop = False
-        self._beginning = threading.Lock()
-
-    def begin(self, job: Job) -> CameraStatus | None:
-        """Once: a driver that did not hear the answer tells it again."""
-        with self._beginning:
-            if self._post is None:
-                self._begin(job)
-        return self.status()
-
-    def _begin(self, job: Job) -> None:
-        os.umask(0o077)
-        logging.basicConfig(level=logging.INFO, format=f"{job.camera.name}: %(message)s", stream=sys.stderr)
-        landmarker = RemoteLandmarker(job.card, job.engines, job.first, job.resume_s)
-        camera = replace(job.camera, outputs=tuple(_in_life(path, job.life) for path in job.camera.outputs))
-        post = Post(job.cfg, camera, landmarker)
-        if job.life > 1:
-            post.session.before = (job.state, time.monotonic() + job.fresh_for_s)
-        self._landmarker, self._post = landmarker, post
-        post.thread.start()
-
-    def status(self) -> CameraStatus | None:
-        """None before begin()."""
-        if (post := self._post) is None:
-            return None
-        session = post.session
-        seen = session.tracker is not None and session.report.frames > 0
-        state = session.tracker.state() if session.tracker is not None and seen else None
-        error = None if post.error is None or self._told_to_stop else session.fault or str(post.error)
-        return CameraStatus(
-            post.live_line(),
-            session.summary(),
-            session.report.frames,
-            session.dropped,
-            session.report.fps,
-            tuple(face.id for face in state.faces) if state else (),
-            state,
-            error,
-            not post.thread.is_alive(),
-            time.process_time(),
-            os.getpid(),
-        )
-
-    def stop(self) -> CameraStatus | None:
-        """Ends it with its files whole."""
-        if self._post is None or self._landmarker is None:
-            return None
-        self._told_to_stop = self._post.thread.is_alive()
-        self._post.stop()
-        self._landmarker.close()
-        self._post.thread.join(_STOP_S - _CALL_S)
-        return self.status()
-
-
-@dataclass(slots=True)
-class _Known:
-    """What a camera knows of an engine."""
-
-    actor: Any
-    away_until_s: float = 0.0
-    probe: Any = None
-    """the call whose answer will say that it is there again; None while nobody thinks otherwise"""
-
-
-class RemoteLandmarker:
-    """A Landmarker whose model is in the engines, which are asked in turn; one that is lost is passed over.
-
-    One thread calls; any may close, which ends a call under way. A call waits for resume_s at most, for an engine
-    to come back where there is none.
-    """
-
-    def __init__(self, card: ModelCard, engines: Sequence[Any], first: int, resume_s: float) -> None:
-        """engines: handles of Engine's actors. first: which of them to ask first."""
-        self._card, self._resume_s = card, resume_s
-        self._engines = deque(_Known(actor) for actor in engines)
-        self._engines.rotate(-first)
-        self._closed = threading.Event()
-        self._ray = _ray()
-
-    @property
-    def card(self) -> ModelCard:
-        return self._card
-
-    def __call__(self, rgb_NHWC: U8) -> Landmarks:
-        until_s, reason = time.monotonic() + self._resume_s, "all are lost"
-        while True:
-            if self._closed.is_set():
-                raise LineamentError("the landmarker was closed")
-            engine = self._next()
-            if engine is None:
-                if time.monotonic() > until_s:
-                    raise LineamentError(
-                        f"no engine answered for {self._resume_s:g} s, the last for this reason: {reason}; "
-                        "see whether their machines are there"
-                    )
-                self._closed.wait(_WAKE_S)
-                continue
-            try:
-                return self._ask(engine.actor, rgb_NHWC)
-            except _RefusedError as error:
-                reason, engine.away_until_s = str(error), time.monotonic() + _REFUSED_S
-            except self._ray.exceptions.RayTaskError:  # a fault in the model, which another would have as well
-                raise
-            except self._ray.exceptions.GetTimeoutError:
-                reason, engine.away_until_s = f"no answer for {_CALL_S:.0f} s", time.monotonic() + _HUNG_S
-            except self._ray.exceptions.RayError as error:
-                reason = type(error).__name__
-            engine.probe = engine.actor.status.remote()
-
-    def _next(self) -> _Known | None:
-        """The next in turn of those that are there."""
-        for _ in range(len(self._engines)):
-            self._engines.rotate(-1)
-            if self._is_there(self._engines[0]):
-                return self._engines[0]
-        return None
-
-    def _is_there(self, engine: _Known) -> bool:
-        """One that was lost gets crops again once it has answered a question: crops would wait for its start."""
-        if engine.probe is not None:
-            ready, _ = self._ray.wait([engine.probe], timeout=0)
-            if not ready:
-                return False
-            probe, engine.probe = engine.probe, None
-            try:
-                self._ray.get(probe, timeout=_CALL_S)
-            except self._ray.exceptions.RayError:
-                engine.probe = engine.actor.status.remote()
-                return False
-        return time.monotonic() >= engine.away_until_s
-
-    def _ask(self, engine: Any, rgb_NHWC: U8) -> Landmarks:
-        call, until_s = engine.landmarks.remote(rgb_NHWC, self._card), time.monotonic() + _CALL_S
-        while True:
-            try:
-                return _answer(self._ray, call, _WAKE_S, _RefusedError)  # type: ignore[no-any-return]
-            except self._ray.exceptions.GetTimeoutError:
-                if self._closed.is_set():
-                    raise LineamentError("the landmarker was closed") from None
-                if time.monotonic() > until_s:
-                    raise
-
-    def close(self) -> None:
-        self._closed.set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """How it goes with an engine."""
-
-    born: str
-    """unlike that of any other actor"""
-    crops: int
-    batches: int
-    cpu_s: float
-    """processor time of its process"""
-    pid: int
-
-
-class Engine:
-    """One landmark model in a process of its own. Crops that come while it is busy go through it as one batch.
-
-    Several threads call it. The model is loaded with the first call, so that what prevents it can be told to whoever
-    calls.
-    """
-
-    def __init__(self, model: str, device: str, threads: int) -> None:
-        cv2.setNumThreads(1)
-        self._model, self._device, self._threads = model, device, threads
-        self._born = uuid.uuid4().hex
-        self._shared: SharedLandmarker | None = None
-        self._loading = threading.Lock()
-
-    def card(self) -> ModelCard:
-        return self._loaded().card
-
-    def landmarks(self, rgb_NHWC: U8, card: ModelCard) -> Landmarks:
-        """card: of the model that the caller takes this one for."""
-        shared = self._loaded()
-        _check_same_model(card, shared.card)
-        return shared(rgb_NHWC)
-
-    def status(self) -> EngineStatus:
-        shared = self._loaded()
-        return EngineStatus(self._born, shared.crops, shared.batches, time.process_time(), os.getpid())
-
-    def _loaded(self) -> SharedLandmarker:
-        with self._loading:
-            if self._shared is None:
-                landmarker: Landmarker = engines.load(self._model, self._device, self._threads)
-                landmarker(np.zeros((1, *landmarker.card.input_hw, 3), np.uint8))  # the first is slow
-                self._shared = SharedLandmarker(landmarker)
-            return self._shared
-
-
-class _RefusedError(Exception):
-    """An engine cannot do it, and says why; another may."""
-
-
 # ---- Ray
-
-
-def _ray() -> Any:
-    """Ray; raises LineamentError where it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of every run
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise LineamentError(
-            f"Ray cannot be imported ({error}); run `pip install -r requirements-cluster.txt`"
-        ) from None
-    return ray
 
 
 def _connect(ray: Any, address: str | None) -> None:
@@ -715,25 +431,6 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-def _answer(ray: Any, call: Any, timeout_s: float, kind: type[Exception] = LineamentError) -> Any:
-    """A call's result; a LineamentError in the actor is raised here, as `kind`. Others are Ray's."""
-    try:
-        return ray.get(call, timeout=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, LineamentError):
-            raise kind(str(error.cause)) from None
-        raise
-
-
-def _check_same_model(ours: ModelCard, theirs: ModelCard) -> None:
-    """How it was built may differ, as machines do."""
-    if replace(ours, precision="", built_with={}) != replace(theirs, precision="", built_with={}):
-        raise LineamentError(
-            f"the engines have different models: {ours.name} {ours.weights_sha256[:8]} and {theirs.name} "
-            f"{theirs.weights_sha256[:8]}; give all machines the same file and the same version of this program"
-        )
-
-
 def _check_outputs(cameras: Sequence[Camera]) -> None:
     paths = [path for camera in cameras for path in camera.outputs]
     for path in paths:
@@ -741,19 +438,6 @@ def _check_outputs(cameras: Sequence[Camera]) -> None:
             raise LineamentError("a camera in a cluster has no standard output to write to; give it a file")
         if paths.count(path) > 1:
             raise LineamentError(f"two outputs would write to {redacted(path)}; give each a path of its own")
-
-
-def _in_life(path: str, life: int) -> str:
-    """Where an actor writes that others before it have written for: beside their files, never over them."""
-    if life == 1 or is_address(path):
-        return path
-    folder, file = ("/", path.rstrip("/")) if path.endswith("/") else ("", path)
-    stem, suffix = (file, "") if folder else os.path.splitext(file)
-    for number in itertools.count(life):
-        other = f"{stem}-{number}{suffix}"
-        if not os.path.exists(other):
-            return other + folder
-    raise AssertionError
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -20,19 +19,9 @@ import pytest
 
 import engines
 from landmarks.types import Frame, LineamentError, Result
+from stream.actors import Engine, EngineStatus, RemoteLandmarker
 from stream.cameras import Camera
-from stream.cluster import (
-    Cluster,
-    ClusterConfig,
-    Engine,
-    EngineSeat,
-    EngineStatus,
-    RemoteLandmarker,
-    Seat,
-    _check_reachable,
-    _in_life,
-    _ray,
-)
+from stream.cluster import Cluster, ClusterConfig, EngineSeat, Seat, _check_reachable
 from stream.sample import Sample
 from stream.session import Session, SessionConfig
 from stream.sink import VideoSink
@@ -237,7 +226,12 @@ cameras:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all at once
         _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1 and "1 of 3 cameras failed: gone; see above" in stderr, stderr
-    assert "Traceback" not in stderr and "connection refused" in stderr and "door: " in stderr
+    assert (
+        "Traceback" not in stderr
+        and "was closed" not in stderr
+        and "connection refused" in stderr
+        and "door: " in stderr
+    )
     with av.open(str(folder / "door.mp4")) as container:
         assert container.format.name.startswith("mov") and sum(1 for _ in container.decode(video=0)) > 10
     assert all(json.loads(line) for line in points.read_text().splitlines())
@@ -247,7 +241,7 @@ cameras:
     assert logs and not [path for path in logs if secret.encode() in path.read_bytes()]
 
 
-def test_what_cannot_be_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
     cfg = ClusterConfig(tmp_path / "c.yaml")
     with pytest.raises(LineamentError, match=r"same\.mp4"):
         Cluster(cfg, [Camera("a", "sample", ("same.mp4",)), Camera("b", "sample", ("same.mp4",))])
@@ -260,15 +254,6 @@ def test_what_cannot_be_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_
         _check_reachable("127.0.0.1:1")
     with pytest.raises(LineamentError, match="wanted 'auto' or host:port"):
         _check_reachable("ray://head")
-    engine = Engine("student", "auto", 1)
-    card = engine.card()
-    crops = np.zeros((1, *card.input_hw, 3), np.uint8)
-    assert engine.landmarks(crops, replace(card, precision="int8")).points_unit.shape == (1, 98, 2)
-    with pytest.raises(LineamentError, match="different models"):
-        engine.landmarks(crops, replace(card, weights_sha256="0" * 64))
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LineamentError, match=r"pip install -r requirements-cluster\.txt"):
-        _ray()
 
 
 @pytest.mark.parametrize(
@@ -279,17 +264,8 @@ def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
         ClusterConfig(Path("c.yaml"), **wrong)  # type: ignore[arg-type]
 
 
-def test_what_a_later_life_writes_lies_beside_what_the_first_wrote(tmp_path: Path) -> None:
-    path = str(tmp_path / "door.jsonl")
-    assert _in_life(path, 1) == path and _in_life(path, 2) == str(tmp_path / "door-2.jsonl")
-    (tmp_path / "door-2.jsonl").touch()
-    assert _in_life(path, 2) == str(tmp_path / "door-3.jsonl")
-    assert _in_life(f"{tmp_path}/pictures/", 3) == f"{tmp_path}/pictures-3/"
-    assert _in_life("mqtt://broker/topic", 3) == "mqtt://broker/topic" and _in_life("virtual:2", 2) == "virtual:2"
-
-
 def test_an_engine_that_was_born_again_counts_as_restarted_and_its_crops_are_added_up() -> None:
     seat = EngineSeat(None)
     for born, crops in (("a", 3), ("a", 7), ("b", 2), ("b", 5)):
-        seat.hear(EngineStatus(born, crops, crops, 0.0, 1))
+        seat.hear(EngineStatus(born, crops, crops, 0.0))
     assert (seat.restarts, seat.crops, seat.batches) == (1, 12, 12)
