@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engines.engine_file import FileLandmarker, landmarks_of
+from engines.engine_file import FileLandmarker, landmarks_of, parse_card
 from landmarks.types import U8, Landmarks, LineamentError
 
 
@@ -36,7 +36,7 @@ class TorchLandmarker(FileLandmarker):
         if threads is not None:
             torch.set_num_threads(threads)
         net, card = load(path, device)
-        super().__init__(path, card)
+        super().__init__(path, parse_card(path, card.to_json()))  # refuses what every backend refuses
         self._torch = torch
         self._device = device
         self._net: Any = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -432,6 +432,7 @@ NET = {
 @example({"input_hw": [10**9, 10**9]}, {})
 @example({"drop_path": 7.0}, {})
 @example({}, {"weights_sha256": 7})
+@example({}, {"input_hw": [64, 96]})
 def test_the_header_of_a_checkpoint_may_hold_anything(folder: Path, net: dict[str, Any], card: dict[str, Any]) -> None:
     pytest.importorskip("torch")
     path = folder / "a.safetensors"
@@ -635,6 +636,20 @@ def main(kind: str, first: int, count: int, folder: Path) -> None:
         path.write_bytes(mutated(whole, seed))
         attempt(path)
     print("all tried")
+
+
+def test_a_checkpoint_whose_card_is_of_another_net_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "a.safetensors"
+    ((_, whole),) = checkpoints(tmp_path)
+    header = json.loads(whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]])["__metadata__"]
+    card = json.loads(header["card"])
+    for changed in ({"input_hw": [64, 96]}, {"schema": "ibug68"}, {"crop_scale": -1.0}, {"name": 7}):
+        save_file(load_file(path), tmp_path / "b.safetensors", {**header, "card": json.dumps({**card, **changed})})
+        with pytest.raises(LineamentError):
+            engines.load(str(tmp_path / "b.safetensors"), "cpu")
 
 
 def test_a_graph_that_fails_only_when_it_runs_is_an_error_of_ours(tmp_path: Path) -> None:

@@ -216,7 +216,12 @@ def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
             metadata = file.metadata() or {}
         spec = json.loads(metadata["net"])
         spec["input_hw"] = tuple(spec["input_hw"])
-        return NetSpec(**spec), ModelCard.from_json(metadata["card"])
+        net, card = NetSpec(**spec), ModelCard.from_json(metadata["card"])
+        if (net.input_hw, net.schema) != (card.input_hw, card.schema):
+            raise ValueError(
+                f"its net takes {net.input_hw} and gives {net.schema}, its card says {card.input_hw} and {card.schema}"
+            )
+        return net, card
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise LineamentError(
             f"{path} is no Lineament model ({type(error).__name__}: {str(error)[:200]}); "
