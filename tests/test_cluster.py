@@ -146,6 +146,21 @@ def test_on_one_machine_nothing_can_be_reached_from_another(cluster: Cluster) ->
     assert heard_from_outside(set(of_run(os.environ["LINEAMENT_TEST"]))) == []
 
 
+def test_an_engine_that_hangs_is_passed_over(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.actors.CALL_S", 0.5)
+    actors = [engine.actor for engine in cluster.engines]
+    card = ray.get(actors[0].card.remote(), timeout=WAIT_S)
+    crops = np.zeros((1, *card.input_hw, 3), np.uint8)
+    hung = next(pid for pid, line in of_run(os.environ["LINEAMENT_TEST"]).items() if line.startswith("ray::Engine"))
+    with RemoteLandmarker(card, actors, 0, resume_s=WAIT_S) as landmarker:
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            answers = [landmarker(crops) for _ in range(4)]
+        finally:
+            os.kill(hung, signal.SIGCONT)
+    assert all(answer.points_unit.shape == (1, 98, 2) for answer in answers)
+
+
 def test_the_loss_of_an_engine_ends_no_camera_and_it_comes_back(cluster: Cluster) -> None:
     seat, lost = live(cluster), cluster.engines[0]
     until(looking(cluster, lambda: frames(seat) > 3 and lost.status is not None))
