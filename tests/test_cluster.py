@@ -30,7 +30,7 @@ from tests.mjpeg import mjpeg_server, turning_head
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-cluster.txt")
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 """a generous bound: whatever takes longer hangs"""
 ROOT = Path(__file__).resolve().parent.parent
 CLIP_FRAMES = 30
@@ -92,7 +92,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(folder: Path, camera_url: str) -> Iterator[Cluster]:
     """Two engines, a camera that goes on for ever and one that reads a clip."""
-    cfg = ClusterConfig(folder / "unused.yaml", engines=2, cpus_per_engine=0.1, cpus_per_camera=0.1)
+    # a crowded machine takes long to start an actor again
+    cfg = ClusterConfig(folder / "unused.yaml", engines=2, cpus_per_engine=0.1, cpus_per_camera=0.1, resume_s=600)
     cameras = [
         Camera("live", camera_url, (f"{folder}/live.jsonl",)),
         Camera("clip", f"{folder}/clip.mp4", (f"{folder}/clip.jsonl",)),
