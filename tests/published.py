@@ -12,16 +12,7 @@ import numpy as np
 
 from landmarks.types import Face, Frame, Result, Track
 from stream.sink import Sink
-
-WAIT_S = 60.0
-"""a generous bound: whatever takes longer hangs"""
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
+from tests.waiting import WAIT_S, until
 
 
 def result(index: int, size_hw: tuple[int, int] = (240, 320), faces: int = 1) -> Result:

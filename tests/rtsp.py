@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import WAIT_S
+
 H264 = "x264enc tune=zerolatency key-int-max=30 ! rtph264pay name=pay0"
 H265 = "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=30 ! rtph265pay config-interval=1 name=pay0"
 
@@ -154,3 +156,30 @@ def tcp_relay(to: int, fault: Fault) -> Iterator[int]:
 
 def _unchanged(rng: random.Random, data: bytes) -> Iterator[bytes | float]:
     yield data
+
+
+@contextmanager
+def tcp_server(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Its port; talks to one caller after the other."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.1)
+        stopped = threading.Event()
+
+        def serve() -> None:
+            while not stopped.is_set():
+                try:
+                    caller, _ = listening.accept()
+                except TimeoutError:
+                    continue
+                with caller:
+                    caller.settimeout(0.5)
+                    with suppress(OSError):
+                        talk(caller)
+
+        thread = threading.Thread(target=serve, name="tcp server")
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            stopped.set()
+            thread.join(WAIT_S)

@@ -23,8 +23,9 @@ from landmarks.types import U8, LineamentError
 from stream import heal
 from stream.publish import Background
 from stream.sink import open_sink
-from tests.published import WAIT_S, feed, nothing_left, result, until
+from tests.published import feed, nothing_left, result
 from tests.rtsp import rtsp_recorder
+from tests.waiting import WAIT_S, until
 
 
 @pytest.fixture(autouse=True)

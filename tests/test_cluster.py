@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,20 +26,12 @@ from stream.session import Session, SessionConfig
 from stream.sink import VideoSink
 from stream.source import VideoSource
 from tests.mjpeg import mjpeg_server, turning_head
+from tests.waiting import WAIT_S, until
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-cluster.txt")
 
-WAIT_S = 120.0
-"""a generous bound: whatever takes longer hangs"""
 ROOT = Path(__file__).resolve().parent.parent
 CLIP_FRAMES = 30
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
 
 
 def of_run(mark: str) -> dict[int, str]:

@@ -28,10 +28,9 @@ from stream.heal import HealingSource, RetryConfig
 from stream.pipeline import Pipeline
 from stream.sample import Sample
 from stream.source import VideoSource, open_source
-from tests.rtsp import Fault, rtsp_server, tcp_relay
+from tests.rtsp import Fault, rtsp_server, tcp_relay, tcp_server
+from tests.waiting import WAIT_S
 
-WAIT_S = 60.0
-"""a generous bound: whatever takes longer hangs"""
 ROOT = Path(__file__).resolve().parent.parent
 SIZE_HW = (240, 320)
 
@@ -237,29 +236,14 @@ def test_rtsp_goes_on_or_heals_over_a_line_that_stalls_and_garbles(fault: Fault)
         frames_of(source, 30)
 
 
-@contextmanager
-def tcp_server(talk: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Its port; talks to one caller after the other, until the block is left."""
-    stopped = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(0.1)
+def asked(talk: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
+    """It talks once it was asked."""
 
-        def serve() -> None:
-            while not stopped.is_set():
-                with suppress(OSError):
-                    caller, _ = listening.accept()
-                    with caller:
-                        caller.settimeout(0.5)
-                        caller.recv(4096)
-                        talk(caller)
+    def listen(caller: socket.socket) -> None:
+        caller.recv(4096)
+        talk(caller)
 
-        thread = threading.Thread(target=serve, name="server")
-        thread.start()
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            stopped.set()
-            thread.join(WAIT_S)
+    return listen
 
 
 def reset(caller: socket.socket) -> None:
@@ -314,7 +298,7 @@ def test_an_answer_that_never_ends_is_an_error_in_its_time_and_takes_no_memory(
     scheme: str, talk: Callable[[socket.socket], None]
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tcp_server(talk) as port:
+    with tcp_server(asked(talk)) as port:
         source = VideoSource(f"{scheme}://127.0.0.1:{port}/x.m3u8", 0.7, 0.7)
         began_s = time.monotonic()
         with pytest.raises(LineamentError), source:
@@ -424,7 +408,7 @@ def test_a_redirect_does_not_lead_to_a_file_of_this_machine(private: Path, lure:
     def redirect(caller: socket.socket) -> None:
         caller.sendall(b"RTSP/1.0 302 Moved\r\nCSeq: 1\r\nLocation: %s\r\n\r\n" % lure.format(private).encode())
 
-    with tcp_server(redirect) as port:
+    with tcp_server(asked(redirect)) as port:
         fails(f"rtsp://127.0.0.1:{port}/a.ts")
 
 

@@ -12,8 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -26,10 +25,9 @@ from stream import source as source_module
 from stream.heal import HealingSource, RetryConfig
 from stream.pipeline import Pipeline
 from stream.source import RefusedError, VideoSource, open_source
-from tests.rtsp import H265, rtsp_server
+from tests.rtsp import H265, rtsp_server, tcp_server
+from tests.waiting import WAIT_S, until
 
-WAIT_S = 20.0
-"""a generous bound: whatever takes longer hangs"""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -225,13 +223,6 @@ def test_a_negative_time_is_refused() -> None:
 # ---- a real RTSP camera
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
-
-
 def camera(port: int, timeout_s: float = 10.0) -> HealingSource:
     url = f"rtsp://admin:p%40ss@127.0.0.1:{port}/cam"
     return HealingSource(VideoSource(url, timeout_s, timeout_s), lambda: VideoSource(url, timeout_s, timeout_s))
@@ -313,33 +304,6 @@ def test_the_command_line_goes_on_after_an_outage_and_sums_it_up(tmp_path: Path)
 
 
 # ---- servers that do harm
-
-
-@contextmanager
-def tcp_server(talk: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Gives its port; talks to one caller after the other."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(0.1)
-        stopped = threading.Event()
-
-        def serve() -> None:
-            while not stopped.is_set():
-                try:
-                    caller, _ = listening.accept()
-                except TimeoutError:
-                    continue
-                with caller:
-                    caller.settimeout(0.5)
-                    with suppress(OSError):
-                        talk(caller)
-
-        thread = threading.Thread(target=serve, name="tcp server")
-        thread.start()
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            stopped.set()
-            thread.join(WAIT_S)
 
 
 def babble(caller: socket.socket) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,18 +30,10 @@ from stream.shared import SharedLandmarker
 from stream.track import TrackConfig
 from tests.blobs import BlobLandmarker, template
 from tests.rtsp import rtsp_server
+from tests.waiting import WAIT_S, until
 
-WAIT_S = 60.0
-"""a generous bound: whatever takes longer hangs"""
 ROOT = Path(__file__).resolve().parent.parent
 GOOD_URL = "rtsp://admin:p%40ss@127.0.0.1:{}/cam"
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
 
 
 def lines_in(path: Path) -> int:

@@ -6,10 +6,9 @@ import json
 import re
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import Message
 from typing import TYPE_CHECKING, Any
@@ -28,19 +27,12 @@ from stream.shared import SharedLandmarker
 from stream.source import open_source
 from tests.blobs import CARD, BlobLandmarker
 from tests.rtsp import rtsp_server
+from tests.waiting import WAIT_S, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-WAIT_S = 60.0
 LINE = re.compile(r'(?P<name>[a-z_]+)(\{(?P<labels>([a-z_]+="([^"\\]|\\.)*",?)+)\})? (?P<value>[-+0-9.e]+)$')
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
 
 
 def ask(monitor: Monitor, path: str, method: str = "GET", **headers: str) -> tuple[int, Message, str]:

@@ -22,7 +22,8 @@ from landmarks.types import LineamentError
 from stream import heal
 from stream.publish import MESSAGES, Background
 from stream.sink import JsonlSink, open_sink
-from tests.published import WAIT_S, feed, nothing_left, result, until
+from tests.published import feed, nothing_left, result
+from tests.waiting import WAIT_S, until
 
 MOSQUITTO = next((path for path in ("/usr/sbin/mosquitto", "/opt/homebrew/sbin/mosquitto") if Path(path).exists()), "")
 pytestmark = pytest.mark.skipif(not MOSQUITTO, reason="needs a broker: apt install mosquitto")

@@ -28,7 +28,8 @@ from stream.session import Session, SessionConfig
 from stream.sink import open_sink
 from stream.source import PacedSource, RefusedError, SampleSource
 from tests.blobs import CARD, BlobLandmarker
-from tests.published import WAIT_S, feed, nothing_left, result, until
+from tests.published import feed, nothing_left, result
+from tests.waiting import WAIT_S, until
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,15 +14,7 @@ from stream.session import Session, SessionConfig
 from stream.source import open_source
 from stream.status import StatusLog, no_picture, status
 from tests.blobs import BlobLandmarker
-
-WAIT_S = 60.0
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
+from tests.waiting import until
 
 
 def a_session(frames: int = 0) -> Session:

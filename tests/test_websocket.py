@@ -21,7 +21,8 @@ from landmarks.types import LineamentError
 from stream.publish import MESSAGES
 from stream.sink import JsonlSink, open_sink
 from stream.websocket import WebSocketSink
-from tests.published import WAIT_S, nothing_left, result, until
+from tests.published import nothing_left, result
+from tests.waiting import WAIT_S, until
 
 
 @pytest.fixture(autouse=True)
