@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import cv2
@@ -36,6 +33,7 @@ from stream.monitor import Monitor
 from stream.report import Report
 from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
+from stream.signals import stopped_by_signals
 from stream.sink import Sink, VideoSink, WindowSink, has_display
 from stream.source import CameraSource, Source, open_source, redacted
 from stream.status import StatusLog, status
@@ -144,7 +142,7 @@ def run(cfg: StreamConfig) -> Report:
             stack.enter_context(Monitor(sessions, landmarker.card, cfg.monitor, cfg.monitor_host))
         if cfg.log == "json":
             stack.enter_context(StatusLog(sessions))
-        stack.enter_context(_stopped_by_signals(session.stop))
+        stack.enter_context(stopped_by_signals(session.stop))
         bar = stack.enter_context(_progress(source, cfg))
         stack.enter_context(logging_redirect_tqdm())
         for result, drawn in session:
@@ -183,7 +181,7 @@ def run_many(cfg: StreamConfig) -> None:
             stack.enter_context(Monitor(sessions, landmarker.card, cfg.monitor, cfg.monitor_host, landmarker))
         if cfg.log == "json":
             stack.enter_context(StatusLog(sessions))
-        stack.enter_context(_stopped_by_signals(stopped.set))
+        stack.enter_context(stopped_by_signals(stopped.set))
         bar = stack.enter_context(tqdm(bar_format="{desc}", disable=_hidden(cfg), dynamic_ncols=True))
         stack.enter_context(logging_redirect_tqdm())
         ticks = 0
@@ -255,22 +253,6 @@ def _outputs(cfg: StreamConfig, source: Source) -> tuple[str, ...]:
     path = f"out/{stem}/" if source.still else f"out/{stem}.mp4"
     log.info("no window to show this in, so it goes to %s", path)
     return (path,)
-
-
-@contextmanager
-def _stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the stream as its last frame would: files are closed whole. A second Ctrl-C interrupts."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _progress(source: Source, cfg: StreamConfig) -> tqdm[None]:

@@ -56,6 +56,14 @@ def with_name(outputs: Sequence[str], name: str) -> tuple[str, ...]:
     return tuple(path.replace("{name}", name) for path in outputs)
 
 
+def check_outputs(cameras: Sequence[Camera]) -> None:
+    """Raises where two cameras would write to one place."""
+    paths = [path for camera in cameras for path in camera.outputs if path != "-"]
+    for path in set(paths):
+        if paths.count(path) > 1:
+            raise LineamentError(f"two outputs would write to {redacted(path)}; give each a path of its own")
+
+
 def read_cameras(path: Path) -> list[Camera]:
     """The cameras that a YAML file lists. ${NAME} in a source, or in an address, is taken from the environment.
 

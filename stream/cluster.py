@@ -22,11 +22,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Self
 
 import tyro
@@ -46,9 +45,9 @@ from stream.actors import (
     check_same_model,
     load_ray,
 )
-from stream.cameras import Camera, read_cameras
+from stream.cameras import Camera, check_outputs, read_cameras
 from stream.session import SessionConfig
-from stream.source import redacted
+from stream.signals import stopped_by_signals
 from stream.track import TrackerState
 
 log = logging.getLogger("lineament")
@@ -122,7 +121,8 @@ def run(cfg: ClusterConfig) -> None:
     if not any(camera.outputs for camera in cameras):
         log.warning("%s asks for no output: only this line will tell how it goes", cfg.cameras)
     with ExitStack() as last, Cluster(cfg, cameras) as cluster:
-        stopped = last.enter_context(_stopped_by_signals())  # until all has ended
+        stopped = threading.Event()
+        last.enter_context(stopped_by_signals(stopped.set))  # until all has ended
         told_s = -math.inf
         while cluster.running and not stopped.wait(_LOOK_EVERY_S):
             cluster.look()
@@ -432,29 +432,9 @@ def _check_reachable(address: str) -> None:
 
 
 def _check_outputs(cameras: Sequence[Camera]) -> None:
-    paths = [path for camera in cameras for path in camera.outputs]
-    for path in paths:
-        if path == "-":
-            raise LineamentError("a camera in a cluster has no standard output to write to; give it a file")
-        if paths.count(path) > 1:
-            raise LineamentError(f"two outputs would write to {redacted(path)}; give each a path of its own")
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    """The event that Ctrl-C and SIGTERM set. A second Ctrl-C interrupts."""
-    stopped = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stopped.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if any("-" in camera.outputs for camera in cameras):
+        raise LineamentError("a camera in a cluster has no standard output to write to; give it a file")
+    check_outputs(cameras)
 
 
 if __name__ == "__main__":

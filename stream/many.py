@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 
 from landmarks.types import U8, Landmarker, LineamentError
-from stream.cameras import Camera
+from stream.cameras import Camera, check_outputs
 from stream.heal import HealingSource
 from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
 from stream.sink import letterboxed
-from stream.source import open_source, redacted
+from stream.source import open_source
 from stream.warm import warm_up
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Watch:
     """Runs the cameras between __enter__ and __exit__; may be used once. landmarker: borrowed; all threads call it."""
 
     def __init__(self, cfg: SessionConfig, cameras: Sequence[Camera], landmarker: SharedLandmarker) -> None:
-        _check_outputs(cameras)
+        check_outputs(cameras)
         self._cfg, self._landmarker = cfg, landmarker
         self.posts = [Post(cfg, camera, landmarker) for camera in cameras]
         """never changed, but replaced: other threads may look through it"""
@@ -111,7 +111,7 @@ class Watch:
 
         One whose source or outputs are different is ended and started; so is one that had ended.
         """
-        _check_outputs(cameras)
+        check_outputs(cameras)
         going_on = {post.camera: post for post in self.posts if post.camera in cameras and post.thread.is_alive()}
         leaving = [post for post in self.posts if post not in going_on.values()]
         for post in leaving:
@@ -155,13 +155,6 @@ class Watch:
                 for tint, thick in (((20, 20, 20), 3), ((240, 240, 240), 1)):
                     cv2.putText(tile, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, tint, thick, cv2.LINE_AA)
         return canvas
-
-
-def _check_outputs(cameras: Sequence[Camera]) -> None:
-    paths = [path for camera in cameras for path in camera.outputs if path != "-"]
-    for path in set(paths):
-        if paths.count(path) > 1:
-            raise LineamentError(f"two outputs would write to {redacted(path)}; give each a path of its own")
 
 
 def _join(posts: Sequence[Post]) -> None:

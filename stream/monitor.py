@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from landmarks.card import ModelCard
 from landmarks.types import LineamentError
+from stream.listen import is_loopback
 from stream.report import BUCKETS_S
 from stream.session import Session
 from stream.shared import SharedLandmarker
@@ -103,7 +103,7 @@ class Monitor:
             reason = getattr(error, "strerror", None) or str(error)
             raise LineamentError(f"cannot serve on {self._host}:{self.port}: {reason.lower()}; try another") from None
         self.port = self._server.server_port
-        if not _is_loopback(self._host):
+        if not is_loopback(self._host):
             log.warning("anyone who reaches %s:%d may read how this run goes", self._host, self.port)
         log.info("how it goes: http://%s:%d/", self._host, self.port)
         serve, name = self._server.serve_forever, f"monitor {self.port}"
@@ -123,7 +123,7 @@ class Monitor:
         On loopback only names of this machine are: a page from elsewhere, whose name was made to lead here after it was
         loaded (DNS rebinding), asks for its own.
         """
-        return not _is_loopback(self._host) or all(_is_loopback(_without_port(host)) for host in hosts)
+        return not is_loopback(self._host) or all(is_loopback(_without_port(host)) for host in hosts)
 
     def answer(self, path: str) -> tuple[int, str, str]:
         """HTTP status, content type and body for a path."""
@@ -253,10 +253,3 @@ def _without_port(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from landmarks.types import U8, LineamentError, Result
+from stream.listen import is_loopback
 from stream.mailbox import Closed, Mailbox
 from stream.publish import CONNECT_S, MESSAGES, Address
 from stream.sink import JsonLine
@@ -72,7 +72,7 @@ class WebSocketSink:
         """Raises LineamentError where it cannot listen."""
         self._server = _join_server(self._address, self)
         where = f"{self._address.host}:{self.port}"
-        if not _is_loopback(self._address.host):
+        if not is_loopback(self._address.host):
             log.warning("anyone who reaches %s may read the landmarks, without a password", where)
         log.info("landmarks: ws://%s/%s", where, self._address.path)
         return self
@@ -217,7 +217,7 @@ class _Server:
 
     async def _listen(self) -> None:
         self.loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        local = [None, _LOCAL_PAGE] if _is_loopback(self._host) else None
+        local = [None, _LOCAL_PAGE] if is_loopback(self._host) else None
         async with serve(
             self._serve,
             self._host,
@@ -288,10 +288,3 @@ def _leave_server(server: _Server, path: str) -> None:
 def _path(request: Request) -> str:
     """As Address has it."""
     return unquote(request.path.partition("?")[0]).removeprefix("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
