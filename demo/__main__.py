@@ -15,22 +15,19 @@ import cv2
 import tyro
 
 from demo.config import DemoConfig
-from landmarks.types import LineamentError
+from landmarks.command import ends_in_a_line
 
 log = logging.getLogger("lineament")
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 stopped by the user, 1 failed, 2 wrong arguments."""
     # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
     cv2.setNumThreads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        run(tyro.cli(DemoConfig, args=args, prog="python -m demo"))
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    run(tyro.cli(DemoConfig, args=args, prog="python -m demo"))
     return 0
 
 

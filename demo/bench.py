@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 import engines
 from demo.config import Limits
+from landmarks.command import ends_in_a_line
 from landmarks.types import LineamentError
 from stream.bench import machine
 from stream.sample import Sample
@@ -83,12 +84,9 @@ class BenchConfig:
             )
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
-    try:
-        measure(tyro.cli(BenchConfig, args=args, prog="python -m demo.bench"))
-    except LineamentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    measure(tyro.cli(BenchConfig, args=args, prog="python -m demo.bench"))
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -71,7 +70,7 @@ class DemoConfig:
             if auth is not None and not all(auth.partition(":")):
                 raise LineamentError(f"{where} lacks a name or a password; write name:password")
         for path in self.model:
-            if not Path(path).expanduser().is_file():
+            if not os.path.isfile(os.path.expanduser(path)):
                 raise LineamentError(f"--model {path}: no such file; give a .onnx, .engine or .safetensors")
 
     @property

@@ -22,6 +22,7 @@ import tyro
 
 from engines.engine_file import CARD_KEY, INPUT, POINTS
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.schema import SCHEMAS
 from landmarks.types import F32, U8, LineamentError
 
@@ -66,14 +67,11 @@ class AdoptConfig:
             raise LineamentError(f"mean {self.mean} and std {self.std} must be finite, and std not 0")
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        adopt(tyro.cli(AdoptConfig, args=args, prog="python -m engines.adopt"))
-    except LineamentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    adopt(tyro.cli(AdoptConfig, args=args, prog="python -m engines.adopt"))
     return 0
 
 
@@ -122,7 +120,7 @@ def _read(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LineamentError(f"no model file at {path}; check the spelling")
     try:
         model = onnx.load(path)

@@ -33,6 +33,7 @@ from tqdm import tqdm
 import engines
 from engines.timing import in_turns
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.types import F32, F64, U8, Landmarker, LineamentError
 
 log = logging.getLogger("lineament")
@@ -107,18 +108,15 @@ class Row:
     """by batch"""
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # of ours only: PyTorch's exporter has much to say
     for name in ("engines", "lineament"):
         logging.getLogger(name).setLevel(logging.INFO)
-    try:
-        cfg = tyro.cli(BenchConfig, args=args, prog="python -m engines.bench", description=BenchConfig.__doc__)
-        rows = bench(cfg)
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = tyro.cli(BenchConfig, args=args, prog="python -m engines.bench", description=BenchConfig.__doc__)
+    rows = bench(cfg)
     print("\n".join(table(rows, cfg)))
     cfg.out.mkdir(parents=True, exist_ok=True)
     plot(rows, cfg.out / "bench.png")

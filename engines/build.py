@@ -11,6 +11,7 @@ against PyTorch on real crops, and a table says what came of it.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from engines.tensorrt_build import BATCHES, build
 from engines.tensorrt_library import installed
 from engines.timing import in_turns
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.types import F32, U8, Landmarker, LineamentError
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class Row(NamedTuple):
     """median of one crop; None where it cannot run here"""
 
 
+@ends_in_a_line
 def main(args: Sequence[str] | None = None) -> int:
     import tyro
 
@@ -92,11 +95,7 @@ def main(args: Sequence[str] | None = None) -> int:
     for name in (__name__, "engines"):
         logging.getLogger(name).setLevel(logging.INFO)
     cfg = tyro.cli(BuildConfig, args=args, prog="python -m engines.build")
-    try:
-        rows = run(cfg)
-    except LineamentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows = run(cfg)
     print(table(rows))
     best = min((row for row in rows if row.ms is not None), key=lambda row: row.ms or 0)
     by_name = ' ARGS="--device onnxruntime"' * (best is rows[0])
@@ -239,10 +238,10 @@ def _chosen(cfg: BuildConfig) -> tuple[Path, Path]:
             "building a B5 that has learnt NOTHING, to show size and speed; its points mean nothing. "
             "Train one with `make train`, then `make engine MODEL=runs/.../best.safetensors`"
         )
-        if not model.is_file():
+        if not os.path.isfile(model):
             _save_untrained(model)
         return model, out
-    if not cfg.model.is_file():
+    if not os.path.isfile(cfg.model):
         raise LineamentError(f"no model at {cfg.model}; give a .safetensors of `make train` or an .onnx")
     if cfg.model.suffix not in (".safetensors", ".onnx"):
         raise LineamentError(f"{cfg.model} is neither a .safetensors of `make train` nor an .onnx")

@@ -22,6 +22,7 @@ import tyro
 from PIL import Image
 
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.geometry import crop_from_frame, warp
 from landmarks.types import F32, U8, LineamentError
 
@@ -52,19 +53,16 @@ class ExportConfig:
     """Store the weights in half precision, for a file of half the size; the arithmetic stays in f32."""
 
 
+@ends_in_a_line
 def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     # not the root: PyTorch's exporter tells of every step
     log.setLevel(logging.INFO)
     cfg = tyro.cli(ExportConfig, prog="python -m engines.export")
-    try:
-        from train.model import load
+    from train.model import load
 
-        net, card = load(cfg.model)
-        error_px = export(net, card, cfg.out, cfg.half)
-    except LineamentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    net, card = load(cfg.model)
+    error_px = export(net, card, cfg.out, cfg.half)
     log.info("wrote %s: within %.4f px of PyTorch", cfg.out, error_px)
     return 0
 

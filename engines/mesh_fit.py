@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -29,6 +30,7 @@ from engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
 from landmarks import adapter
 from landmarks.adapter import N_MESH, Adapter, frame_of_mesh
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, crop_from_frame, invert, warp
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Floats
@@ -94,7 +96,8 @@ class Problem:
         return replace(self, features=self.features[:, :n_features])
 
 
-def main() -> None:
+@ends_in_a_line
+def main() -> int:
     parser = argparse.ArgumentParser(description="fit the mesh's map to WFLW98")
     parser.add_argument("--data", type=Path, required=True, help="folder in the official WFLW layout")
     parser.add_argument("--out", type=Path, default=adapter.WEIGHTS, help="folder for the fitted files")
@@ -133,6 +136,7 @@ def main() -> None:
     )
     (args.out / adapter.CARD_PATH.name).write_text(card.to_json() + "\n")
     (args.out / adapter.CARD_PATH.with_suffix(".md").name).write_text("\n".join(report))
+    return 0
 
 
 def views_of(samples: list[data.Sample]) -> list[View]:
@@ -330,4 +334,4 @@ def score_line(nme_N: Floats) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

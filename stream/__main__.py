@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import engines
+from landmarks.command import ends_in_a_line
 from landmarks.types import Frame, LineamentError, Result
 from stream.cameras import Camera, named, read_cameras, with_name
 from stream.heal import HealingSource
@@ -89,6 +91,11 @@ class StreamConfig:
             raise ValueError("give either --source or --cameras, got both")
 
 
+def _tell(failure: str) -> None:
+    log.error("error: %s", failure, extra={"event": "failed"})
+
+
+@partial(ends_in_a_line, tell=_tell)
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done or stopped by the user, 1 failed, 2 wrong arguments.
 
@@ -97,18 +104,12 @@ def main(args: list[str] | None = None) -> int:
     # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
     cv2.setNumThreads(1)
     os.umask(0o077)  # what is written shows faces: it is for this user alone
-    try:
-        cfg = tyro.cli(StreamConfig, args=args, prog="python -m stream")
-        set_up(cfg.log)
-        if cfg.cameras or len(cfg.source) > 1:
-            run_many(cfg)
-        else:
-            run(cfg)
-    except (LineamentError, ValueError) as error:
-        log.error("error: %s", error, extra={"event": "failed"})
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    cfg = tyro.cli(StreamConfig, args=args, prog="python -m stream")
+    set_up(cfg.log)
+    if cfg.cameras or len(cfg.source) > 1:
+        run_many(cfg)
+    else:
+        run(cfg)
     return 0
 
 

@@ -31,6 +31,7 @@ import tyro
 
 import engines
 from engines.adopt import AdoptConfig, adopt
+from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, invert
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Frame, Landmarker, Result
@@ -68,12 +69,14 @@ class BenchConfig:
     """Frames of the memory part."""
 
 
-def main() -> None:
+@ends_in_a_line
+def main() -> int:
     cfg = tyro.cli(BenchConfig, prog="python -m stream.bench")
     cv2.setNumThreads(1)  # as the command line does
     print(machine())
     for part in cfg.parts:
         {"speed": speed, "live": live, "steady": steady, "memory": memory}[part](cfg)
+    return 0
 
 
 def machine() -> str:
@@ -301,4 +304,4 @@ def _resident_mib() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -32,6 +32,7 @@ import tyro
 
 import engines
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.types import LineamentError
 from stream.actors import (
     CALL_S,
@@ -101,17 +102,12 @@ class ClusterConfig:
             raise ValueError(f"gpus_per_engine must be a share of one GPU or whole ones, got {self.gpus_per_engine}")
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code as `python -m stream` does."""
     os.umask(0o077)  # what is written shows faces: it is for this user alone; so is Ray's token
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        run(tyro.cli(ClusterConfig, args=args, prog="python -m stream.cluster"))
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    run(tyro.cli(ClusterConfig, args=args, prog="python -m stream.cluster"))
     return 0
 
 

@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 import engines
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
@@ -135,15 +136,13 @@ class Summary(NamedTuple):
     """boxes without a face"""
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     cv2.setNumThreads(1)  # as stream's command line does
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         label_folder(tyro.cli(LabelConfig, args=args, prog="python -m stream.label"))
-    except LineamentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
@@ -319,7 +318,7 @@ def _parsed(spec: str) -> tuple[str, float]:
 
 
 def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise LineamentError(f"no folder at {folder}; give one that holds photos")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:

@@ -90,7 +90,7 @@ def open_sink(
     _check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema, measure)
-    if path.endswith(("/", os.sep)) or target.is_dir():
+    if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir it bears any name
         return ImageSink(target, folder=True)
     if suffix == ".m3u8":
         return HlsSink(target, fps)
@@ -305,7 +305,7 @@ class ImageSink(_FileSink):
     def _open(self) -> None:
         if self._folder:
             self.path.mkdir(exist_ok=True)
-        elif self.path.is_dir():
+        elif os.path.isdir(self.path):
             raise IsADirectoryError(0, "it is a folder", str(self.path))
 
     def write(self, result: Result, drawn_bgr: U8) -> None:

@@ -11,11 +11,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from landmarks.types import U8, LineamentError
 from tests.rtsp import rtsp_server
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# the same examples for everybody, so that a change is judged by what it changes; new ones are sought on purpose
+settings.register_profile("same", derandomize=True)
+if "LINEAMENT_FUZZ" not in os.environ:
+    settings.load_profile("same")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,6 @@
 """Damaged and hostile files: lists, cards, models, pictures and clips are read, or refused in one way. Nothing crashes.
 
-    LINEAMENT_FUZZ=50 pytest tests/test_fuzz.py        # 50 times the examples
+    LINEAMENT_FUZZ=50 pytest tests/test_fuzz.py        # 50 times the examples, and new ones
     python -m tests.test_fuzz clips 0 2000 folder      # what a test runs in a process of its own, for longer
 
 What a native library parses (graphs, pictures, clips) is read in a process of its own with a limit on its memory, so

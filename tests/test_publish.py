@@ -91,6 +91,7 @@ def test_an_address_says_who_where_and_what() -> None:
     ).map("".join)
 )
 @example("virtual:\0")
+@example("a" * 300)
 @example("~\0/a.mp4")
 @example("a/\ud800.jsonl")
 @example("rtsp://\u2100/a")

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import tyro
 
+from landmarks.command import ends_in_a_line
 from landmarks.schema import SCHEMAS
-from landmarks.types import LineamentError
 from train import data, suspects
 from train.data import Sample
 from train.loop import Fitted, TrainConfig, fit
@@ -22,21 +22,18 @@ from train.loop import Fitted, TrainConfig, fit
 log = logging.getLogger("lineament")
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     first = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    try:
-        cfg = tyro.cli(
-            Annotated[TrainConfig, tyro.conf.arg(name="")],
-            args=args,
-            prog="python -m train",
-            description="Trains a landmark model; the run folder then holds best.safetensors.",
-        )
-        train(cfg)
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = tyro.cli(
+        Annotated[TrainConfig, tyro.conf.arg(name="")],
+        args=args,
+        prog="python -m train",
+        description="Trains a landmark model; the run folder then holds best.safetensors.",
+    )
+    train(cfg)
     return 0
 
 

@@ -33,6 +33,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
 from landmarks.adapter import mean_shape
+from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, invert, warp
 from landmarks.schema import SCHEMAS, WFLW98, Schema
 from landmarks.types import F32, F64, U8, LineamentError
@@ -466,19 +467,16 @@ class BenchConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     commands: Any = Annotated[PreviewConfig, tyro.conf.subcommand("preview")]
     commands |= Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-    try:
-        cfg = tyro.cli(commands, args=args, prog="python -m train.augment", description="Augmentation, seen and timed.")
-        if isinstance(cfg, PreviewConfig):
-            preview(cfg)
-        else:
-            bench(cfg)
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = tyro.cli(commands, args=args, prog="python -m train.augment", description="Augmentation, seen and timed.")
+    if isinstance(cfg, PreviewConfig):
+        preview(cfg)
+    else:
+        bench(cfg)
     return 0
 
 

@@ -176,7 +176,8 @@ class Crops:
     def _digest(self, cfg: CropConfig, wide_hw: tuple[int, int]) -> str:
         """Of everything that the pixels depend on."""
         digest = hashlib.sha256(json.dumps([asdict(cfg), wide_hw], default=str).encode())
-        stamps = {path: path.stat().st_mtime_ns for path in {s.image_path for s in self.samples} if path.is_file()}
+        paths = {s.image_path for s in self.samples}
+        stamps = {path: path.stat().st_mtime_ns for path in paths if os.path.isfile(path)}
         for sample, matrix in zip(self.samples, self._matrices):
             digest.update(f"{sample.image_path}|{stamps.get(sample.image_path)}|".encode() + matrix.tobytes())
         return digest.hexdigest()[:20]

@@ -36,6 +36,7 @@ import tyro
 from tqdm import tqdm
 
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, crop_from_frame, warp
 from landmarks.schema import SCHEMAS, WFLW98, Schema, convert
 from landmarks.types import F32, F64, U8, LineamentError
@@ -496,15 +497,12 @@ class CheckConfig:
 SHEET_FACES, SHEET_COLUMNS = 24, 6
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 all is well, 1 something is wrong, 2 wrong arguments."""
     app = tyro.extras.SubcommandApp()
     app.command(name="check")(run_check)
-    try:
-        return int(app.cli(args=args, prog="python -m train.data", use_underscores=False))
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return int(app.cli(args=args, prog="python -m train.data", use_underscores=False))
 
 
 def run_check(cfg: Annotated[CheckConfig, tyro.conf.arg(name="")]) -> int:

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, compose, crop_from_frame, crop_from_unit, warp
 from landmarks.schema import SCHEMAS, WFLW98, Schema
 from landmarks.types import F32, F64, U8, Floats, LineamentError
@@ -281,15 +282,12 @@ class EvaluateConfig:
     """Put the figures into the model file; the weights in it stay as they are."""
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        cfg = tyro.cli(EvaluateConfig, args=args, prog="python -m train.evaluate", description=EvaluateConfig.__doc__)
-        report(cfg)
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = tyro.cli(EvaluateConfig, args=args, prog="python -m train.evaluate", description=EvaluateConfig.__doc__)
+    report(cfg)
     return 0
 
 

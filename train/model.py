@@ -241,7 +241,7 @@ def load_initial(net: LandmarkNet, path: Path) -> None:
 
     Tensors of another shape (a classifier, a head for other points) are left as they are; if nothing fits, it raises.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise LineamentError(f"no weights at {path}; check --init")
     try:
         if path.suffix == ".safetensors":

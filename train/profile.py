@@ -22,7 +22,7 @@ import torch
 import tyro
 from torch.profiler import ProfilerActivity, profile
 
-from landmarks.types import LineamentError
+from landmarks.command import ends_in_a_line
 from train.__main__ import held_out
 from train.loop import STAGES, Batch, Here, Run, TrainConfig, environment, pick_device
 
@@ -59,15 +59,12 @@ class Profile(NamedTuple):
         return self.batch / self.step_ms * 1e3
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        cfg = tyro.cli(ProfileConfig, args=args, prog="python -m train.profile", description=__doc__)
-        print(table(measure(cfg), cfg.train))
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = tyro.cli(ProfileConfig, args=args, prog="python -m train.profile", description=__doc__)
+    print(table(measure(cfg), cfg.train))
     return 0
 
 

@@ -28,6 +28,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import tyro
 
+from landmarks.command import ends_in_a_line
 from landmarks.schema import SCHEMAS, WFLW98, Schema
 from landmarks.types import F32, F64, Floats, LineamentError
 from train.crops import CropConfig
@@ -433,16 +434,13 @@ class SuspectsConfig:
     """predictions.npz of an earlier time, instead of training."""
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        cfg = tyro.cli(SuspectsConfig, args=args, prog="python -m train.suspects", description=SuspectsConfig.__doc__)
-        for line in report(cfg):
-            print(line)
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = tyro.cli(SuspectsConfig, args=args, prog="python -m train.suspects", description=SuspectsConfig.__doc__)
+    for line in report(cfg):
+        print(line)
     return 0
 
 

@@ -29,6 +29,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from landmarks.command import ends_in_a_line
 from landmarks.types import LineamentError
 from train import loop
 from train.__main__ import held_out
@@ -311,18 +312,15 @@ def _short(value: Any) -> str:
 # ---- the command line
 
 
+@ends_in_a_line
 def main(args: list[str] | None = None, fit: Fit | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # it would print a traceback for every trial that fails, and for Ctrl-C
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        cfg = tyro.cli(TuneConfig, args=args, prog="python -m train.tune", description=TuneConfig.__doc__)
-        tuned = tune(cfg, *held_out(cfg.training), fit)
-        plot(open_study(cfg), cfg.out / cfg.name)
-    except (LineamentError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cfg = tyro.cli(TuneConfig, args=args, prog="python -m train.tune", description=TuneConfig.__doc__)
+    tuned = tune(cfg, *held_out(cfg.training), fit)
+    plot(open_study(cfg), cfg.out / cfg.name)
     print(f"{tuned.trials} trials, best held-out NME {tuned.nme:.3f}; plots in {cfg.out / cfg.name}")
     print(command(replace(tuned.config, run=Path("runs") / f"{cfg.name}-best")))
     return 0

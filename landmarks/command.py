@@ -1,0 +1,38 @@
+"""How a command line ends when it fails: in one line that the user can act on, and an exit code that is not 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+from landmarks.types import LineamentError
+
+P = ParamSpec("P")
+
+
+def _print(failure: str) -> None:
+    print(f"error: {failure}", file=sys.stderr)
+
+
+def ends_in_a_line(main: Callable[P, int], tell: Callable[[str], None] = _print) -> Callable[P, int]:
+    """main, returning 1 after telling what failed, and 130 after a Ctrl-C.
+
+    tell: how the user hears of it. An OSError here is one that nobody foresaw: a path that is none, a full disk.
+    """
+
+    @wraps(main)
+    def ended(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except (LineamentError, ValueError) as error:
+            tell(str(error))
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            tell(f"{where}{(error.strerror or str(error)).lower()}; check the path, its rights and the space left")
+        except KeyboardInterrupt:
+            return 130
+        return 1
+
+    return ended
