@@ -43,8 +43,8 @@ class TrackConfig:
             raise ValueError(f"max_faces and every must be at least 1, got {self.max_faces} and {self.every}")
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence must lie within 0..1, got {self.min_confidence}")
-        if self.patience_s < 0:
-            raise ValueError(f"patience_s must not be negative, got {self.patience_s}")
+        if not self.patience_s >= 0:
+            raise ValueError(f"patience_s must be 0 or more seconds, got {self.patience_s}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,9 @@ def test_training_on_nothing_says_so(tmp_path: Path) -> None:
         fit(config(tmp_path), [], [])
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"lr": 0.0}, {"hold_out": 1.0}, {"schema": "68"}, {"ema": 1.0}])
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"lr": 0.0}, {"clip_norm": np.nan}, {"hold_out": 1.0}, {"schema": "68"}, {"ema": 1.0}]
+)
 def test_impossible_configs_are_refused(tmp_path: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|wanted"):
         config(tmp_path, **bad)

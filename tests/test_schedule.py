@@ -31,7 +31,9 @@ def test_no_warm_up_starts_at_the_full_rate() -> None:
     assert ScheduleConfig(warmup_epochs=0).factor(0, 10, 10) == 1
 
 
-@pytest.mark.parametrize("bad", [{"warmup_epochs": -1}, {"step_epochs": 0}, {"gamma": 0}, {"gamma": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"warmup_epochs": -1}, {"step_epochs": 0}, {"gamma": 0}, {"gamma": 1.5}, {"warmup_epochs": float("nan")}]
+)
 def test_impossible_schedules_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="wanted"):
         ScheduleConfig(**bad)  # type: ignore[arg-type]

@@ -189,7 +189,10 @@ def test_every_stage_that_ran_is_timed() -> None:
     assert set(results[9].ms) == {"crop", "landmark", "track"}
 
 
-@pytest.mark.parametrize("wrong", [{"max_faces": 0}, {"every": 0}, {"min_confidence": 1.5}, {"patience_s": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_faces": 0}, {"every": 0}, {"min_confidence": 1.5}, {"patience_s": -1.0}, {"patience_s": float("nan")}],
+)
 def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrackConfig(**wrong)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ class TrainConfig:
             raise ValueError(
                 f"epochs, batch and val_every must be at least 1, got {self.epochs}, {self.batch}, {self.val_every}"
             )
-        if not self.lr > 0 or self.weight_decay < 0 or self.clip_norm <= 0 or not 0 <= self.ema < 1:
+        if not self.lr > 0 or not self.weight_decay >= 0 or not self.clip_norm > 0 or not 0 <= self.ema < 1:
             raise ValueError(
                 f"lr {self.lr}, weight_decay {self.weight_decay}, clip_norm {self.clip_norm}, ema {self.ema}: "
                 "wanted above 0, at least 0, above 0, and within 0..1"

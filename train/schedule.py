@@ -21,7 +21,7 @@ class ScheduleConfig:
     """What a step multiplies by."""
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs < 0 or self.step_epochs <= 0 or not 0 < self.gamma <= 1:
+        if not self.warmup_epochs >= 0 or not self.step_epochs > 0 or not 0 < self.gamma <= 1:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs}, step_epochs {self.step_epochs}, gamma {self.gamma}: "
                 "wanted at least 0, more than 0, and within 0..1"
