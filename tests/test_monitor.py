@@ -6,10 +6,11 @@ import json
 import re
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
 from typing import TYPE_CHECKING, Any
 
@@ -313,6 +314,28 @@ def test_a_caller_that_says_nothing_or_nonsense_is_let_go(run: tuple[Watch, Moni
         assert get(monitor, "/healthz")[0] == 200
         silent.settimeout(WAIT_S)
         assert silent.recv(1) == b""
+
+
+def test_a_caller_that_goes_on_asking_keeps_nobody_waiting(run: tuple[Watch, Monitor]) -> None:
+    _, monitor = run
+    heard, hung_up = threading.Event(), threading.Event()
+
+    def drip() -> None:
+        with socket.create_connection(("127.0.0.1", monitor.port)) as caller, suppress(OSError):
+            caller.sendall(b"GET /healthz HTTP/1.0\r\nX-Slow: ")
+            heard.set()
+            for _ in range(int(2 * WAIT_S / 0.2)):
+                caller.sendall(b"a")
+                time.sleep(0.2)
+            return
+        hung_up.set()
+
+    dripping = threading.Thread(target=drip, name="drips")
+    dripping.start()
+    assert heard.wait(WAIT_S)
+    assert get(monitor, "/healthz")[0] == 200
+    dripping.join()
+    assert hung_up.is_set()
 
 
 def test_when_every_source_has_ended_the_run_is_not_healthy() -> None:
