@@ -208,6 +208,18 @@ with recorded() as losses:
     np.testing.assert_allclose(two, one, rtol=2e-3)
 
 
+def test_norms_that_share_statistics_leave_a_net_what_it_was() -> None:
+    torch.manual_seed(0)
+    net = model.LandmarkNet(model.NetSpec("test_efficientnet", input_hw=(64, 64))).eval()
+    rgb = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted = net(rgb)[0]
+        shared = loop.with_shared_statistics(net)
+        assert torch.equal(shared(rgb)[0], wanted)
+    norms = [module for module in shared.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+
+
 def test_batches_are_a_function_of_seed_and_epoch_and_split_evenly() -> None:
     def drawn(here: Here, epoch: int, first: int = 0, seed: int = 0) -> list[list[tuple[int, int]]]:
         batches = Batches(10, 4, seed, here)

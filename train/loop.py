@@ -214,8 +214,8 @@ class Run:
         if cfg.channels_last:
             self.net.to(memory_format=torch.channels_last)
         if here.world > 1 and here.device.type == "cuda":
-            # statistics of the whole batch, not of this process's part; there is no such thing on the CPU
-            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
+            # there is no such thing on the CPU
+            self.net = with_shared_statistics(self.net)
         self.net.to(here.device).train()
         frozen = [name for name, p in self.net.named_parameters() if not p.requires_grad]
         assert not frozen, f"no layer is frozen, but {frozen} are"
@@ -499,6 +499,13 @@ class Run:
         # None: silent where nobody watches
         quiet = None if self.here.first else True
         return tqdm(total=total, initial=self.batch_in_epoch, desc=text, disable=quiet, leave=False, dynamic_ncols=True)
+
+
+def with_shared_statistics(net: LandmarkNet) -> LandmarkNet:
+    """net with norms that see the whole batch, not this process's part of it. It may be net itself, changed."""
+    # timm's own: PyTorch's takes a norm that ends in an activation for a bare one, and drops the activation
+    shared: LandmarkNet = timm.layers.convert_sync_batchnorm(net)
+    return shared
 
 
 STAGES = ("forward", "backward", "optimizer", "average")
