@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -18,7 +21,20 @@ from landmarks.types import U8, LineamentError
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of one picture from a webcam; the page sends far smaller ones"""
-_PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+_PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+"""Pillow's names. JPEG 2000 is not among them: a damaged one can crash its decoder"""
+_DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+)
+"""what Pillow raises for files that are not what they begin as"""
 _CLIPS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,ogg,flv,asf,mjpeg,h264,hevc,apng"
 """FFmpeg's names of containers that hold pictures and point nowhere else, as playlists do"""
 _NOWHERE_ELSE = {"format_whitelist": _CLIPS, "protocol_whitelist": "file"}
@@ -27,19 +43,17 @@ _NOWHERE_ELSE = {"format_whitelist": _CLIPS, "protocol_whitelist": "file"}
 def read_picture(path: Path, limits: Limits) -> U8:
     """(H, W, 3) uint8 BGR, upright. Raises LineamentError with one sentence for whatever is no good picture."""
     _check_size(path, limits, "picture")
-    width, height = _header(path.read_bytes()[:64], path)
-    if width * height > limits.picture_megapixels * 1e6:
-        raise LineamentError(
-            f"the picture has {width} x {height} pixels, more than {limits.picture_megapixels:g} million; "
-            "send a smaller one"
-        )
-    try:
-        bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        bgr = None
-    if bgr is None:
-        bgr = _by_pillow(path)
-    return np.asarray(bgr, np.uint8)
+    with _opened(path) as picture:
+        width, height = picture.size
+        if width * height > limits.picture_megapixels * 1e6:
+            raise LineamentError(
+                f"the picture has {width} x {height} pixels, more than {limits.picture_megapixels:g} million; "
+                "send a smaller one"
+            )
+        # OpenCV shows a JPEG that was cut off as far as it goes. Of other kinds the two libraries may read different
+        # sizes, so the one that was asked for the size decodes
+        bgr = _by_opencv(path) if picture.format in ("JPEG", "MPO") else None
+        return _by_pillow(picture) if bgr is None else bgr
 
 
 def decode_frame(data: bytes) -> U8:
@@ -51,7 +65,7 @@ def decode_frame(data: bytes) -> U8:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
                 width, height = header.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (*_DAMAGED, Image.DecompressionBombError):
         raise LineamentError("a frame came that is no JPEG picture") from None
     if width * height > MAX_FRAME_PIXELS:
         raise LineamentError(f"a frame of {width} x {height} came, at most {MAX_FRAME_PIXELS} pixels are taken")
@@ -101,29 +115,40 @@ def _check_size(path: Path, limits: Limits, what: str) -> None:
         raise LineamentError(f"the {what} has {size / 1e6:.0f} MB, at most {limits.upload_mb} MB are taken")
 
 
-def _header(start: bytes, path: Path) -> tuple[int, int]:
-    """Width and height by the header."""
-    head = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture by its header, undecoded. Raises LineamentError for what is none."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<svg", b"<?xml", b"<!doctype", b"<html")):
         raise LineamentError("this is a drawing (SVG) or a web page, not a photo; send a PNG, JPEG or WebP")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_PICTURES) as header:
-                return header.size
-    except Image.DecompressionBombError as error:
-        raise LineamentError("the picture has too many pixels; send a smaller one") from error
-    except (OSError, ValueError, SyntaxError):
-        raise LineamentError(
-            "the file is no picture that is taken here, or a damaged one; send a PNG, JPEG or WebP"
-        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large pictures, and of what is odd in them
+        try:
+            picture = Image.open(path, formats=_PICTURES)
+        except Image.DecompressionBombError as error:
+            raise LineamentError("the picture has too many pixels; send a smaller one") from error
+        except _DAMAGED:
+            raise LineamentError(
+                "the file is no picture that is taken here, or a damaged one; send a PNG, JPEG or WebP"
+            ) from None
+        with picture:
+            yield picture
 
 
-def _by_pillow(path: Path) -> U8:
-    """What OpenCV does not read, such as a GIF."""
+def _by_opencv(path: Path) -> U8 | None:
     try:
-        with Image.open(path, formats=_PICTURES) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
-    except (OSError, ValueError, SyntaxError):
+        bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if bgr is None else np.asarray(bgr, np.uint8)
+
+
+def _by_pillow(picture: Image.Image) -> U8:
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+            return np.repeat(np.clip(np.asarray(upright) // 256, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
+    except (*_DAMAGED, Image.DecompressionBombError):
         raise LineamentError("the picture is damaged; does another program open it?") from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
+from PIL import Image
 
 from landmarks.types import Frame, Result
 from stream.sample import Sample
@@ -26,6 +29,37 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def jpeg_2000() -> bytes:
+    """A good one of 64 x 64 pixels."""
+    good, data = cv2.imencode(".jp2", np.full((64, 64, 3), 90, np.uint8))
+    assert good
+    return data.tobytes()
+
+
+def _cut_after_header(jpeg_2000: bytes) -> bytes:
+    return jpeg_2000[: jpeg_2000.index(b"ihdr") + 60]
+
+
+def _of_two_sizes(jpeg_2000: bytes) -> bytes:
+    """Its box says less than its stream."""
+    at = jpeg_2000.index(b"ihdr") + 4
+    return jpeg_2000[:at] + struct.pack(">II", 60, 60) + jpeg_2000[at + 8 :]
+
+
+def tiff_of_two_sizes(width: int, height: int) -> bytes:
+    """A TIFF of this size that says a second time that it has 10 x 10 pixels."""
+    held = io.BytesIO()
+    Image.new("RGB", (width, height)).save(held, "TIFF", compression="tiff_lzw")
+    data = held.getvalue()
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    tags = [data[at + 2 + 12 * index :][:12] for index in range(count)]
+    tags += [struct.pack("<HHIHH", tag, 3, 1, 10, 0) for tag in (256, 257)]
+    tags.sort(key=lambda tag: struct.unpack_from("<H", tag)[0])  # the second of a kind stays behind the first
+    folder = struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4)
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + folder
+
+
 WRONG_PICTURES: dict[str, tuple[bytes, str]] = {
     "empty.png": (b"", "0 bytes"),
     "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
@@ -36,6 +70,10 @@ WRONG_PICTURES: dict[str, tuple[bytes, str]] = {
     "large.png": (png_header(8000, 8000), "more than 40 million"),
     "cut.png": (png_header(100, 100)[:40], "no picture|damaged"),
     "hollow.png": (png_header(100, 100), "damaged"),
+    "photo.jp2": (jpeg_2000(), "no picture that is taken"),
+    "cut.jp2": (_cut_after_header(jpeg_2000()), "no picture that is taken"),
+    "sizes.jp2": (_of_two_sizes(jpeg_2000()), "no picture that is taken"),
+    "stream.j2k": (jpeg_2000()[jpeg_2000().index(b"\xff\x4f\xff\x51") :], "no picture that is taken"),
     "script.pdf": (b"%PDF-1.4 ...", "no picture"),
     "print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
 }

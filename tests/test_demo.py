@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 from collections.abc import Callable
@@ -27,7 +28,15 @@ from demo.settings import Settings
 from demo.uploads import check_clip, decode_frame, read_picture
 from demo.visitors import Door, Tabs
 from landmarks.types import U8, Frame, LineamentError
-from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, png_header, raw_h264, sample_clip
+from tests.demo_files import (
+    WRONG_CLIPS,
+    WRONG_PICTURES,
+    audio_only,
+    png_header,
+    raw_h264,
+    sample_clip,
+    tiff_of_two_sizes,
+)
 
 LIMITS = Limits()
 
@@ -115,11 +124,42 @@ def test_the_usual_kinds_of_pictures_are_taken_whatever_they_are_called(tmp_path
     assert bgr[20, 10, 2] > 200 and bgr[20, 50, 2] < 60
 
 
-def test_a_photo_taken_sideways_comes_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_photo_taken_sideways_comes_upright(tmp_path: Path, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg", LIMITS).shape == (60, 40, 3)
+    Image.new("RGB", (60, 40)).save(tmp_path / "a", kind, exif=exif)
+    assert read_picture(tmp_path / "a", LIMITS).shape == (60, 40, 3)
+
+
+def test_a_picture_that_says_two_sizes_is_decoded_in_the_one_that_was_checked(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_of_two_sizes(1200, 1000))
+    try:
+        assert read_picture(tmp_path / "a.tif", Limits(picture_megapixels=0.01)).shape == (10, 10, 3)
+    except LineamentError as error:
+        assert "damaged" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
+def test_a_picture_that_is_damaged_anywhere_is_a_picture_or_a_sentence(tmp_path: Path, kind: str) -> None:
+    held, chance = io.BytesIO(), np.random.default_rng(0)
+    Image.fromarray(chance.integers(0, 256, (20, 30, 3), np.uint8)).save(held, kind)
+    for _ in range(60):
+        data = bytearray(held.getvalue())
+        for at in chance.integers(0, len(data), 4):
+            data[at] = chance.choice((0, 1, 255))
+        (tmp_path / "a").write_bytes(data)
+        try:
+            assert read_picture(tmp_path / "a", Limits(picture_megapixels=0.1)).shape[2] == 3
+        except LineamentError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_of_16_bits_keeps_its_brightness(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(np.full((40, 60), 100 * 256 + 7, np.uint16)).save(tmp_path / "a", kind)
+    bgr = read_picture(tmp_path / "a", LIMITS)
+    assert bgr.shape == (40, 60, 3) and (bgr == 100).all()
 
 
 @pytest.mark.parametrize("name", WRONG_PICTURES)
