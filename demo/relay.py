@@ -25,6 +25,12 @@ _CHUNK = 65536
 _MAX_HEADER = 65536
 _MAX_PLAYLIST = 2_000_000
 _ACCEPT_TIMEOUT_S = 15.0
+_RTSP_HEADER = re.compile(
+    rb"(RTSP/\d\.\d [1-6]\d\d( [^\0\r\n]{0,999})?|[A-Z_]{1,99} [^\0\s]{1,2000} RTSP/\d\.\d)"
+    rb"(\r\n[^\0\r\n$][^\0\r\n]{0,3999})*"
+)
+"""FFmpeg ends a line at a line feed alone and a header at a line that begins with NUL, takes a line that begins with $
+for a packet, and cuts lines off after 4095 bytes"""
 
 
 class RtspRelay:
@@ -115,6 +121,8 @@ class RtspReplies:
     def _complete(self) -> int:
         """Bytes of the first message held; 0 while it has not all come."""
         held = self._held
+        if blank := re.match(rb"[\r\n]+", held):  # FFmpeg, too, takes it for nothing
+            return blank.end()
         if held[:1] == b"$":  # a packet of the stream itself: $, channel, length, data
             size = 4 + int.from_bytes(held[2:4], "big") if len(held) >= 4 else 0
             return size if size <= len(held) else 0
@@ -123,12 +131,19 @@ class RtspReplies:
             if len(held) > _MAX_HEADER:
                 raise LineamentError("the camera does not speak RTSP; check the address")
             return 0
-        header = held[:end].lstrip(b"\r\n")
-        if re.match(rb"RTSP/\d\.\d 3|REDIRECT ", header, re.IGNORECASE):
-            raise LineamentError("the camera sends on to another address, which is not followed; give that one itself")
-        length = re.search(rb"^content-length:\s*(\d{1,7})\s*$", header, re.IGNORECASE | re.MULTILINE)
-        size = end + 4 + (int(length[1]) if length else 0)
+        size = end + 4 + _rtsp_length(held[:end])
         return size if size <= len(held) else 0
+
+
+def _rtsp_length(header: bytes) -> int:
+    """Bytes of the body behind a header that may pass. What FFmpeg could read in another way than here may not."""
+    if re.match(rb"\s*RTSP/\S*\s+[+0]*3|\s*REDIRECT\s", header, re.IGNORECASE):
+        raise LineamentError("the camera sends on to another address, which is not followed; give that one itself")
+    lengths = re.findall(rb"^content-length:(.*)$", header, re.IGNORECASE | re.MULTILINE)
+    good = all(re.fullmatch(rb"[ \t]{0,9}\d{1,7}\s{0,9}", length) for length in lengths)
+    if not _RTSP_HEADER.fullmatch(header) or len(lengths) > 1 or not good:
+        raise LineamentError("the camera does not speak RTSP as it should; check the address")
+    return int(lengths[0]) if lengths else 0
 
 
 class HttpRelay:

@@ -116,11 +116,53 @@ def test_what_a_camera_says_comes_through_whole_however_it_is_cut(cuts: list[int
     assert b"".join(message for part in parts for message in replies(part)) == TALK
 
 
-@pytest.mark.parametrize("start", [b"RTSP/1.0 302 Moved", b"rtsp/1.0 301 Moved", b"REDIRECT rtsp://x RTSP/1.0"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"RTSP/1.0 302 Moved",
+        b"rtsp/1.0 301 Moved",
+        b"REDIRECT rtsp://x RTSP/1.0",
+        b"RTSP/1.0  302 Moved",
+        b"RTSP/1.0\t302 Moved",
+        b"RTSP/1.0 0302 Moved",
+        b"RTSP/1.0 +302 Moved",
+        b"RTSP/ 302",
+        b" RTSP/1.0 302 Moved",
+    ],
+)
 def test_a_camera_that_sends_elsewhere_is_not_followed(start: bytes) -> None:
     replies = RtspReplies()
     with pytest.raises(LineamentError, match="not followed"):
         list(replies(TALK + _message(start)))
+
+
+MOVED = b"RTSP/1.0 302 Moved\r\nLocation: rtsp://127.0.0.1/secret\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "hiding",
+    [
+        b"RTSP/1.0 200 OK\r\nCSeq: 1\n\n" + MOVED,
+        b"RTSP/1.0 200 OK\r\nCSeq: 1\n\r\r\n" + MOVED,
+        b"RTSP/1.0 200 OK\r\nCSeq: 1\r\n\0\r\n" + MOVED,
+        b"RTSP/1.0 200 OK\r\n$\0\0\x08\r\n\r\n1234" + MOVED,
+        b"RTSP/1.0 200 OK\r\nContent-Length: %d\r\nContent-Length: 0\r\n\r\n" % len(MOVED) + MOVED,
+        b"RTSP/1.0 200 OK\r\nContent-Length: %d \n0\r\n\r\n" % len(MOVED) + MOVED,
+        b"RTSP/1.0 200 OK\r\nContent-Length:%s%d\r\n\r\n" % (b" " * 5000, len(MOVED)) + MOVED,
+        b"RTSP/1.0 200 OK\r\nContent-Length: -1\r\n\r\n" + MOVED,
+        b"RTSP/1.0 2e2 OK\r\n\r\n",
+        b"hello\r\n\r\n",
+    ],
+)
+def test_a_message_that_can_be_read_in_two_ways_does_not_come_through(hiding: bytes) -> None:
+    with pytest.raises(LineamentError, match="does not speak RTSP as it should"):
+        list(RtspReplies()(hiding))
+
+
+def test_a_body_is_waited_for_and_blank_lines_between_messages_pass() -> None:
+    replies = RtspReplies()
+    assert list(replies(b"RTSP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n1234")) == []
+    assert len(list(replies(b"56789\r\n\r\n$\0\0\x02ab" + _message(b"ANNOUNCE rtsp://x/a RTSP/1.0")))) == 4
 
 
 def test_a_server_that_speaks_no_rtsp_is_cut_off() -> None:
