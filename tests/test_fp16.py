@@ -69,8 +69,8 @@ def test_all_layers_are_half_but_the_last_that_gives_numbers_themselves(
 ) -> None:
     single, half, card = pair
     n_half, n_single = precisions_of_layers(half)
-    # the presence; the coordinates of the head that has nothing to decode; the mean of a distribution
-    assert n_single == (2 if card.head in ("coords", "star") else 1)
+    # the presence; the coordinates of the head that has nothing to decode
+    assert n_single == (2 if card.head == "coords" else 1)
     assert precisions_of_layers(single) == (0, n_half + n_single)
     convs = [node.input[1] for node in half.graph.node if node.op_type == "Conv"]
     types = {tensor.name: tensor.data_type for tensor in half.graph.initializer}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from train import losses
 from train.heads import Coordinates, Head, Heatmap, SimCC, Star
@@ -73,6 +75,45 @@ def test_outputs_have_a_point_each_and_every_parameter_learns(name: str) -> None
     assert (prediction.sigma_unit is None) == (name == "coords")
     net.loss(raw, inside()).sum().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+
+
+def test_mixed_precision_does_not_round_coordinates() -> None:
+    """Half the bits know steps of half a pixel to a pixel between the middle of a 256-px crop and its edge."""
+    net, seen = head("coords").eval(), features(head("coords"))
+    wanted = net(seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net(seen)
+    assert found.dtype == torch.float32 and (found - wanted).abs().max() * 256 < 0.1
+
+
+class NoProducts(TorchDispatchMode):
+    """Refuses matrix products, whose factors a GPU may round to ten bits: it does so while training."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in ("mm", "bmm", "addmm", "baddbmm", "matmul"), f"{func} was called"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["coords", "simcc", "heatmap", "star"])
+def test_outputs_are_read_and_judged_without_what_a_gpu_rounds(name: str) -> None:
+    codec, points = head(name), inside()
+    raw = codec.encode(points)
+    with NoProducts():
+        codec.decode(raw)
+        codec.loss(raw, points)
+
+
+def test_the_spread_of_a_sharp_peak_is_exact_at_the_far_corner() -> None:
+    codec = head("star")
+    assert isinstance(codec, Star)
+    heights, widths = codec.cells_hw
+    logits = torch.full((1, K, heights, widths), -40.0)
+    # all but one of a million parts lie in the last cell, the rest beside it
+    logits[..., -1, -1], logits[..., -1, -2] = 0.0, math.log(1e-6)
+    mean, covariance = codec._moments(torch.cat([logits, logits.new_zeros(1, 2 * K, heights, widths)], 1))
+    torch.testing.assert_close(mean, torch.tensor([widths - 1.0, heights - 1.0]).expand(1, K, 2))
+    wanted = torch.tensor([[1e-6, 0.0], [0.0, 0.0]]).expand(1, K, 2, 2)
+    torch.testing.assert_close(covariance, wanted, atol=1e-8, rtol=1e-2)
 
 
 def test_a_blurred_peak_is_doubted_more_than_a_sharp_one() -> None:

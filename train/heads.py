@@ -67,7 +67,8 @@ class Coordinates(Head):
         nn.init.normal_(self.linear.weight, std=0.001)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        return self.linear(self.squeeze(features_BCHW).flatten(1)).unflatten(1, (-1, 2))
+        # half the bits know steps of 0.004 at 0.7: a pixel of a 256-px crop
+        return _exactly(self.linear, self.squeeze(features_BCHW).flatten(1)).unflatten(1, (-1, 2))
 
     def encode(self, points_BK2: Tensor) -> Tensor:
         return points_BK2
@@ -77,6 +78,14 @@ class Coordinates(Head):
 
     def loss(self, raw: Tensor, points_BK2: Tensor) -> Tensor:
         return losses.wing(raw.float(), points_BK2)
+
+
+def _exactly(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x) in float32, also where mixed precision is on. Where it is off, an exporter sees layer(x) alone."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return layer(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
 
 
 class SimCC(Head):
@@ -261,14 +270,16 @@ class Star(Heatmap):
 
     def _moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, K, 2) and covariance (B, K, 2, 2) in cells."""
-        share = output[:, : self.n_points].float().flatten(2).softmax(-1)
-        grid_N2 = self._grid().flatten(0, 1)
-        # all second moments by one product: an exporter keeps the batch dynamic, which an einsum of three does not
-        squares_N3 = torch.stack([grid_N2[:, 0] ** 2, grid_N2[:, 0] * grid_N2[:, 1], grid_N2[:, 1] ** 2], -1)
-        mean, square = share @ grid_N2, share @ squares_N3
-        x, y = mean[..., 0], mean[..., 1]
-        xx, xy, yy = square[..., 0] - x * x, square[..., 1] - x * y, square[..., 2] - y * y
-        return mean, torch.stack([torch.stack([xx, xy], -1), torch.stack([xy, yy], -1)], -2)
+        share = output[:, : self.n_points].float().flatten(2).softmax(-1).unflatten(-1, self.cells_hw)
+        # sums, not matrix products, whose factors a GPU in training rounds to ten bits; and round the mean, for the
+        # difference of two large squares is rounding alone where the peak is sharp
+        columns_BKW, rows_BKH = share.sum(-2), share.sum(-1)
+        xs_W, ys_H = self._grid()[0, :, 0], self._grid()[:, 0, 1]
+        x, y = (columns_BKW * xs_W).sum(-1), (rows_BKH * ys_H).sum(-1)
+        dx_BKW, dy_BKH = xs_W - x[..., None], ys_H - y[..., None]
+        xx, yy = (columns_BKW * dx_BKW**2).sum(-1), (rows_BKH * dy_BKH**2).sum(-1)
+        xy = ((share * dx_BKW[..., None, :]).sum(-1) * dy_BKH).sum(-1)
+        return torch.stack([x, y], -1), torch.stack([torch.stack([xx, xy], -1), torch.stack([xy, yy], -1)], -2)
 
 
 class _Hourglass(nn.Module):

@@ -57,7 +57,7 @@ def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restricti
     spread = torch.stack([middle + half, middle - half], -1).clamp_min(1e-4)
     angle = 0.5 * torch.atan2(2 * b, a - d + 1e-12).detach()
     axes = torch.stack([torch.stack([angle.cos(), angle.sin()], -1), torch.stack([-angle.sin(), angle.cos()], -1)], -2)
-    along = (axes @ (mean_BK2 - truth_BK2)[..., None])[..., 0]
+    along = (axes * (mean_BK2 - truth_BK2)[..., None, :]).sum(-1)
     error = F.smooth_l1_loss(along, torch.zeros_like(along), beta=0.5, reduction="none")
     # a distribution narrower than half a cell is sure enough: dividing by less would reward and then punish certainty
     scaled = error / spread.detach().clamp_min(0.25).sqrt()
