@@ -491,6 +491,8 @@ class Run:
             persistent_workers=cfg.workers > 0,
             prefetch_factor=4 if cfg.workers else None,
             pin_memory=self.here.device.type == "cuda",
+            # a draw of its own: at each start it takes a number from the one that stochastic depth draws from
+            generator=torch.Generator(),
         )
 
     def _bar(self) -> tqdm[None]:
