@@ -158,6 +158,68 @@ def test_interrupted_and_resumed_is_as_good_as_never_interrupted(tmp_path: Path,
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+class Gpus:
+    """torch.cuda's own random numbers, as far as a checkpoint asks for them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stand = {torch.device("cuda", i): torch.tensor([i], dtype=torch.uint8) for i in range(2)}
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: self.stand[device])
+        monkeypatch.setattr(torch.cuda, "set_rng_state", self.set)
+
+    def set(self, state: torch.Tensor, device: torch.device) -> None:
+        assert device in self.stand, f"there is no {device}"
+        self.stand[device] = state
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["", "a checkpoint of before"])
+def test_each_process_draws_on_from_the_first_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    gpus = Gpus(monkeypatch)
+    first, second = gpus.stand
+    gpus.stand[first] = torch.tensor([77], dtype=torch.uint8)
+    state: dict[str, Any] = loop.draws(first)
+    if before:
+        state["cuda_rng"] = list(gpus.stand.values()) * 2  # of more GPUs than there are now
+    gpus.stand[first] = torch.zeros(1, dtype=torch.uint8)
+    for device in (first, second):
+        loop.draw_on(state, device)
+        assert gpus.stand[device].tolist() == [77]
+
+
+def test_a_run_on_a_gpu_is_gone_on_with_on_the_cpu_and_the_other_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = Gpus(monkeypatch)
+    (gpu, _) = gpus.stand
+    of_gpu, of_cpu = loop.draws(gpu), loop.draws(CPU.device)
+    wanted = torch.rand(3)
+    loop.draw_on(of_gpu, CPU.device)
+    assert torch.equal(torch.rand(3), wanted)
+    loop.draw_on(of_cpu, gpu)
+    assert torch.equal(torch.rand(3), wanted) and gpus.stand[gpu].tolist() == [0]
+
+
+def test_half_precision_is_of_the_kind_that_the_gpu_was_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch calls bfloat16 supported where it is only emulated, and slow."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert loop._amp_dtype(config(tmp_path), torch.device("cuda")) == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert loop._amp_dtype(config(tmp_path), torch.device("cuda")) == torch.bfloat16
+
+
+def test_training_on_the_cpu_beside_a_gpu_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(loop, "_DRIVER", tmp_path / "version")
+    assert loop.pick_device("auto") == torch.device("cpu") and not caplog.records
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX 550.1")
+    assert loop.pick_device("cpu") == torch.device("cpu") and not caplog.records
+    assert loop.pick_device("auto") == torch.device("cpu")
+    (record,) = caplog.records
+    assert "although an NVIDIA driver is there" in record.message and f"torch {torch.__version__}" in record.message
+
+
 def test_a_run_with_another_config_is_not_gone_on_with(tmp_path: Path) -> None:
     samples = faces(tmp_path, 8)
     cfg = config(tmp_path, epochs=1)

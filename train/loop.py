@@ -92,7 +92,7 @@ class TrainConfig:
     ema: float = 0.999
     """Decay of the averaged weights, which are validated and kept; warmed up from 0. 0 switches it off."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision. auto: bf16 on a GPU that has it, fp16 on another, off on the CPU."""
+    """Mixed precision. auto: bf16 on a GPU made for it, fp16 on another, off on the CPU."""
     channels_last: bool = True
     """Memory layout: up to twice as fast on a GPU's tensor cores, and no slower on a CPU."""
     compile: bool = False
@@ -423,8 +423,7 @@ class Run:
             "epoch": self.epoch,
             "batch_in_epoch": self.batch_in_epoch,
             "best_nme": self.best_nme,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.here.device.type == "cuda" else None,
+            **draws(self.here.device),
         }
         write_atomically(self.cfg.run / "last.pt", lambda temp: torch.save(state, temp))
 
@@ -451,9 +450,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.batch_in_epoch, self.best_nme = state["epoch"], state["batch_in_epoch"], state["best_nme"]
-        torch.set_rng_state(state["rng"].cpu())
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+        draw_on(state, self.here.device)
         if self.here.first:
             self.writer = SummaryWriter(
                 str(self.cfg.run), purge_step=self.epoch * len(self.batches) + self.batch_in_epoch
@@ -623,9 +620,22 @@ def _processes(cfg: TrainConfig) -> Iterator[Here]:
         dist.destroy_process_group()
 
 
+_DRIVER = Path("/proc/driver/nvidia/version")
+"""there if the kernel has NVIDIA's driver loaded"""
+
+
 def pick_device(name: str) -> torch.device:
+    """auto takes the GPU that is there, and says so in one line when it cannot be had."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cpu" and _DRIVER.exists():
+            made_for = f"made for CUDA {torch.version.cuda}" if torch.version.cuda else "made for the CPU alone"
+            log.warning(
+                "training on the CPU although an NVIDIA driver is there, for torch %s, %s, finds no GPU; look at "
+                "`nvidia-smi`, or install the torch that fits the driver (docs/gpu.md)",
+                torch.__version__,
+                made_for,
+            )
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise LineamentError("no CUDA device is to be had, device was 'cuda'; check `nvidia-smi`, or take --device cpu")
@@ -654,6 +664,24 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def draws(device: torch.device) -> dict[str, Tensor | None]:
+    """Where the random numbers stand that a step draws: of the CPU, and of this process's own GPU."""
+    return {
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def draw_on(state: dict[str, Any], device: torch.device) -> None:
+    """Goes on from `draws` of the first process, whose steps all others share, on any machine."""
+    torch.set_rng_state(state["rng"].cpu())
+    of_gpu = state["cuda_rng"]
+    if isinstance(of_gpu, list):  # a checkpoint of before: of each GPU that the first process saw, its own the first
+        of_gpu = of_gpu[0] if of_gpu else None
+    if of_gpu is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(of_gpu.cpu(), device)
+
+
 def _adamw(net: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
     """Decay on matrices and kernels only."""
     decayed = [p for p in net.parameters() if p.ndim > 1]
@@ -671,7 +699,7 @@ def _amp_dtype(cfg: TrainConfig, device: torch.device) -> torch.dtype | None:
         case "fp16":
             return torch.float16
         case "auto" if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         case _:
             return None
 
