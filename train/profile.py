@@ -64,6 +64,8 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     cfg = tyro.cli(ProfileConfig, args=args, prog="python -m train.profile", description=__doc__)
+    # chosen once, for the choice may have something to say
+    cfg = replace(cfg, train=replace(cfg.train, device=str(pick_device(cfg.train.device))))
     print(table(measure(cfg), cfg.train))
     return 0
 
