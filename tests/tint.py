@@ -82,7 +82,8 @@ def tint_net() -> Any:
     class Tint(torch.nn.Module):
         def points(self, rgb_BHW3: torch.Tensor) -> tuple[Prediction, None]:
             mean = rgb_BHW3.float().mean((1, 2)) / 255
-            points = mean @ torch.from_numpy(MATRIX) + torch.from_numpy(OFFSET)
+            matrix, offset = (torch.from_numpy(array).to(mean.device) for array in (MATRIX, OFFSET))
+            points = mean @ matrix + offset
             return Prediction(points.unflatten(1, (98, 2)), None), None
 
     return Tint()
