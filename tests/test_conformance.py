@@ -30,6 +30,8 @@ class Case(NamedTuple):
     landmarker: Landmarker
     wanted: Callable[[U8], F32]
     """what it should say of crops"""
+    within: float
+    """by how much it may be off, unit coordinates"""
 
 
 def by(device: str, batch: int | str = "N", threads: int | None = None) -> Callable[[Path], Landmarker]:
@@ -106,7 +108,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if name.endswith("played by numpy"):
             play_tensorrt(patch)
         with (CASES | ON_GPU)[name](folder) as landmarker:
-            yield Case(landmarker, one_by_one(name) if name in engines.MODELS else tint.answer)
+            wanted = one_by_one(name) if name in engines.MODELS else tint.answer
+            # ONNX Runtime lets a GPU round the factors of a matrix product to ten bits
+            yield Case(landmarker, wanted, 2e-3 if name in ON_GPU and package == "onnxruntime" else 1e-4)
 
 
 def one_by_one(model: str) -> Callable[[U8], F32]:
@@ -128,7 +132,7 @@ def crops(landmarker: Landmarker, n: int) -> U8:
 def test_any_number_of_crops_gives_the_right_points(case: Case, n: int) -> None:
     rgb_NHWC = crops(case.landmarker, n)
     found = case.landmarker(rgb_NHWC)
-    np.testing.assert_allclose(found.points_unit, case.wanted(rgb_NHWC), atol=1e-4)
+    np.testing.assert_allclose(found.points_unit, case.wanted(rgb_NHWC), atol=case.within)
     assert found.points_unit.dtype == found.confidence.dtype == np.float32
     assert found.confidence.shape == (n,) and (found.confidence >= 0).all() and (found.confidence <= 1).all()
 
@@ -152,7 +156,7 @@ def test_what_it_returned_does_not_change_with_the_next_call(case: Case) -> None
 def test_a_batch_may_be_a_view(case: Case) -> None:
     rgb_NHWC = crops(case.landmarker, 3)
     view = np.ascontiguousarray(rgb_NHWC[..., ::-1])[..., ::-1]
-    np.testing.assert_allclose(case.landmarker(view).points_unit, case.wanted(rgb_NHWC), atol=1e-4)
+    np.testing.assert_allclose(case.landmarker(view).points_unit, case.wanted(rgb_NHWC), atol=case.within)
 
 
 def test_its_input_may_be_read_only_and_is_left_alone(case: Case) -> None:
@@ -168,7 +172,7 @@ def test_threads_take_turns(case: Case) -> None:
     wanted = case.wanted(rgb_NHWC)
     with ThreadPoolExecutor(4) as pool:
         for n, found in zip([1, 2, 3, 4] * 5, pool.map(lambda n: case.landmarker(rgb_NHWC[:n]), [1, 2, 3, 4] * 5)):
-            np.testing.assert_allclose(found.points_unit, wanted[:n], atol=1e-4)
+            np.testing.assert_allclose(found.points_unit, wanted[:n], atol=case.within)
 
 
 @pytest.mark.parametrize("wrong", ["float", "no batch", "another size", "channels first", "a number"])
