@@ -78,6 +78,10 @@ class _Followed:
     time_s: float
     velocity: F32 = field(default_factory=lambda: np.zeros(2, np.float32))
     """(2,) px/s of the whole face"""
+    middle: F32 = field(default_factory=lambda: np.zeros(2, np.float32))
+    """(2,) frame px of the face when its velocity was last measured"""
+    middle_s: float = 0.0
+    """when that was"""
     smoother: Smoother = field(default_factory=Smoother)
     id: int = 0
     """1, 2, ...; 0 for a detection that the landmark model has not confirmed yet"""
@@ -272,11 +276,13 @@ class Tracker:
 
     def _show(self, followed: _Followed, points: F32, confidence: float, time_s: float) -> None:
         """Moves a followed face to its new points and sets how it looks from outside."""
-        elapsed_s = time_s - followed.time_s
-        if followed.id and elapsed_s > 0 and not followed.recalled:
-            moved = np.add.reduce(points - followed.points, 0) / np.float32(len(points))
-            velocity = moved / np.float32(elapsed_s)
+        middle: F32 = np.add.reduce(points, 0) / np.float32(len(points))
+        elapsed_s, known = time_s - followed.middle_s, bool(followed.id) and not followed.recalled
+        if known and elapsed_s >= _SHORTEST_S:
+            velocity = (middle - followed.middle) / np.float32(elapsed_s)
             followed.velocity = (followed.velocity + velocity) / 2 if followed.frames > 1 else velocity
+        if not known or elapsed_s >= _SHORTEST_S:
+            followed.middle, followed.middle_s = middle, time_s
         followed.points, followed.time_s, followed.frames = points, time_s, followed.frames + 1
         followed.recalled = False
         if not followed.id:
@@ -294,6 +300,8 @@ _SLID_OFF = 0.15
 0.13 was the most on the clips that this was measured on"""
 _CUT_OFF = 0.1
 """a face with more of its box outside the frame than this is doubtful: a model imagines the rest"""
+_SHORTEST_S = 0.02
+"""over less than this no velocity is measured: a network delivers frames in bursts, stamped when they arrive"""
 _YOUNG_FRAMES = 5
 """until then a face's velocity is a guess"""
 _SAME_FACE_UNSEEN = 1.5

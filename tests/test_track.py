@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,16 @@ def test_ids_survive_a_crossing(apart_px: int) -> None:
     assert set(ends) == set(starts)
     for who, began in starts.items():
         assert abs(ends[who] - began) > 150, "each went to the other side"
+
+
+def test_a_face_that_arrives_in_bursts_is_one_face() -> None:
+    track, _, _ = tracker(every=5)
+    ids = set()
+    for i in range(40):
+        frame = scene([(40 + 6 * i, 100)], i, size=36)
+        arrived_s = i // 2 * 0.16 + i % 2 * 0.004  # pairs, as a network delivers them; 80 ms apart when they were taken
+        ids |= {t.id for t in track(replace(frame, time_s=arrived_s)).tracks}
+    assert ids == {1}
 
 
 @pytest.mark.parametrize("gap", [1, 2, 5])
