@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import engines
 from landmarks.command import ends_in_a_line
 from landmarks.types import Frame, LineamentError, Result
-from stream.cameras import Camera, named, read_cameras, with_name
+from stream.cameras import Camera, check_outputs, named, read_cameras, with_name
 from stream.heal import HealingSource
 from stream.log import Kind, set_up
 from stream.many import Watch
@@ -37,7 +37,7 @@ from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
 from stream.signals import stopped_by_signals
 from stream.sink import Sink, VideoSink, WindowSink, has_display
-from stream.source import CameraSource, Source, open_source, redacted
+from stream.source import CameraSource, Source, again, open_source, redacted_spec
 from stream.status import StatusLog, status
 
 log = logging.getLogger("lineament")
@@ -122,6 +122,7 @@ def run(cfg: StreamConfig) -> Report:
         source = _source(camera, cfg)
         stack.callback(source.close)
         paths = _outputs(cfg, source)
+        check_outputs([replace(camera, outputs=paths)])
 
         def idle() -> None:
             if session.trouble:
@@ -155,7 +156,7 @@ def run(cfg: StreamConfig) -> Report:
                 break
     log.info(session.summary(), extra={"source": camera.name, "event": "summary", **status(session)})
     if paths:
-        log.info("wrote %s", ", ".join(map(redacted, paths)))
+        log.info("wrote %s", ", ".join(map(redacted_spec, paths)))
     return session.report
 
 
@@ -169,7 +170,7 @@ def run_many(cfg: StreamConfig) -> None:
         watch = Watch(cfg.session, cameras, landmarker)
         sinks: list[Sink] = []
         windows = [WindowSink()] if cfg.window and has_display() else []
-        tiles = [VideoSink(cfg.tiles, _TILES_FPS)] if cfg.tiles else []
+        tiles = [VideoSink(cfg.tiles, _TILES_FPS, live=True)] if cfg.tiles else []
         sinks += [*windows, *tiles]
         for sink in sinks:
             stack.enter_context(sink)
@@ -216,8 +217,7 @@ def _source(camera: Camera, cfg: StreamConfig) -> Source:
     spec = camera.spec
     source = open_source(spec)
     if isinstance(source, CameraSource) or "://" in spec:
-        again = "0" if spec in ("", "auto") else spec
-        return HealingSource(source, lambda: open_source(again), cfg.session.retry, called=camera.name)
+        return HealingSource(source, lambda: open_source(again(spec)), cfg.session.retry, called=camera.name)
     return source
 
 
@@ -234,6 +234,8 @@ def _cameras(cfg: StreamConfig) -> list[Camera]:
     if not any(camera.outputs for camera in cameras) and not cfg.tiles and not (cfg.window and has_display()):
         log.info("no window to show this in, so it goes to out/")
         cameras = [Camera(camera.name, camera.spec, (f"out/{camera.name}.mp4",)) for camera in cameras]
+    if cfg.tiles:
+        check_outputs([*cameras, Camera("tiles", "", (str(cfg.tiles),))])
     return cameras
 
 

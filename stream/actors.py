@@ -5,7 +5,6 @@ stream/cluster.py starts them and tells them what to do; tests use them without 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import sys
@@ -23,12 +22,11 @@ import numpy as np
 import engines
 from landmarks.card import ModelCard
 from landmarks.types import U8, Landmarker, Landmarks, LineamentError
-from stream.cameras import Camera
+from stream.cameras import Camera, in_life
 from stream.detect import StreamFaces
 from stream.many import Post
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
-from stream.sink import is_address
 from stream.track import TrackerState
 
 CALL_S = 10.0
@@ -109,8 +107,7 @@ class CameraActor:
         os.umask(0o077)
         logging.basicConfig(level=logging.INFO, format=f"{job.camera.name}: %(message)s", stream=sys.stderr)
         landmarker = RemoteLandmarker(job.card, job.engines, job.first, job.resume_s)
-        camera = replace(job.camera, outputs=tuple(in_life(path, job.life) for path in job.camera.outputs))
-        post = Post(job.cfg, camera, landmarker)
+        post = Post(job.cfg, job.camera, landmarker, [in_life(path, job.life) for path in job.camera.outputs])
         if job.life > 1:
             post.session.before = (job.state, time.monotonic() + job.fresh_for_s)
         self._landmarker, self._post = landmarker, post
@@ -328,16 +325,3 @@ def check_same_model(ours: ModelCard, theirs: ModelCard) -> None:
 
 class _RefusedError(Exception):
     """An engine cannot do it, and says why; another may."""
-
-
-def in_life(path: str, life: int) -> str:
-    """Where an actor writes that others before it have written for: beside their files, never over them."""
-    if life == 1 or is_address(path):
-        return path
-    folder, file = ("/", path.rstrip("/")) if path.endswith("/") else ("", path)
-    stem, suffix = (file, "") if folder else os.path.splitext(file)
-    for number in itertools.count(life):
-        other = f"{stem}-{number}{suffix}"
-        if not os.path.exists(other):
-            return other + folder
-    raise AssertionError

@@ -8,6 +8,7 @@ cameras:
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from landmarks.types import LineamentError
-from stream.sink import is_address
-from stream.source import redacted
+from stream.sink import check_not_source, is_address
+from stream.source import redacted_spec
 
 _DEEPEST = 20
 """lists in lists"""
@@ -39,10 +40,9 @@ def named(specs: Sequence[str], outputs: Sequence[str]) -> list[Camera]:
     """A camera for each of several specs. outputs: paths with {name} in them, or '-'."""
     names: list[str] = []
     for spec in specs:
-        name = stem = _name(spec)
-        while name in names:
-            name = f"{stem}-{2 + sum(other.startswith(f'{stem}-') for other in names)}"
-        names.append(name)
+        stem = _name(spec)
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([stem], numbered) if name not in names))
     return [Camera(name, spec, with_name(outputs, name)) for name, spec in zip(names, specs)]
 
 
@@ -51,17 +51,32 @@ def with_name(outputs: Sequence[str], name: str) -> tuple[str, ...]:
     for path in outputs:
         if "{name}" not in path and path != "-":
             raise LineamentError(
-                f"several sources cannot all write to {redacted(path)}; put {{name}} in it: out/{{name}}.mp4"
+                f"several sources cannot all write to {redacted_spec(path)}; put {{name}} in it: out/{{name}}.mp4"
             )
     return tuple(path.replace("{name}", name) for path in outputs)
 
 
 def check_outputs(cameras: Sequence[Camera]) -> None:
-    """Raises where two cameras would write to one place."""
-    paths = [path for camera in cameras for path in camera.outputs if path != "-"]
-    for path in set(paths):
-        if paths.count(path) > 1:
-            raise LineamentError(f"two outputs would write to {redacted(path)}; give each a path of its own")
+    """Raises where two outputs would write to one place, or one over what a camera reads."""
+    places: set[str] = set()
+    for output in (output for camera in cameras for output in camera.outputs if output != "-"):
+        place = output if is_address(output) else os.path.realpath(os.path.expanduser(output))
+        if place in places:
+            raise LineamentError(f"two outputs would write to {redacted_spec(output)}; give each a path of its own")
+        places.add(place)
+        if not is_address(output):
+            for camera in cameras:
+                check_not_source(Path(place), camera.spec)
+
+
+def in_life(path: str, life: int) -> str:
+    """Where an output goes that was begun before, in the life-th time: beside the earlier files, never over them."""
+    if life == 1 or path == "-" or is_address(path):
+        return path
+    folder, file = ("/", path.rstrip("/")) if path.endswith("/") else ("", path)
+    stem, suffix = (file, "") if folder else os.path.splitext(file)
+    others = (f"{stem}-{number}{suffix}" for number in itertools.count(life))
+    return next(other for other in others if not os.path.exists(other)) + folder
 
 
 def read_cameras(path: Path) -> list[Camera]:
@@ -179,7 +194,7 @@ def _confined(output: str, folder: Path, where: str) -> str:
 
 def _name(spec: str) -> str:
     """A file name from what a log may show of a spec."""
-    shown = redacted(spec).split("?")[0]
-    stem = re.sub(r"^\w+://(\*\*\*@)?", "", shown) if "://" in shown else Path(shown).stem
+    told = redacted_spec(spec).split("?")[0]
+    stem = re.sub(r"^\w+://(\*\*\*@)?", "", told) if "://" in told else Path(told).stem
     stem = f"camera-{stem}" if stem.isdigit() else stem
     return re.sub(r"[^A-Za-z0-9_.]+", "-", stem).strip("-.")[:64] or "source"

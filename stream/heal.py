@@ -194,11 +194,11 @@ class HealingSource:
 
 
 def pauses_s(refused: bool) -> Iterator[float]:
-    """Seconds between tries: doubled up to a limit, with jitter."""
+    """Seconds between tries: doubled up to a limit, with jitter; never sooner than that after a refusal."""
     first_s, longest_s = (
         (_FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S) if refused else (_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
     )
     pause_s = first_s
     while True:
-        yield pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
+        yield pause_s * random.uniform(1.0 if refused else 1 - _JITTER, 1 + _JITTER)
         pause_s = min(2 * pause_s, longest_s)

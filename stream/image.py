@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from landmarks.types import U8, LineamentError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
 MAX_PIXELS = 100_000_000
 """a larger picture is refused undecoded: it would take more than 300 MB"""
+MAX_SIDE_PX = 32766
+"""OpenCV cannot cut crops out of anything longer"""
 
 
 def read_image(path: Path) -> U8:
@@ -25,19 +29,19 @@ def read_image(path: Path) -> U8:
         data = path.read_bytes()
     except OSError as error:
         raise LineamentError(f"cannot read {path}: {error.strerror or error}") from None
-    pixels = _pixels(data)
-    if pixels > MAX_PIXELS:
+    header = _header(data)
+    if header is not None and header.width * header.height > MAX_PIXELS:
         raise LineamentError(
             f"{path} has over {MAX_PIXELS // 10**6} megapixels; make it smaller before you give it here"
         )
-    try:
-        # what does not tell its size might take all memory
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if pixels else None
-    except cv2.error:
-        bgr = None
+    if header is not None and max(header.width, header.height) > MAX_SIDE_PX:
+        wide = f"{header.width}x{header.height}"
+        raise LineamentError(f"{path} is {wide}, wanted sides up to {MAX_SIDE_PX}; cut it before you give it here")
+    # what does not tell its size might take all memory
+    bgr = _decoded(data, header) if header is not None else None
     if bgr is None:
         raise LineamentError(f"cannot read {path}: not a picture, or a damaged one; does another program open it?")
-    return np.asarray(bgr, np.uint8)
+    return bgr
 
 
 def write_image(path: Path, bgr: U8) -> None:
@@ -70,14 +74,62 @@ def cannot_write(path: Path, error: Exception) -> LineamentError:
     return LineamentError(f"cannot write {path}: {reason.lower()}; check the path, its rights and the space left")
 
 
-def _pixels(data: bytes) -> int:
-    """width * height by the header; 0 where none can be read."""
+class _Header(NamedTuple):
+    """What a picture says of itself before it is decoded."""
+
+    width: int
+    height: int
+    kind: str | None
+    """as Pillow calls it"""
+    orientation: int
+    """EXIF's, 1 to 8: where the first row and column are to be shown"""
+
+
+def _header(data: bytes) -> _Header | None:
+    """None where none can be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a header shows when it is decoded
-            with Image.open(io.BytesIO(data)) as header:
-                return header.width * header.height
+            with Image.open(io.BytesIO(data)) as picture:
+                return _Header(picture.width, picture.height, picture.format, _orientation(picture))
     except Image.DecompressionBombError:
-        return MAX_PIXELS + 1
+        return _Header(MAX_PIXELS + 1, 1, None, 1)
     except (OSError, ValueError, SyntaxError):
-        return 0
+        return None
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):  # damaged notes beside a good picture
+        return 1
+
+
+def _decoded(data: bytes, header: _Header) -> U8 | None:
+    """(H, W, 3) uint8 BGR, upright; None where it cannot be decoded."""
+    try:
+        if header.kind == "JPEG2000":  # a damaged one ends the process within OpenCV
+            return _by_pillow(data)
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (cv2.error, OSError, ValueError, SyntaxError):
+        return None
+    if bgr is None:
+        return None
+    # of the kinds that can carry one, OpenCV honours all but this
+    return _upright(np.asarray(bgr, np.uint8), header.orientation if header.kind == "WEBP" else 1)
+
+
+def _by_pillow(data: bytes) -> U8:
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.mode.startswith("I"):  # 16 bit
+            grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), np.uint8)
+        return np.ascontiguousarray(np.asarray(picture.convert("RGB"), np.uint8)[..., ::-1])
+
+
+def _upright(bgr: U8, orientation: int) -> U8:
+    if orientation >= 5:
+        bgr = np.asarray(cv2.transpose(bgr), np.uint8)
+    # around the vertical axis, the horizontal one, or both
+    flips = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+    return np.asarray(cv2.flip(bgr, flips[orientation]), np.uint8) if orientation in flips else bgr

@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -21,12 +22,12 @@ import cv2
 import numpy as np
 
 from landmarks.types import U8, Landmarker, LineamentError
-from stream.cameras import Camera, check_outputs
+from stream.cameras import Camera, check_outputs, in_life
 from stream.heal import HealingSource
 from stream.session import Session, SessionConfig
 from stream.shared import SharedLandmarker
 from stream.sink import letterboxed
-from stream.source import open_source
+from stream.source import again, open_source
 from stream.warm import warm_up
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ _JOIN_S = 60.0
 class Post:
     """One camera and the thread that watches it."""
 
-    def __init__(self, cfg: SessionConfig, camera: Camera, landmarker: Landmarker) -> None:
+    def __init__(self, cfg: SessionConfig, camera: Camera, landmarker: Landmarker, outputs: Sequence[str]) -> None:
+        """outputs: where the camera's go in this life of it."""
         self.name, self.camera = camera.name, camera
         self.error: BaseException | None = None
         """what ended it; None while it runs and after a good end"""
@@ -46,12 +48,12 @@ class Post:
         """(H, W, 3) the newest picture, with what was found drawn on it"""
         source = HealingSource(
             open_source(camera.spec),
-            lambda: open_source(camera.spec),
+            lambda: open_source(again(camera.spec)),
             cfg.retry,
             patient=bool(cfg.retry.retry_s),
             called=camera.name,
         )
-        self.session = Session(cfg, source, landmarker, camera.outputs, camera.spec)
+        self.session = Session(cfg, source, landmarker, outputs, camera.spec)
         self.thread = threading.Thread(target=self._run, name=f"watch {camera.name}", daemon=True)
 
     def _run(self) -> None:
@@ -87,7 +89,8 @@ class Watch:
     def __init__(self, cfg: SessionConfig, cameras: Sequence[Camera], landmarker: SharedLandmarker) -> None:
         check_outputs(cameras)
         self._cfg, self._landmarker = cfg, landmarker
-        self.posts = [Post(cfg, camera, landmarker) for camera in cameras]
+        self._begun: Counter[str] = Counter()
+        self.posts = [self._post(camera) for camera in cameras]
         """never changed, but replaced: other threads may look through it"""
 
     @property
@@ -109,15 +112,17 @@ class Watch:
     def change(self, cameras: Sequence[Camera]) -> None:
         """Ends the cameras that are not in the list any more, starts those that are new in it; the rest go on.
 
-        One whose source or outputs are different is ended and started; so is one that had ended.
+        One whose source or outputs are different is ended and started; so is one that had ended by a failure. What is
+        started writes beside the files of this run, never over them.
         """
         check_outputs(cameras)
-        going_on = {post.camera: post for post in self.posts if post.camera in cameras and post.thread.is_alive()}
+        well = [post for post in self.posts if post.thread.is_alive() or post.error is None]
+        going_on = {post.camera: post for post in well if post.camera in cameras}
         leaving = [post for post in self.posts if post not in going_on.values()]
         for post in leaving:
             post.stop()
         _join(leaving)
-        posts = [going_on.get(camera) or Post(self._cfg, camera, self._landmarker) for camera in cameras]
+        posts = [going_on.get(camera) or self._post(camera) for camera in cameras]
         started, self.posts = [post for post in posts if post.camera not in going_on], posts
         for post in started:
             post.thread.start()
@@ -125,6 +130,11 @@ class Watch:
         names = [", ".join(some) or "none" for some in changes.values()]
         extra = {"event": "cameras_changed", **changes}
         log.warning("the list of cameras changed: ended %s; started %s", *names, extra=extra)
+
+    def _post(self, camera: Camera) -> Post:
+        self._begun.update(camera.outputs)
+        outputs = [in_life(path, self._begun[path]) for path in camera.outputs]
+        return Post(self._cfg, camera, self._landmarker, outputs)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

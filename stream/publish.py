@@ -24,7 +24,7 @@ from landmarks.types import U8, LineamentError, Result
 from stream.heal import HELD_S, pauses_s
 from stream.mailbox import Closed, Mailbox
 from stream.sink import JsonLine, Sink
-from stream.source import RefusedError, redacted
+from stream.source import RefusedError, redacted_spec
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Address:
     @property
     def shown(self) -> str:
         """What a log may say: never a password."""
-        return redacted(self.url)
+        return redacted_spec(self.url)
 
 
 def open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
@@ -85,7 +85,7 @@ def open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
 
 def parsed(url: str) -> Address:
     """Raises LineamentError, with no password in it, for what this project cannot write to."""
-    shown, scheme = redacted(url), url.split("://")[0].lower()
+    shown, scheme = redacted_spec(url), url.split("://")[0].lower()
     if scheme not in _PORTS:
         known = ", ".join(f"{name}://" for name in _PORTS)
         raise LineamentError(f"cannot write to {shown!r}: unknown protocol; use {known}, virtual:, or a path")

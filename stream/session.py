@@ -29,7 +29,7 @@ from stream.mailbox import Closed, Mailbox
 from stream.pipeline import Pipeline
 from stream.report import Report
 from stream.sink import Sink, is_address, open_sink
-from stream.source import Source, redacted
+from stream.source import Source, redacted_spec
 from stream.track import TrackConfig, Tracker, TrackerState
 
 
@@ -124,7 +124,7 @@ class Session:
         lost: Counter[str] = Counter()
         for output, sink in zip(self._outputs, list(self._sinks)):
             if is_address(output):
-                lost[redacted(output)] += sink.lost
+                lost[redacted_spec(output)] += sink.lost
         return dict(lost)
 
     @property
@@ -157,7 +157,7 @@ class Session:
                 tracker.resume(*self.before)
             self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
             for path in self._outputs:
-                sink = open_sink(path, source.fps, cfg.view.schema, _measure, self._spec)
+                sink = open_sink(path, source.fps, cfg.view.schema, _measure, self._spec, source.live)
                 self._sinks.append(stack.enter_context(sink))
             self._stack = stack.pop_all()
         return self

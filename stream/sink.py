@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import math
@@ -31,7 +32,7 @@ from landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
 from landmarks.types import U8, Frame, LineamentError, Result, Track
 from stream.encode import H264, VideoEncoder, even
 from stream.image import IMAGE_SUFFIXES, cannot_write, write_image
-from stream.source import redacted
+from stream.source import redacted, without_file_scheme
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ _VIDEO_CODECS = {
     ".mkv": H264,
     ".webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "row-mt": "1", "crf": "32", "b": "0"}),
 }
-_STILL_SUFFIXES = IMAGE_SUFFIXES - {".pgm", ".ppm"}
+_PLAIN_MP4 = {"movflags": "hybrid_fragmented"}
+_LIVE_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "video_track_timescale": "1000"}
+"""FFmpeg's finer usual ticks would overflow in a gap of 7 hours, and all times after it be lost; these last 24 days"""
+_STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
 _SEGMENT_S, _SEGMENTS = 2, 6
 """of a playlist: how long one is, and how many are kept"""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
@@ -72,11 +76,17 @@ class Sink(Protocol):
 
 
 def open_sink(
-    path: str, fps: float | None = None, schema: str = WFLW98.name, measure: Measure | None = None, source: str = ""
+    path: str,
+    fps: float | None = None,
+    schema: str = WFLW98.name,
+    measure: Measure | None = None,
+    source: str = "",
+    live: bool = False,
 ) -> Sink:
     """The sink that a path asks for by its ending, or an address by its beginning. It opens on entry.
 
     A folder ends in "/"; "-" is JSON lines on standard output. source: what is being read, never to be overwritten.
+    live: as VideoSink takes it.
     """
     if is_address(path):
         from stream.publish import open_address
@@ -87,7 +97,7 @@ def open_sink(
     except (RuntimeError, ValueError):  # no such user, or a name that is none
         raise LineamentError(f"cannot write {path!r}: it leads to no home directory; give the whole path") from None
     suffix = target.suffix.lower()
-    _check_not_source(target, source)
+    check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema, measure)
     if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir it bears any name
@@ -95,7 +105,7 @@ def open_sink(
     if suffix == ".m3u8":
         return HlsSink(target, fps)
     if suffix in _VIDEO_CODECS:
-        return VideoSink(target, fps)
+        return VideoSink(target, fps, live)
     if suffix in _STILL_SUFFIXES:
         return ImageSink(target, folder=False)
     known = ", ".join([*_VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
@@ -135,14 +145,17 @@ class _FileSink:
 class VideoSink(_FileSink):
     """H.264 (VP9 for .webm). Frames keep their times; all are fitted into the size of the first, made even.
 
-    An MP4 is written in fragments of a second and rewritten as a plain one by close(), so that a killed process
-    leaves a playable file.
+    An MP4 is written in fragments of a second, so that a killed process leaves a playable file. close() rewrites it as
+    a plain one, unless it is of a live source: its index would grow in memory for as long as the source lives.
     """
 
-    def __init__(self, path: str | Path, fps: float | None = None) -> None:
-        """fps: None for unknown; it guides the encoder alone, the times are the frames' own."""
+    def __init__(self, path: str | Path, fps: float | None = None, live: bool = False) -> None:
+        """fps: None for unknown; it guides the encoder alone, the times are the frames' own.
+
+        live: it may go on for weeks, with gaps of days.
+        """
         super().__init__(Path(path))
-        self._fps = fps
+        self._fps, self._live = fps, live
         self._codec = _VIDEO_CODECS.get(self.path.suffix.lower())
         self._container: OutputContainer | None = None
         self._encoder: VideoEncoder | None = None
@@ -152,7 +165,7 @@ class VideoSink(_FileSink):
             raise LineamentError(f"cannot write {self.path}: a video ends in {', '.join(_VIDEO_CODECS)}")
         with self.path.open("wb"):
             pass
-        flags = {"movflags": "hybrid_fragmented"} if self.path.suffix.lower() in (".mp4", ".mov") else {}
+        flags = (_LIVE_MP4 if self._live else _PLAIN_MP4) if self.path.suffix.lower() in (".mp4", ".mov") else {}
         self._container = av.open(f"file:{self.path}", "w", options={"flush_packets": "1", **flags})
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
@@ -313,7 +326,7 @@ class ImageSink(_FileSink):
         if self._names and not self._folder:
             raise LineamentError(f"{self.path} holds one picture and got a second frame; give a folder/ or a video")
         self._names.add(target.name)
-        _check_not_source(target, result.frame.source)
+        check_not_source(target, result.frame.source)
         write_image(target, drawn_bgr)
 
     def _name(self, frame: Frame) -> str:
@@ -321,8 +334,8 @@ class ImageSink(_FileSink):
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             return f"{frame.index:06d}.jpg"
         # a.png and a.jpg may lie in one folder
-        name = f"{source.stem}.jpg"
-        return name if name not in self._names else f"{source.stem}-{frame.index}.jpg"
+        numbered = (f"{source.stem}-{number}.jpg" for number in itertools.count(2))
+        return next(name for name in itertools.chain([f"{source.stem}.jpg"], numbered) if name not in self._names)
 
 
 class WindowSink:
@@ -369,7 +382,7 @@ class WindowSink:
             fit = min(1.0, 1280 / width, 800 / height)
             cv2.resizeWindow(self._title, round(width * fit), round(height * fit))
         cv2.imshow(self._title, drawn_bgr)
-        key, paused = cv2.waitKey(self._wait_ms(result.frame.time_s)), self._still
+        key, paused = self._key(result.frame.time_s), self._still
         self._shown = True
         while True:
             if key in (ord("q"), 27) or self._closed_by_user():
@@ -389,6 +402,14 @@ class WindowSink:
         """Lets the window answer while no frame comes."""
         if self._shown:
             self.quit = self.quit or cv2.waitKey(1) in (ord("q"), 27) or self._closed_by_user()
+
+    def _key(self, time_s: float) -> int:
+        """What is pressed until the next frame is due, else -1. In short waits: during one no Ctrl-C is seen."""
+        while True:
+            wait_ms = self._wait_ms(time_s)
+            key = cv2.waitKey(min(wait_ms, 200))
+            if key != -1 or wait_ms <= 200:
+                return key
 
     def _wait_ms(self, time_s: float) -> int:
         """How long to show a frame before the next is due; at least 1, for the window needs it to draw."""
@@ -429,9 +450,10 @@ def has_display() -> bool:
         return False
 
 
-def _check_not_source(target: Path, source: str) -> None:
+def check_not_source(target: Path, source: str) -> None:
+    """Raises LineamentError where target is the file that a source, as open_source takes it, is read from."""
     # os.path answers False for a source that is no path, however long
-    source = os.path.expanduser(source)
+    source = os.path.expanduser(without_file_scheme(source))
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
         raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
 

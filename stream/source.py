@@ -25,12 +25,13 @@ import av.error
 import cv2
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from landmarks.types import U8, Frame, LineamentError
-from stream.image import IMAGE_SUFFIXES, check_file, read_image
+from stream.image import IMAGE_SUFFIXES, MAX_PIXELS, MAX_SIDE_PX, check_file, read_image
 from stream.interrupt import Wait
 from stream.sample import Sample
 
@@ -40,6 +41,8 @@ OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
 """the longest that a URL may take to open, and to deliver its next packet"""
 _PICTURE_TIMEOUT_S = 20.0
 """the longest that a live stream may send without a picture in it: some cameras send a whole one every 10 s only"""
+_LEAP_S, _LEAP_BACK_S = 600.0, 1.0
+"""a file whose times leap by more than this, onwards or back, is another recording from there"""
 _LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
 _SCHEMES = _LIVE_SCHEMES | {"http", "https", "ftp", "mmsh", "mmst"}
 _CARRIERS = frozenset({"tls", "srtp", "crypto", "data", "hls", "httpproxy", "ffrtmphttp", "rtmpt", "rtmpts"})
@@ -97,8 +100,7 @@ def open_source(spec: str) -> Source:
         return SampleSource()
     if match := re.fullmatch(r"(?:/dev/video)?(\d+)", spec):
         return CameraSource(int(match[1]))
-    if spec.startswith("file://"):
-        spec = unquote(re.sub(r"^file://[^/]*|[?#].*$", "", spec))
+    spec = without_file_scheme(spec)
     if "://" in spec:
         return VideoSource(spec)
     path = Path(os.path.expanduser(spec))  # unlike Path's own it bears a user that is not there
@@ -107,12 +109,27 @@ def open_source(spec: str) -> Source:
     return VideoSource(path)
 
 
+def again(spec: str) -> str:
+    """What to open when the source of a spec was lost: an "auto" that chose a camera shall not take the sample then."""
+    return "0" if spec in ("", "auto") else spec
+
+
+def without_file_scheme(spec: str) -> str:
+    """The path of a file:// URL; any other spec as it is."""
+    return unquote(re.sub(r"^file://[^/]*|[?#].*$", "", spec)) if spec.startswith("file://") else spec
+
+
 def redacted(text: str) -> str:
     """text without the user names, passwords and tokens of the URLs in it. When in doubt it hides too much."""
     text = re.sub(r"://[^\s/?#:]*:\S*@", "://***@", text)
     text = re.sub(r"://[^\s/?#]*@", "://***@", text)
     secret = r"((?:pas|pwd|pw|usr|user|login|token|key|secret|auth|sig|cred)[^=/?&\s]*=)[^&\s]*"
     return re.sub(secret, r"\1***", text, flags=re.IGNORECASE)
+
+
+def redacted_spec(spec: str) -> str:
+    """A whole spec as a log may show it. In redacted, which takes any text, a password would end at a space."""
+    return redacted(spec.replace(" ", "%20") if "://" in spec else spec)
 
 
 class _Source:
@@ -172,6 +189,9 @@ class _Source:
 
     def _frame(self, bgr: U8, time_s: float, source: str | None = None) -> Frame:
         """Numbers the frame and stamps it with the clock."""
+        if max(bgr.shape) > MAX_SIDE_PX:
+            wide = f"{bgr.shape[1]}x{bgr.shape[0]}"
+            raise LineamentError(f"{source or self.name} is {wide}, wanted sides up to {MAX_SIDE_PX}; make it smaller")
         self._index += 1
         return Frame(bgr, source or self.name, self._index - 1, time_s, time.monotonic())
 
@@ -186,19 +206,25 @@ class _Source:
 
 
 class VideoSource(_Source):
-    """A video file or a stream, by FFmpeg. Rotation is honoured, alpha is dropped."""
+    """A video file or a stream, by FFmpeg. Rotation and mirroring are honoured, alpha is dropped."""
 
     def __init__(
-        self, spec: str | Path, open_timeout_s: float = OPEN_TIMEOUT_S, read_timeout_s: float = READ_TIMEOUT_S
+        self,
+        spec: str | Path,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        *,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(redacted(str(spec)))
+        """max_pixels: of a frame; a larger one is passed over undecoded, as a damaged one is."""
+        super().__init__(redacted_spec(str(spec)))
         self._url = spec if isinstance(spec, str) and "://" in spec else None
         # the prefix keeps FFmpeg from taking "a:b.mp4" for a protocol
         self._address = self._url or f"file:{spec}"
         self._scheme, path = _scheme_and_path(self._url or "")
         self._endless = self._scheme in _LIVE_SCHEMES
         self.live = self._endless or (bool(self._url) and Path(path).suffix in ("", ".m3u8", ".mjpg", ".cgi"))
-        self._timeout_s = (open_timeout_s, read_timeout_s)
+        self._timeout_s, self._max_pixels = (open_timeout_s, read_timeout_s), max_pixels
         self._wait = Wait(self._closed)
         self._container: InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
@@ -247,12 +273,15 @@ class VideoSource(_Source):
             self.frame_count = stream.frames or estimate
         # frame threads are faster, at the price of one frame of delay each
         stream.thread_type = "SLICE" if self.live else "AUTO"
+        stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
-            except av.error.InvalidDataError:
+            except av.error.EOFError:
+                raise
+            except av.error.FFmpegError:  # each codec has its own word for a damaged packet
                 self._broken_packets += 1
 
     def _next(self) -> Frame | None:
@@ -277,9 +306,7 @@ class VideoSource(_Source):
                 f"lost {self.name} after {self._index} frames: its pictures, {picture.width}x{picture.height} "
                 f"{picture.format.name}, cannot be made BGR ({error}); see whether another player shows it"
             ) from None
-        if picture.rotation:
-            bgr = _turned(bgr, picture.rotation)
-        return self._frame(bgr, self._time_s(picture))
+        return self._frame(_upright(bgr, picture), self._time_s(picture))
 
     def _time_s(self, picture: av.VideoFrame) -> float:
         """Seconds from the first frame, growing: by the clock if live, else by the container."""
@@ -288,8 +315,11 @@ class VideoSource(_Source):
         if self._first_s is None:
             self._first_s = stamp or 0.0
             return 0.0
-        time_s = -1.0 if stamp is None else stamp - self._first_s
-        self._last_s = time_s if time_s > self._last_s else self._last_s + step
+        time_s = self._last_s if stamp is None else stamp - self._first_s
+        if stamp is not None and not self.live and not -_LEAP_BACK_S < time_s - self._last_s < _LEAP_S:
+            # recordings joined end to end: each part has times of its own
+            self._first_s = stamp - self._last_s - step
+        self._last_s = time_s if self._last_s < time_s < self._last_s + _LEAP_S else self._last_s + step
         return self._last_s
 
     def _end(self, took_s: float) -> None:
@@ -364,7 +394,8 @@ class CameraSource(_Source):
                 f"cannot open {self.name}: it is absent, busy in another program, or not permitted to this one; "
                 "close other programs that use it, allow camera access, or try another number"
             )
-        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or None
+        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = fps if 0 < fps < 1000 else None  # nor the NaN of a driver that does not know
 
     def _next(self) -> Frame | None:
         good, bgr = self._capture.read()
@@ -398,7 +429,7 @@ class ImageSource(_Source):
             paths = [self._path]
         else:
             paths = [p for p in self._path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-            paths.sort(key=lambda p: [int(s) if s.isdigit() else s.lower() for s in re.split(r"(\d+)", p.name)])
+            paths.sort(key=lambda p: [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", p.name)])
         if not paths:
             wanted = ", ".join(sorted(IMAGE_SUFFIXES))
             raise LineamentError(f"{self.name} is a folder without pictures; it should hold some of {wanted}")
@@ -498,11 +529,32 @@ def _no_picture(took_s: float) -> str:
     return f"data but no picture for {took_s:.0f} s; see whether another player shows it, or restart the camera"
 
 
-def _turned(bgr: U8, rotation_deg: int) -> U8:
-    """bgr turned upright. rotation_deg: counter-clockwise, as the container says it was filmed."""
-    codes = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-    code = codes.get(round(rotation_deg / 90) * 90 % 360)
-    return bgr if code is None else np.asarray(cv2.rotate(bgr, code), np.uint8)
+def _upright(bgr: U8, picture: av.VideoFrame) -> U8:
+    """bgr turned and mirrored as the container asks for, to the nearest quarter turn; a phone's front camera does."""
+    matrix = _display_matrix(picture)
+    if matrix is None:
+        return bgr
+    # (x, y) is shown at (a x + c y, b x + d y)
+    a, b, c, d = matrix
+    if swapped := abs(b) > abs(a):
+        bgr = np.asarray(cv2.transpose(bgr), np.uint8)
+    mirror_x, mirror_y = (c < 0, b < 0) if swapped else (a < 0, d < 0)
+    if mirror_x or mirror_y:
+        bgr = np.asarray(cv2.flip(bgr, -1 if mirror_x and mirror_y else int(mirror_x)), np.uint8)
+    return bgr
+
+
+def _display_matrix(picture: av.VideoFrame) -> tuple[float, float, float, float] | None:
+    """(a, b, c, d) of FFmpeg's display matrix; None for a picture that is shown as it is."""
+    try:
+        beside: Any = picture.side_data
+    except ValueError:  # PyAV stumbles over a frame with any kind of data that it does not know, but knows the angle
+        turn_rad = math.radians(-picture.rotation)
+        return (math.cos(turn_rad), math.sin(turn_rad), -math.sin(turn_rad), math.cos(turn_rad))
+    if (data := beside.get(SideData.DISPLAYMATRIX)) is None:
+        return None
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    return a, b, c, d
 
 
 def _capture(number: int) -> cv2.VideoCapture:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from landmarks.types import LineamentError
-from stream.actors import CameraActor, Engine, Job, in_life, load_ray
-from stream.cameras import Camera
+from stream.actors import CameraActor, Engine, Job, load_ray
+from stream.cameras import Camera, in_life
 from stream.session import SessionConfig
 from stream.track import TrackerState
 from tests.blobs import CARD

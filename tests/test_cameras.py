@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landmarks.types import LineamentError
-from stream.cameras import Camera, named, read_cameras, with_name
+from stream.cameras import Camera, check_outputs, named, read_cameras, with_name
 from stream.many import Watch
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
@@ -138,11 +138,45 @@ def test_sources_of_the_command_line_get_names_that_differ_and_tell_no_password(
     assert [camera.spec for camera in cameras] == specs
 
 
+@pytest.mark.parametrize(
+    ("specs", "names"),
+    [
+        (["clip-3.mp4", "clip.mp4", "old/clip.mp4"], ["clip-3", "clip", "clip-2"]),
+        (["clip-2.mp4", "clip.mp4", "old/clip.mp4"], ["clip-2", "clip", "clip-3"]),
+        (["rtsp://me:my pass@cam/a", "rtsp://me:my pass@cam/b"], ["cam-a", "cam-b"]),
+    ],
+)
+def test_a_name_that_is_taken_gets_the_next_free_number(specs: list[str], names: list[str]) -> None:
+    assert [camera.name for camera in named(specs, [])] == names
+
+
 @given(st.lists(st.text(max_size=20), min_size=2, max_size=8))
 def test_names_are_always_file_names_and_always_differ(specs: list[str]) -> None:
     names = [camera.name for camera in named(specs, [])]
     assert len(set(names)) == len(specs)
     assert all(name and "/" not in name and not name.startswith(".") for name in names)
+
+
+def test_no_output_writes_over_what_any_camera_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("a.mp4", "sub/a.mp4"):
+        (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(LineamentError, match="is the source itself"):
+        check_outputs(named(["sub/a.mp4", "a.mp4"], ["{name}.mp4"]))
+    with pytest.raises(LineamentError, match="is the source itself"):
+        check_outputs([Camera("a", f"file://{tmp_path}/a.mp4"), Camera("b", "sample", ("sub/../a.mp4",))])
+    check_outputs(named(["sub/a.mp4", "a.mp4"], ["out/{name}.mp4"]))
+
+
+def test_two_ways_to_write_one_path_are_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for other in ("door.mp4", "./door.mp4", "x/../door.mp4"):
+        with pytest.raises(LineamentError, match=r"two outputs would write to .*door\.mp4"):
+            check_outputs([Camera("a", "sample", (f"{tmp_path}/door.mp4", other))])
+    check_outputs(
+        [Camera("a", "sample", ("door.mp4", "-", "mqtt://b/x")), Camera("b", "sample", ("-", "out/door.mp4"))]
+    )
 
 
 def test_several_sources_need_a_place_for_their_name_in_the_path() -> None:

@@ -177,6 +177,8 @@ def test_pauses_grow_to_a_limit_that_brings_a_camera_back_within_five_seconds() 
         assert pauses_s[0] < 0.4 and max(pauses_s) < 4.0 and min(pauses_s[5:]) > 2.0
     first = {next(heal.pauses_s(refused=False)) for _ in range(20)}
     assert len(first) == 20, "no two cameras come at the same time"
+    for _ in range(50):
+        assert next(heal.pauses_s(refused=True)) >= 60.0
 
 
 def test_a_wrong_password_is_not_tried_again_within_the_minute(caplog: pytest.LogCaptureFixture) -> None:

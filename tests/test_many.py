@@ -14,19 +14,21 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import av
 import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import U8, Landmarks, LineamentError
+from landmarks.types import U8, Frame, Landmarks, LineamentError
 from stream import pipeline
 from stream.cameras import Camera
 from stream.heal import RetryConfig
 from stream.many import Watch
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
+from stream.source import CameraSource
 from stream.track import TrackConfig
 from tests.blobs import BlobLandmarker, template
 from tests.rtsp import rtsp_server
@@ -234,6 +236,45 @@ def test_a_camera_that_had_ended_is_tried_again_when_the_list_changes(tmp_path: 
         one.change([late, sample])
         until(lambda: not one.posts[0].thread.is_alive())
         assert one.posts[0].error is None and one.posts[0].session.report.frames == 1
+
+
+def test_a_change_of_the_list_costs_no_recording(tmp_path: Path) -> None:
+    done = Camera("done", "sample", (f"{tmp_path}/done.jsonl",))
+    with watch(done, frames=5) as all_of_them:
+        until(lambda: not all_of_them.running)
+        (first,) = all_of_them.posts
+        all_of_them.change([done, Camera("new", "sample", (f"{tmp_path}/new.jsonl",))])
+        assert all_of_them.posts[0] is first, "what ended well is not begun again"
+        until(lambda: not all_of_them.running)
+        other = Camera("done", "sample", (f"{tmp_path}/done.jsonl", f"{tmp_path}/more.jsonl"))
+        all_of_them.change([other, Camera("renamed", "sample", (f"{tmp_path}/new.jsonl",))])
+        until(lambda: not all_of_them.running)
+    for name in ("done", "done-2", "more", "new", "new-2"):
+        assert lines_in(tmp_path / f"{name}.jsonl") == 5
+
+
+def test_an_auto_that_chose_the_camera_never_becomes_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Unplugged(CameraSource):
+        def __enter__(self) -> Self:
+            if len(opened) > 1:
+                raise LineamentError("no camera")
+            return super().__enter__()
+
+        def _open(self) -> None: ...
+
+        def _next(self) -> Frame | None:
+            raise LineamentError("unplugged")
+
+    def opens(spec: str) -> CameraSource:
+        opened.append(spec)
+        return Unplugged(0)
+
+    monkeypatch.setattr("stream.many.open_source", opens)
+    with watch(Camera("webcam", "auto"), retry=RetryConfig(0.5)) as one:
+        until(lambda: not one.running)
+    assert opened[0] == "auto" and set(opened[1:]) == {"0"}
 
 
 def test_two_outputs_to_one_path_are_refused(tmp_path: Path) -> None:

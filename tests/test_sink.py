@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -36,6 +37,12 @@ def write_all(path: Path, results: list[Result], fps: float | None = 30.0) -> No
     with open_sink(str(path), fps) as sink:
         for result in results:
             sink.write(result, result.frame.bgr)
+
+
+def read_raw(path: Path) -> list[Frame]:
+    """With the container's own times, whatever they are."""
+    with av.open(str(path)) as container:
+        return [Frame(BGR, str(path), i, float(p.time or 0), 0.0) for i, p in enumerate(container.decode(video=0))]
 
 
 def read_all(path: Path) -> list[Frame]:
@@ -72,6 +79,20 @@ def test_uneven_times_are_kept_and_always_grow(tmp_path: Path) -> None:
     back_s = [frame.time_s for frame in read_all(tmp_path / "a.mp4")]
     assert back_s == sorted(set(back_s))
     assert back_s == pytest.approx([0.0, 0.04, 0.5, 0.5, 0.5, 1.75], abs=0.002)
+
+
+def test_the_mp4_of_a_camera_keeps_its_times_over_a_night_and_no_index_in_memory(
+    tmp_path: Path,
+) -> None:
+    bgr = np.zeros((64, 64, 3), np.uint8)
+    times_s = [0.0, 0.04, 0.08, 40_000.0, 40_000.04, 40_001.5]
+    with open_sink(str(tmp_path / "a.mp4"), 25.0, live=True) as sink:
+        for index, time_s in enumerate(times_s):
+            sink.write(result_of(bgr, index, time_s), bgr)
+    back_s = [frame.time_s for frame in read_raw(tmp_path / "a.mp4")]
+    assert back_s == pytest.approx(times_s, abs=0.002)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.count(b"moof") == 3, "a fragment a second, each with an index of its own"
 
 
 def test_an_odd_size_gains_an_edge_and_another_size_is_letterboxed(tmp_path: Path) -> None:
@@ -281,6 +302,8 @@ def test_the_source_is_never_written_to(tmp_path: Path, name: str) -> None:
     with pytest.raises(LineamentError, match="is the source itself"):
         open_sink(str(tmp_path / "sub" / ".." / name), source=str(source))
     assert source.read_bytes() == b"precious"
+    with pytest.raises(LineamentError, match="is the source itself"):
+        open_sink(str(source), source=f"file://{tmp_path}/{name}?x#y")
     open_sink(str(source), source="rtsp://host/" + "x" * 5000)
 
 
@@ -291,6 +314,19 @@ def test_pictures_never_replace_the_pictures_they_came_from(tmp_path: Path) -> N
     with pytest.raises(LineamentError, match="is the source itself"), ImageSink(tmp_path, folder=True) as sink:
         sink.write(result_of(bgr, source=str(original)), bgr)
     assert original.read_bytes() == b"precious"
+
+
+def test_a_frame_that_is_due_in_hours_does_not_keep_the_window_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_ms: list[int] = []
+    keys = iter([-1, -1, -1, ord("q")])
+    window = WindowSink(paced=True)
+    monkeypatch.setattr(cv2, "waitKey", lambda ms: (waits_ms.append(ms), next(keys))[1])
+    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
+    monkeypatch.setattr(cv2, "resizeWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    window.write(result_of(BGR, 0, 0.0), BGR)
+    window.write(result_of(BGR, 1, 7200.0), BGR)
+    assert window.quit and len(waits_ms) == 4 and max(waits_ms) <= 200
 
 
 def face_at(points: F32) -> Track:
@@ -351,9 +387,9 @@ def test_a_dash_is_standard_output_and_leaves_it_open(capsys: pytest.CaptureFixt
 
 def test_a_folder_of_pictures_is_named_after_its_sources(tmp_path: Path) -> None:
     with open_sink(f"{tmp_path}/out/") as sink:
-        for index, source in enumerate(["in/a.png", "in/a.jpg", "clip.mp4"]):
+        for index, source in enumerate(["in/a-2.png", "in/a.png", "in/a.jpg", "clip.mp4"]):
             sink.write(result_of(BGR, index, source=source), BGR)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000002.jpg", "a-1.jpg", "a.jpg"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000003.jpg", "a-2.jpg", "a-3.jpg", "a.jpg"]
 
 
 def test_one_picture_takes_one_frame(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fractions import Fraction
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -37,6 +38,7 @@ from stream.source import (
     VideoSource,
     open_source,
     redacted,
+    redacted_spec,
 )
 
 WAIT_S = 20.0
@@ -140,17 +142,80 @@ def test_odd_sizes_and_alpha_come_through(tmp_path: Path) -> None:
     assert frame.bgr.shape == (33, 47, 3) and frame.bgr[5, 5].tolist() == [30, 20, 10]
 
 
+def turned(clip: Path, a: int, b: int, c: int, d: int) -> U8:
+    """The first frame of an MP4 once it asks for (x, y) to be shown at (a x + c y, b x + d y)."""
+    data = bytearray(clip.read_bytes())
+    at = data.index(b"tkhd") + 44  # the track's 3x3 matrix, 16.16 and 2.30 fixed point
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    clip.write_bytes(data)
+    return read_all(open_source(str(clip)))[0].bgr
+
+
 @pytest.mark.parametrize("turn_deg", [90, 180, 270])
 def test_a_clip_filmed_sideways_is_shown_upright(tmp_path: Path, turn_deg: int) -> None:
     path = write_clip(tmp_path / "a.mp4", 5)
     upright = read_all(open_source(str(path)))[0].bgr
     cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn_deg]
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 44  # the track's 3x3 matrix, 16.16 and 2.30 fixed point
-    data[at : at + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    turned = read_all(open_source(str(path)))[0].bgr
-    assert np.array_equal(turned, np.rot90(upright, -turn_deg // 90))
+    assert np.array_equal(turned(path, cos, sin, -sin, cos), np.rot90(upright, -turn_deg // 90))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((-1, 0, 0, 1), lambda bgr: bgr[:, ::-1]),
+        ((1, 0, 0, -1), lambda bgr: bgr[::-1]),
+        ((0, 1, 1, 0), lambda bgr: bgr.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda bgr: bgr[::-1, ::-1].transpose(1, 0, 2)),
+    ],
+    ids=["left is right", "top is bottom", "on its side", "on its other side"],
+)
+def test_a_clip_of_a_front_camera_is_mirrored_as_it_asks(
+    tmp_path: Path, matrix: tuple[int, int, int, int], shown: Callable[[U8], U8]
+) -> None:
+    path = write_clip(tmp_path / "a.mp4", 5)
+    upright = read_all(open_source(str(path)))[0].bgr
+    assert np.array_equal(turned(path, *matrix), shown(upright))
+
+
+@pytest.mark.parametrize("second_ms", [3_600_000, 0, -1], ids=["an hour on", "from the start", "wrapped"])
+def test_recordings_joined_end_to_end_play_on_without_a_leap(tmp_path: Path, second_ms: int) -> None:
+    first_ms = 0 if second_ms >= 0 else 7_200_000
+    parts = [
+        write_clip(tmp_path / f"{start}.ts", 30, times=[start + 40 * i for i in range(30)])
+        for start in (first_ms, max(second_ms, 0))
+    ]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    times_s = [frame.time_s for frame in read_all(open_source(str(joined)))]
+    assert len(times_s) > 55 and times_s == sorted(set(times_s)) and times_s[-1] == pytest.approx(2.4, abs=0.2)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mjpeg"), ("a.flv", "flv")])
+def test_a_packet_that_is_damaged_costs_no_more_than_its_own_frames(tmp_path: Path, name: str, codec: str) -> None:
+    path, sample = tmp_path / name, Sample((120, 160), noise=0.0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "5"})
+        stream.height, stream.width = 120, 160
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for index in range(60):
+            picture = av.VideoFrame.from_ndarray(sample.render(index), format="bgr24").reformat(format=stream.pix_fmt)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    whole = path.read_bytes()
+    for seed in range(4):
+        rng, data = np.random.default_rng(seed), bytearray(whole)
+        for at in rng.integers(len(data) // 4, len(data), 40):
+            data[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        assert len(read_all(open_source(str(path)))) > 40
+
+
+def test_a_clip_whose_frames_grow_beyond_what_is_allowed_gives_those_before(tmp_path: Path) -> None:
+    small, large = (cv2.imencode(".jpg", np.zeros((side, side, 3), np.uint8))[1].tobytes() for side in (64, 2000))
+    path = tmp_path / "a.mjpeg"
+    path.write_bytes(small * 10 + large * 3)
+    with VideoSource(path, max_pixels=1_000_000) as source:
+        assert {frame.bgr.shape for frame in iter(source.read, None)} == {(64, 64, 3)}
 
 
 def test_the_shared_clips_are_read_whole(shared: Path) -> None:
@@ -237,6 +302,12 @@ def test_a_folder_is_read_in_natural_order_and_each_picture_bears_its_own_name(
     assert "skipped: cannot read" in caplog.text and "a3.png" in caplog.text
 
 
+def test_a_folder_takes_any_digit_in_a_name(tmp_path: Path) -> None:
+    for name in ("1²2.png", "①.png", "٣.png", "10.png", "9.png"):
+        cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tofile(tmp_path / name)
+    assert len(read_all(open_source(str(tmp_path)))) == 5
+
+
 def test_a_folder_of_broken_pictures_is_an_error(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("broken")
@@ -268,6 +339,87 @@ def test_a_photo_taken_sideways_is_shown_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (40, 20), "red").save(tmp_path / "a.jpg", exif=exif)
     assert read_all(open_source(str(tmp_path / "a.jpg")))[0].bgr.shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".jfif", ".png", ".tif", ".webp"])
+def test_a_photo_is_shown_as_its_notes_ask(tmp_path: Path, suffix: str, orientation: int) -> None:
+    from PIL import Image, ImageOps
+
+    x, y = np.meshgrid(np.linspace(0, 200, 64), np.linspace(0, 120, 48))
+    photo = Image.fromarray(np.stack([x, y, x / 2 + y], -1).astype(np.uint8))
+    exif = photo.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a{suffix}"
+    photo.save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))[..., ::-1]
+    (frame,) = read_all(open_source(str(path)))
+    assert frame.bgr.shape == wanted.shape and np.abs(frame.bgr.astype(int) - wanted).mean() < 2
+
+
+def test_a_picture_too_long_for_crops_is_refused_and_the_rest_of_its_folder_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 33_000, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((8, 8, 3), np.uint8))
+    assert "33000x8, wanted sides up to 32766" in failure(open_source(str(tmp_path / "a.png")))
+    assert [frame.bgr.shape for frame in read_all(open_source(str(tmp_path)))] == [(8, 8, 3)]
+    assert "skipped: " in caplog.text
+
+
+def damaged_jpeg2000(kind: str) -> bytes:
+    """A picture cut short within its header, or one that gives two sizes."""
+    data = bytearray(cv2.imencode(".jp2", np.full((64, 64, 3), 90, np.uint8))[1].tobytes())
+    at = data.index(b"ihdr")
+    if kind == "cut":
+        return bytes(data[: at + 60])
+    data[at + 4 : at + 12] = struct.pack(">II", 60, 60)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["cut", "two sizes"])
+def test_a_damaged_jpeg2000_is_an_error_and_does_not_end_the_process(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.jp2"
+    path.write_bytes(damaged_jpeg2000(kind))
+    code = "import sys; from stream.source import open_source\nwith open_source(sys.argv[1]) as source: source.read()"
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "not a picture, or a damaged one" in done.stderr
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_jpeg2000_comes_through(tmp_path: Path, depth: type[np.unsignedinteger[Any]]) -> None:
+    wide = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 20
+    picture = wide if depth is np.uint16 else np.stack([wide >> 8, wide >> 7 & 255, wide >> 9], -1).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.jp2"), picture)
+    (frame,) = read_all(open_source(str(tmp_path / "a.jp2")))
+    wanted = np.stack([picture >> 8] * 3, -1) if depth is np.uint16 else picture
+    assert np.abs(frame.bgr.astype(int) - wanted).max() <= 2
+
+
+def test_a_header_with_two_sizes_allocates_no_more_than_is_allowed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (11_000, 11_000)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    (at,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[at : at + 2])
+    entries = [bytes(data[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count)]
+    twice = [second for entry in entries for second in (entry, *small_again(entry))]
+    data[4:8] = struct.pack("<I", len(data))
+    data += struct.pack("<H", len(twice)) + b"".join(twice) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(data)
+    code = "import sys; from stream.source import open_source\nwith open_source(sys.argv[1]) as source: source.read()"
+    root = Path(__file__).resolve().parent.parent
+    ask = [sys.executable, "-c", code, tmp_path / "a.tif"]
+    done = subprocess.run(ask, cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "not a picture, or a damaged one" in done.stderr
+
+
+def small_again(entry: bytes) -> list[bytes]:
+    """A second width or height of a TIFF, which some readers take and others do not."""
+    (tag,) = struct.unpack("<H", entry[:2])
+    return [struct.pack("<HHIHH", tag, 3, 1, 10, 0)] if tag in (256, 257) else []
 
 
 def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -502,6 +654,12 @@ def test_an_rtsp_camera_that_goes_away_or_refuses_says_so(rtsp: tuple[subprocess
 def test_passwords_and_tokens_are_not_shown(url: str, shown: str) -> None:
     assert redacted(url) == shown
     assert redacted(f"cannot open {url} today") == f"cannot open {shown} today"
+    assert redacted_spec(url) == shown
+
+
+def test_a_password_with_a_space_is_not_shown() -> None:
+    assert "pass" not in redacted_spec("rtsp://admin:my pass@10.0.0.5/live")
+    assert VideoSource("rtsp://admin:my pass@10.0.0.5/live").name == "rtsp://***@10.0.0.5/live"
 
 
 @given(st.text(st.characters(exclude_categories=["Z", "C"]), min_size=3))
@@ -524,14 +682,14 @@ def test_nothing_that_is_printed_of_a_failure_holds_the_password() -> None:
 class FakeCapture:
     """Behaves as cv2.VideoCapture does: some frames, then none."""
 
-    def __init__(self, frames: int, opens: bool = True) -> None:
-        self.frames, self.opens, self.released = frames, opens, 0
+    def __init__(self, frames: int, opens: bool = True, fps: float = 25.0) -> None:
+        self.frames, self.opens, self.fps, self.released = frames, opens, fps, 0
 
     def isOpened(self) -> bool:  # noqa: N802
         return self.opens
 
     def get(self, prop: int) -> float:
-        return 25.0 if prop == cv2.CAP_PROP_FPS else 0.0
+        return self.fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def read(self) -> tuple[bool, U8 | None]:
         self.frames -= 1
@@ -551,6 +709,12 @@ def test_a_camera_is_live_counts_its_frames_and_says_when_it_is_unplugged() -> N
         assert source.live and source.fps == 25
         source.read()
     assert capture.released
+
+
+@pytest.mark.parametrize("fps", [float("nan"), float("inf"), -1.0, 0.0, 1e9])
+def test_a_camera_whose_driver_does_not_know_its_rate_has_none(fps: float) -> None:
+    with CameraSource(0, capture=lambda number: FakeCapture(2, fps=fps)) as source:
+        assert source.fps is None and source.read() is not None
 
 
 def test_a_camera_that_does_not_open_says_why_and_is_let_go() -> None:
