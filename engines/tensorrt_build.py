@@ -4,7 +4,8 @@
 
 The two have one API, so there is one code. The graph is rewritten in half precision first (engines.fp16), for the
 network is strongly typed: TensorRT takes the types as they are. That it did is checked twice: in the network that it
-read, and in the engine that it built, where a GPU lets it be opened; without one, by the size of its weights.
+read, and in the engine that it built: where a GPU lets it be opened, by what its inspector shows, which may not be all;
+without one, by the size of its weights.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ _FRAME_HW = ((16, 16), (720, 1280), (4320, 7680))
 _SLACK = 4 << 20
 """bytes that a plan may be larger than half again its weights"""
 _HEAVY = re.compile(r"conv|gemm|matmul|matrix", re.IGNORECASE)
+_SINGLE = re.compile(r"FP32|Float\b")
+_LOWER = re.compile(r"FP16|Half|BF16|BFloat16|Int8|FP8|INT4|FP4", re.IGNORECASE)
+"""of what the inspector says of a type; anything else says nothing, such as 'N/A due to dynamic shapes'"""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,7 @@ def build(
     points_plan, layers = _plan(lib, half, profile, path, progress)
     checked = f"{n_half} of {n_half + n_single} layers in the network"
     if lib.name == "tensorrt":
-        _check_engine(layers, n_single)
-        checked += " and in the engine"
+        checked += f", {_check_engine(layers, n_single)}"
     else:
         _check_size(points_plan, half)
         checked += ", by size in the engine"
@@ -209,25 +212,39 @@ def _check_network(trt: Any, network: Any, model: onnx.ModelProto) -> None:
     _refuse_single(single, precisions_of_layers(model)[1])
 
 
-def _check_engine(layers_json: str, n_single: int) -> None:
-    """The same of an engine, by what its inspector says. Layers that TensorRT has merged into one it cannot see count
-    by what goes in and out."""
-    single, _ = layers_by_precision(layers_json)
+def _check_engine(layers_json: str, n_single: int) -> str:
+    """The same of an engine, by what its inspector says; returns what was seen, for a person."""
+    single, lower, unknown = layers_by_precision(layers_json)
     _refuse_single(single, n_single)
+    seen = f"{len(lower)} of {len(single) + len(lower) + len(unknown)} in the engine"
+    return f"{seen}, whose inspector says nothing of {len(unknown)}" if unknown else seen
 
 
-def layers_by_precision(layers_json: str) -> tuple[list[str], list[str]]:
-    """Names of an engine's convolutions and matrix products: those of which all ends are single, and all others."""
+def layers_by_precision(layers_json: str) -> tuple[list[str], list[str], list[str]]:
+    """Names of an engine's convolutions and matrix products: single, lower, and those of which the inspector does not
+    say. One that TensorRT has merged into a layer of another kind it does not show at all.
+
+    A layer is single if all that goes in and out is. Where batches may be of any size the inspector does not say that;
+    then the type of its weights counts.
+    """
     single: list[str] = []
-    other: list[str] = []
+    lower: list[str] = []
+    unknown: list[str] = []
     for layer in json.loads(layers_json)["Layers"]:
         if not isinstance(layer, dict):
             raise LineamentError("the engine's inspector names its layers only; build with detailed verbosity")
         if not _HEAVY.search(f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}"):
             continue
         ends = [str(end.get("Format/Datatype", "")) for key in ("Inputs", "Outputs") for end in layer.get(key, [])]
-        (single if all("FP32" in end or "Float" in end for end in ends) else other).append(str(layer.get("Name")))
-    return single, other
+        if not ends or not all(_SINGLE.search(end) or _LOWER.search(end) for end in ends):
+            weights = layer.get("Weights")
+            ends = [str(weights["Type"])] if isinstance(weights, dict) and weights.get("Count") else []
+        if any(_LOWER.search(end) for end in ends):
+            found = lower
+        else:
+            found = single if any(_SINGLE.search(end) for end in ends) else unknown
+        found.append(str(layer.get("Name")))
+    return single, lower, unknown
 
 
 def _refuse_single(names: Sequence[str], allowed: int) -> None:

@@ -359,16 +359,19 @@ def test_a_release_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -
         library("tensorrt")
 
 
-def test_the_inspector_tells_single_from_half() -> None:
-    def layer(kind: str, *formats: str) -> dict[str, Any]:
-        inputs, output = formats[:-1], formats[-1]
-        return {
-            "Name": f"{kind} {output}",
-            "LayerType": kind,
-            "Inputs": [{"Name": "in", "Format/Datatype": text} for text in inputs],
-            "Outputs": [{"Name": "out", "Format/Datatype": output}],
-        }
+def layer(kind: str, *formats: str, **more: Any) -> dict[str, Any]:
+    """As the inspector describes one."""
+    inputs, output = formats[:-1], formats[-1]
+    return {
+        "Name": f"{kind} {output}",
+        "LayerType": kind,
+        "Inputs": [{"Name": "in", "Format/Datatype": text} for text in inputs],
+        "Outputs": [{"Name": "out", "Format/Datatype": output}],
+        **more,
+    }
 
+
+def test_the_inspector_tells_single_from_half() -> None:
     layers = [
         layer("CaskConvolution", "Channel major FP16 format where channel % 8 == 0", "Row major linear FP16 format"),
         layer("CaskConvolution", "Row major linear FP32", "Row major linear FP32"),
@@ -377,12 +380,37 @@ def test_the_inspector_tells_single_from_half() -> None:
         layer("Reformat", "Row major linear FP32", "Row major linear FP32"),
         layer("Convolution", "Float", "Half"),
     ]
-    single, other = layers_by_precision(json.dumps({"Layers": layers}))
-    assert single == ["CaskConvolution Row major linear FP32", "gemm Float"] and len(other) == 3
+    single, lower, unknown = layers_by_precision(json.dumps({"Layers": layers}))
+    assert single == ["CaskConvolution Row major linear FP32", "gemm Float"] and len(lower) == 3 and not unknown
     with pytest.raises(LineamentError, match=r"2 convolutions.*single precision, 1 were meant"):
         tensorrt_build._check_engine(json.dumps({"Layers": layers}), 1)
     with pytest.raises(LineamentError, match="names its layers only"):
         layers_by_precision(json.dumps({"Layers": ["conv1"]}))
+
+
+def test_where_sizes_are_free_weights_tell_single_from_half() -> None:
+    """There the inspector says of no tensor what it is."""
+    free = ("N/A due to dynamic shapes",) * 2
+
+    def engine(*weights: str | None) -> str:
+        named = [{"Weights": {"Type": kind, "Count": 864}} if kind else {} for kind in weights]
+        return json.dumps({"Layers": [layer("CaskConvolution", *free, **more) for more in named]})
+
+    with pytest.raises(LineamentError, match=r"196 convolutions.*single precision, 1 were meant"):
+        tensorrt_build._check_engine(engine(*["Float"] * 196), 1)
+    assert tensorrt_build._check_engine(engine("Half", "Half", "Float"), 1) == "2 of 3 in the engine"
+
+
+def test_what_the_inspector_does_not_show_is_not_claimed() -> None:
+    free = ("N/A due to dynamic shapes",) * 2
+    none_at_all = {"Weights": {"Type": "Half", "Count": 0}}
+    layers = [
+        layer("CaskConvolution", *free, Weights={"Type": "Half", "Count": 864}),
+        layer("CaskConvolution", *free),
+        layer("gemm", "Row major linear FP32", free[0], **none_at_all),
+    ]
+    seen = tensorrt_build._check_engine(json.dumps({"Layers": layers}), 1)
+    assert seen == "1 of 3 in the engine, whose inspector says nothing of 2"
 
 
 # ---- TensorRT-RTX, for real, which builds without a GPU
