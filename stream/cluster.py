@@ -342,7 +342,14 @@ class Cluster:
         """Loads every engine's model; they must be the same."""
         ray, calls = self._ray, [seat.actor.card.remote() for seat in self.engines]
         ready, late = ray.wait(calls, num_returns=len(calls), timeout=_START_S)
-        cards: list[ModelCard] = [answer(ray, call, CALL_S) for call in ready]
+        try:
+            cards: list[ModelCard] = [answer(ray, call, CALL_S) for call in ready]
+        except ray.exceptions.RayError as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise LineamentError(
+                f"an engine did not live to load {self._cfg.model!r} ({reason}); is there memory for "
+                f"{len(calls)} of them? `ray status` on the head, and Ray's logs, say more"
+            ) from None
         if late:
             raise LineamentError(
                 f"{len(late)} of {len(calls)} engines were not ready within {_START_S:.0f} s: no machine has "

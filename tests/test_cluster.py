@@ -11,6 +11,8 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -32,6 +34,25 @@ ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP_FRAMES = 30
+
+
+def test_an_engine_that_dies_while_it_loads_is_one_line() -> None:
+    class Dead:
+        exceptions = ray.exceptions
+
+        def wait(self, calls: list[object], **_: object) -> tuple[list[object], list[object]]:
+            return calls, []
+
+        def get(self, call: object, timeout: float) -> object:
+            raise ray.exceptions.ActorDiedError("out of memory\nand a long report")
+
+    class Seatless:
+        card = SimpleNamespace(remote=lambda: "call")
+
+    cluster = SimpleNamespace(_ray=Dead(), engines=[SimpleNamespace(actor=Seatless())], _cfg=SimpleNamespace(model="x"))
+    with pytest.raises(LineamentError, match="did not live to load 'x'") as caught:
+        Cluster._common_card(cast(Any, cluster))
+    assert "\n" not in str(caught.value)
 
 
 def of_run(mark: str) -> dict[int, str]:
