@@ -44,7 +44,7 @@ def test_an_engine_that_dies_while_it_loads_is_one_line() -> None:
             return calls, []
 
         def get(self, call: object, timeout: float) -> object:
-            raise ray.exceptions.ActorDiedError("out of memory\nand a long report")
+            raise ray.exceptions.RayError("out of memory\nand a long report")
 
     class Seatless:
         card = SimpleNamespace(remote=lambda: "call")
