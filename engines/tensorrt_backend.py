@@ -45,7 +45,7 @@ class TensorRtLandmarker(FileLandmarker):
             self._stream = self._cuda.stream()
             net = _Net(lib, self._cuda, plans[POINTS_PLAN], path)
             check_graph(path, self._card, *net.ports())
-            self._most = header.key.batches[2]
+            self._fewest, _, self._most = header.key.batches
             height, width = self._card.input_hw
             self._rgb: U8 = self._cuda.pinned((self._most, height, width, 3), np.uint8)
             self._rgb_gpu = self._cuda.memory(self._rgb.nbytes)
@@ -63,16 +63,21 @@ class TensorRtLandmarker(FileLandmarker):
     def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
         """bgr: (H, W, 3) uint8. The points in the crops that those matrices cut out of it, cut on the GPU.
 
-        A face so large that its crop shrinks the frame to less than half is cut on the CPU, which averages.
+        A face so large that its crop shrinks the frame to less than half is cut on the CPU, which averages, as are all
+        of a frame that is larger or smaller than the engine was built for.
         """
         with self._turn:
             cutter = None if self._closed else self._cutter
-            if cutter is not None and crop_from_frame and not any(map(_shrinks, crop_from_frame)):
-                parts = [
-                    self._on_frame(cutter, bgr, crop_from_frame[start : start + self._most])
-                    for start in range(0, len(crop_from_frame), self._most)
-                ]
-                return _joined(parts)
+            parts = [
+                crop_from_frame[start : start + self._most] for start in range(0, len(crop_from_frame), self._most)
+            ]
+            if (
+                cutter is not None
+                and parts
+                and all(cutter.takes(bgr, len(part)) for part in parts)
+                and not any(map(_shrinks, crop_from_frame))
+            ):
+                return _joined([self._on_frame(cutter, bgr, part) for part in parts])
         crops = [warp(bgr, matrix, self._card.input_hw) for matrix in crop_from_frame]
         rgb = [cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) for crop in crops]
         height, width = self._card.input_hw
@@ -92,7 +97,7 @@ class TensorRtLandmarker(FileLandmarker):
 
     def _launch(self, n: int, upload: bool) -> Landmarks:
         """The points of the first n crops in the host's memory, or if not upload, in the GPU's."""
-        size = bucket(n, self._most)
+        size = bucket(n, self._fewest, self._most)
         if (size, upload) not in self._graphs:
             self._graphs[size, upload] = self._captured(size, upload)
         self._cuda.launch(self._graphs[size, upload], self._stream)
@@ -150,6 +155,11 @@ class _Net:
         """-1 where it depends on the input."""
         return tuple(self._engine.get_tensor_shape(name))
 
+    def takes(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether an input may have that shape."""
+        fewest, _, most = (tuple(bound) for bound in self._engine.get_tensor_profile_shape(name, 0))
+        return len(shape) == len(most) and all(a <= n <= b for a, n, b in zip(fewest, shape, most))
+
     def ports(self) -> tuple[list[Port], list[Port]]:
         inputs, outputs = (
             [
@@ -203,6 +213,10 @@ class _Cutter:
         self._frame: U8 = np.empty(0, np.uint8)
         self._frame_gpu = 0
 
+    def takes(self, bgr: U8, n: int) -> bool:
+        """Whether n crops of that frame can be cut here."""
+        return self._net.takes(FRAME, bgr.shape) and self._net.takes(MATRICES, (n, 2, 3))
+
     def cut(self, bgr: U8, crop_from_frame: Sequence[F64], to: int, stream: int) -> None:
         """Asks stream to write the crops, RGB, to the GPU's memory at `to`."""
         if bgr.nbytes > self._frame.nbytes:
@@ -222,9 +236,9 @@ class _Cutter:
         self._net.enqueue(self._context, stream)
 
 
-def bucket(n: int, most: int) -> int:
-    """The size of batch that n crops run in."""
-    return next((size for size in BUCKETS if n <= size < most), most)
+def bucket(n: int, fewest: int, most: int) -> int:
+    """The size of batch that n crops run in, on an engine that takes so few and so many."""
+    return next((size for size in BUCKETS if max(n, fewest) <= size < most), most)
 
 
 def _shrinks(crop_from_frame: F64) -> bool:

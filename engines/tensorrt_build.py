@@ -103,24 +103,31 @@ def build(
         log.info("%s is up to date", path)
         return BuildReport(path, key, path.stat().st_size, 0.0, n_half, n_single, "checked when it was built")
     began_s = time.perf_counter()
-    height, width = card.input_hw
-    profile = {INPUT: [(n, height, width, 3) for n in batches]}
-    points_plan, layers = _plan(lib, half, profile, path, progress)
+    points_plan, layers = _plan(lib, half, points_profile(card.input_hw, batches), path, progress)
     checked = f"{n_half} of {n_half + n_single} layers in the network"
     if lib.name == "tensorrt":
         checked += f", {_check_engine(layers, n_single)}"
     else:
         _check_size(points_plan, half)
         checked += ", by size in the engine"
-    crop_profile = {
-        FRAME: [(*hw, 3) for hw in _FRAME_HW],
-        MATRICES: [(n, 2, 3) for n in batches],
-    }
-    crop_plan, _ = _plan(lib, crop_graph(card.input_hw), crop_profile, path, progress=False)
+    crop_plan, _ = _plan(lib, crop_graph(card.input_hw), crop_profile(batches), path, progress=False)
     build_s = time.perf_counter() - began_s
     card = replace(card, built_with={**card.built_with, name: lib.version})
     write_engine(path, card, key, source, {POINTS_PLAN: points_plan, CROP_PLAN: crop_plan})
     return BuildReport(path, key, path.stat().st_size, build_s, n_half, n_single, checked)
+
+
+Profile = Mapping[str, Sequence[tuple[int, ...]]]
+"""fewest, usual and most of each input"""
+
+
+def points_profile(input_hw: tuple[int, int], batches: tuple[int, int, int]) -> Profile:
+    return {INPUT: [(n, *input_hw, 3) for n in batches]}
+
+
+def crop_profile(batches: tuple[int, int, int]) -> Profile:
+    """As many crops are cut as there are faces, from one on: only the batch that they run in is filled up."""
+    return {FRAME: [(*hw, 3) for hw in _FRAME_HW], MATRICES: [(n, 2, 3) for n in (1, *batches[1:])]}
 
 
 def _is_built(path: Path, key: PlanKey) -> bool:
@@ -137,13 +144,13 @@ def _is_built(path: Path, key: PlanKey) -> bool:
 def _plan(
     lib: Library,
     model: onnx.ModelProto,
-    profile: Mapping[str, Sequence[tuple[int, ...]]],
+    profile: Profile,
     path: Path,
     progress: bool,
 ) -> tuple[bytes, str]:
     """The serialised engine of model, and what the inspector says of its layers (nothing where no GPU can open it).
 
-    profile: fewest, usual and most of each input. path: the engine to be, for the words of errors and the cache.
+    path: the engine to be, for the words of errors and the cache.
     """
     trt = lib.module
     logger = collecting_logger(trt)

@@ -3,6 +3,7 @@ order, and the same ways to fail."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from engines import tensorrt_backend
 from engines.frame_graph import crop_graph
 from engines.plan_file import CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
+from engines.tensorrt_build import Profile, crop_profile, points_profile
 from engines.tensorrt_library import Library
 from landmarks.types import U8
 from tests.tint import CARD as TINT
@@ -36,10 +39,19 @@ def play_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
 
 
 def engine_file(path: Path, key: PlanKey = KEY, judges: bool = False, hw: tuple[int, int] = (12, 16)) -> Path:
-    graph = tint(path.with_suffix(".onnx"), judges=judges, hw=hw).read_bytes()
-    plans = {POINTS_PLAN: graph, CROP_PLAN: crop_graph(hw).SerializeToString()}
+    graph = onnx.load(tint(path.with_suffix(".onnx"), judges=judges, hw=hw))
+    plans = {
+        POINTS_PLAN: plan(graph, points_profile(hw, key.batches)),
+        CROP_PLAN: plan(crop_graph(hw), crop_profile(key.batches)),
+    }
     write_engine(path, replace(CARD, input_hw=hw), key, "runs/b5/best.safetensors", plans)
     return path
+
+
+def plan(graph: onnx.ModelProto, profile: Profile) -> bytes:
+    """What the played TensorRT opens: the graph, and the shapes that it was built for."""
+    onnx.helper.set_model_props(graph, {"profile": json.dumps(profile)})
+    return graph.SerializeToString()
 
 
 class FakeCuda:
@@ -99,6 +111,14 @@ class FakeContext:
     def set_device_memory(self, memory: int, size: int) -> None: ...
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        fewest, _, most = self.engine.get_tensor_profile_shape(name, 0)
+        if not all(a <= n <= b for a, n, b in zip(fewest, shape, most, strict=True)):
+            self.engine.logger.log(
+                "ERROR",
+                "IExecutionContext::setInputShape: Error Code 3: API Usage Error (Parameter check failed, condition: "
+                f"satisfyProfile. Set dimension of tensor {name} does not satisfy any optimization profiles.)",
+            )
+            return False
         self.shapes[name] = shape
         return True
 
@@ -129,6 +149,7 @@ class FakeEngine:
     def __init__(self, plan: bytes, logger: Any) -> None:
         self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
         self.logger, self.breaks = logger, False
+        self.profile = json.loads(self.session.get_modelmeta().custom_metadata_map["profile"])
         self.ports = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.num_io_tensors = len(self.ports)
 
@@ -143,6 +164,10 @@ class FakeEngine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else -1 for size in self._port(name).shape)
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert index == 0, "it was built with one profile"
+        return [tuple(bound) for bound in self.profile[name]]
 
     def get_tensor_dtype(self, name: str) -> str:
         return "uint8" if "uint8" in self._port(name).type else "float32"

@@ -45,6 +45,7 @@ from tests.fake_tensorrt import (  # noqa: E402
     FakeEngine,
     FakeTrt,
     engine_file,
+    plan,
     play_tensorrt,
 )
 from tests.tint import CARD as TINT  # noqa: E402
@@ -133,10 +134,37 @@ def test_each_size_of_batch_is_captured_once_and_then_costs_one_launch(landmarke
 
 
 def test_batches_fill_up_to_the_next_bucket_and_never_past_the_largest() -> None:
-    assert [bucket(n, 16) for n in (1, 2, 3, 4, 5, 8, 9, 16)] == [1, 2, 4, 4, 8, 8, 16, 16]
-    assert [bucket(n, 6) for n in (1, 3, 4, 5, 6)] == [1, 4, 4, 6, 6]
-    assert [bucket(n, 64) for n in (16, 17, 64)] == [16, 64, 64]
-    assert bucket(1, 1) == 1
+    assert [bucket(n, 1, 16) for n in (1, 2, 3, 4, 5, 8, 9, 16)] == [1, 2, 4, 4, 8, 8, 16, 16]
+    assert [bucket(n, 1, 6) for n in (1, 3, 4, 5, 6)] == [1, 4, 4, 6, 6]
+    assert [bucket(n, 1, 64) for n in (16, 17, 64)] == [16, 64, 64]
+    assert [bucket(n, 3, 16) for n in (1, 3, 4, 5)] == [4, 4, 4, 8]
+    assert bucket(1, 1, 1) == 1 and bucket(1, 6, 6) == 6
+
+
+@pytest.mark.parametrize("batches", [(4, 8, 16), (3, 3, 3)])
+def test_an_engine_of_larger_batches_takes_any_number_of_crops(
+    trt: FakeTrt, tmp_path: Path, astronaut: U8, batches: tuple[int, int, int]
+) -> None:
+    path = engine_file(tmp_path / "tint.engine", replace(KEY, batches=batches), hw=(64, 64))
+    with TensorRtLandmarker(path) as landmarker:
+        for n in (1, 3, 5, 17):
+            matrices = matrices_on(astronaut, landmarker.card, n, (12, 45))
+            cut = warped(astronaut, matrices, (64, 64))
+            np.testing.assert_allclose(landmarker(cut).points_unit, answer(cut), atol=1e-5)
+            found = landmarker.on_frame(astronaut, matrices).points_unit
+            np.testing.assert_allclose(found, answer(cut), atol=0.5 / 256)
+
+
+@pytest.mark.parametrize("hw", [(15, 400), (400, 15), (20, 7681), (4321, 20)])
+def test_crops_of_a_frame_that_the_engine_does_not_take_are_cut_on_the_cpu(
+    trt: FakeTrt, tmp_path: Path, hw: tuple[int, int]
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (*hw, 3)).astype(np.uint8)
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine")) as landmarker:
+        matrices = [crop_from_frame(np.array([0.0, 0, 12, 12]), landmarker.card)]
+        found = landmarker.on_frame(frame, matrices).points_unit
+        np.testing.assert_allclose(found, answer(warped(frame, matrices, (12, 16))), atol=1e-5)
+        assert FakeCuda.made[-1].uploaded < frame.nbytes
 
 
 def test_it_may_be_closed_twice_and_a_call_after_it_is_refused(landmarker: TensorRtLandmarker) -> None:
@@ -219,7 +247,8 @@ def test_a_plan_that_does_not_open_is_one_clear_error_and_all_is_freed(trt: Fake
 
 
 def test_a_plan_of_another_graph_is_refused(trt: FakeTrt, tmp_path: Path) -> None:
-    plans = {POINTS_PLAN: tint(tmp_path / "bad.onnx", names=("image", "points")).read_bytes()}
+    graph = onnx.load(tint(tmp_path / "bad.onnx", names=("image", "points")))
+    plans = {POINTS_PLAN: plan(graph, {})}
     write_engine(tmp_path / "bad.engine", CARD, KEY, "", plans)
     with pytest.raises(LineamentError, match="takes 'image'"):
         TensorRtLandmarker(tmp_path / "bad.engine")
