@@ -24,6 +24,8 @@ from landmarks.types import LineamentError
 _CHUNK = 65536
 _MAX_HEADER = 65536
 _MAX_PLAYLIST = 2_000_000
+_BAD_PLAYLIST = "the playlist is damaged, or names addresses in a way that is not followed; give another address"
+_PRINTABLE = "".join(map(chr, range(33, 127)))
 _ACCEPT_TIMEOUT_S = 15.0
 _RTSP_HEADER = re.compile(
     rb"(RTSP/\d\.\d [1-6]\d\d( [^\0\r\n]{0,999})?|[A-Z_]{1,99} [^\0\s]{1,2000} RTSP/\d\.\d)"
@@ -198,11 +200,16 @@ class HttpRelay:
         try:
             self._answer(request)
         except LineamentError as error:
-            self.refused = str(error)
-            with contextlib.suppress(OSError):
-                request.send_error(403)
+            self._refuse(request, str(error))
+        except ValueError:  # of an address that urllib or http.client cannot send
+            self._refuse(request, "the stream names an address that is none; give another one")
         except (OSError, http.client.HTTPException):
             request.close_connection = True
+
+    def _refuse(self, request: http.server.BaseHTTPRequestHandler, why: str) -> None:
+        self.refused = why
+        with contextlib.suppress(OSError):
+            request.send_error(403)
 
     def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         prefix = f"/{self._secret}/"
@@ -233,15 +240,17 @@ class HttpRelay:
     def _pass_on(self, request: http.server.BaseHTTPRequestHandler, reply: http.client.HTTPResponse, url: str) -> None:
         if 300 <= reply.status < 400:
             raise LineamentError("the server sends on to another address, which is not followed; give that one itself")
-        start = reply.read1(_CHUNK) if reply.status < 300 else b""
-        if start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"#EXTM3U"):
-            body = start + reply.read(_MAX_PLAYLIST)
-            start = self._rewritten(body.decode("utf-8", "replace"), url).encode()
-            reply_length: str | None = str(len(start))
-        else:
-            if reply.status == 200 and not _is_stream(start, reply.getheader("Content-Type", "")):
+        start = b""
+        reply_length = reply.getheader("Content-Length")
+        if reply.status < 300 and not _is_later_range(request, reply):
+            start = _beginning(reply)
+            if start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"#EXTM3U"):
+                start = self._rewritten(start + reply.read(_MAX_PLAYLIST), url)
+                reply_length = str(len(start))
+            elif not _is_stream(start, reply.getheader("Content-Type", "")):
                 raise LineamentError("the address leads to no video; check the path, or open it in a browser")
-            reply_length = reply.getheader("Content-Length")
+        elif reply.status < 300:
+            start = reply.read1(_CHUNK)
         request.send_response(reply.status)
         for name in ("Content-Type", "Content-Range", "Accept-Ranges"):
             if value := reply.getheader(name):
@@ -254,31 +263,84 @@ class HttpRelay:
             request.wfile.write(start)
             start = reply.read1(_CHUNK)
 
-    def _rewritten(self, playlist: str, url: str) -> str:
-        """A playlist whose every address leads through this relay."""
+    def _rewritten(self, playlist: bytes, url: str) -> bytes:
+        """A playlist whose every address leads through this relay; one that can be read in two ways is refused."""
+        text = playlist.decode("utf-8-sig", "replace").strip()
+        if len(playlist) > _MAX_PLAYLIST or not re.fullmatch(r"[\t\r\n\x20-\x5b\x5d-\x7e\xa0-\U0010ffff]*", text):
+            raise LineamentError(_BAD_PLAYLIST)
         lines = []
-        for line in playlist.splitlines():
+        for line in re.split(r"[\r\n]+", text):
             if line.startswith("#"):
-                line = re.sub(r'URI="([^"]*)"', lambda m: f'URI="{self._path(urljoin(url, m[1]))}"', line)
+                # what is decrypted there could not be judged here
+                if re.match(r"#EXT-X-KEY:(?!METHOD=NONE\s*$)", line):
+                    raise LineamentError("the stream is encrypted, which is not opened here; give an open one")
+                if line.startswith("#EXT-X-") and "URI=" in line:
+                    line = self._attributes(line, url)
             elif line.strip():
-                line = self._path(urljoin(url, line.strip()))
+                line = self._path(_absolute(url, line.strip()))
             lines.append(line)
-        return "\n".join(lines) + "\n"
+        return ("\n".join(lines) + "\n").encode()
+
+    def _attributes(self, line: str, url: str) -> str:
+        """A line of KEY=value whose URI leads through this relay."""
+        value = r'"[^"]*"|[^",\s]*'
+        if not re.fullmatch(rf"#EXT-X-[A-Z-]+:[ \t]*([A-Z0-9-]+=({value})(,[ \t]*|[ \t]*$))*", line):
+            raise LineamentError(_BAD_PLAYLIST)
+
+        def led(attribute: re.Match[str]) -> str:
+            key, value = attribute[1], attribute[2]
+            if key != "URI":
+                return attribute[0]
+            if not value.startswith('"'):
+                raise LineamentError(_BAD_PLAYLIST)
+            return f'URI="{self._path(_absolute(url, value[1:-1]))}"'
+
+        return re.sub(rf"([A-Z0-9-]+)=({value})", led, line)
 
     def _path(self, url: str) -> str:
         """Where this relay serves an address of the wide world; what is none is refused when it is asked for."""
         scheme, _, rest = url.partition("://")
-        return f"/{self._secret}/{quote(scheme, safe='')}/{rest}"
+        return f"/{self._secret}/{quote(scheme, safe='')}/{quote(rest, safe=_PRINTABLE)}"
+
+
+def _absolute(url: str, named: str) -> str:
+    try:
+        return urljoin(url, named)
+    except ValueError:
+        raise LineamentError(_BAD_PLAYLIST) from None
+
+
+def _is_later_range(request: http.server.BaseHTTPRequestHandler, reply: http.client.HTTPResponse) -> bool:
+    """Whether a reply is the later part of a file that was asked for, not its beginning."""
+    asked = re.fullmatch(r"bytes=0*([1-9]\d*)-\d*", request.headers.get("Range", ""))
+    told = re.match(r"bytes (\d+)-", reply.getheader("Content-Range", ""))
+    return reply.status == 206 and asked is not None and told is not None and int(asked[1]) == int(told[1])
+
+
+def _beginning(reply: http.client.HTTPResponse) -> bytes:
+    """Of a body, as much as tells what it is, however small the pieces are that it comes in.
+
+    FFmpeg looks for text up to the first NUL, which comes soon in every video.
+    """
+    start = bytearray()
+    ended = False
+    while not ended and len(start) < _MAX_PLAYLIST:
+        piece = reply.read1(_CHUNK)
+        start += piece
+        ended = not piece or (len(start) >= 32 and b"\0" in start[-len(piece) - 32 :])
+    return bytes(start)
 
 
 def _is_stream(start: bytes, content_type: str) -> bool:
     """Whether a body begins as video or pictures do, and not as a list of further addresses."""
-    return (
+    known = (
         start[:1] == b"\x47"  # MPEG-TS
         or start[4:8] in (b"ftyp", b"styp", b"moof", b"moov", b"sidx", b"mdat", b"free")  # MP4
         or start.startswith((b"\xff\xd8", b"\x1aE\xdf\xa3", b"FLV", b"\x89PNG", b"RIFF", b"GIF8", b"OggS"))
-        or content_type.lower().startswith("multipart/x-mixed-replace")
+        or (content_type.lower().startswith("multipart/x-mixed-replace") and start.lstrip(b"\r\n").startswith(b"--"))
     )
+    # FFmpeg knows SDP and DASH, which name addresses, by words that may stand further on
+    return known and not re.search(rb"c=IN IP|<MPD", start.partition(b"\0")[0], re.IGNORECASE)
 
 
 def _host(target: Target) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import av
 import cv2
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 
 from demo.network_camera import NetworkCamera
 from demo.reach import resolve
-from demo.relay import RtspReplies
+from demo.relay import HttpRelay, RtspReplies
 from landmarks.types import LineamentError
 from stream.sample import Sample
 from tests.demo_files import sample_clip
+from tests.waiting import WAIT_S
 
 # ---- addresses
 
@@ -193,16 +195,19 @@ def _relays() -> list[str]:
 
 
 class Web:
-    """A small web server: path to (status, headers, body), and which paths were asked for."""
+    """A small web server: path to (status, headers, body), and what was asked for."""
 
     def __init__(self) -> None:
         self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self.asked: list[str] = []
+        self.agents: set[str] = set()
+        """who asked: the relay, or FFmpeg around it"""
         web = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 web.asked.append(self.path)
+                web.agents.add(self.headers.get("User-Agent", ""))
                 status, headers, body = web.pages.get(self.path, (404, {}, b""))
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -270,6 +275,69 @@ def test_a_playlist_cannot_lead_elsewhere(web: Web, named: str) -> None:
     )
     assert refusal(f"{web.url}/live.m3u8")
     assert set(web.asked) == {"/live.m3u8"}
+
+
+HEAD = "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:2\n"
+SEGMENT = "#EXTINF:2,\n{web}/named.ts\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("#EXT-X-MAP:URI={web}/named\n" + SEGMENT, "damaged"),
+        ('#EXT-X-MAP:X=aURI="b,URI="{web}/named"\n' + SEGMENT, "damaged"),
+        ('#EXT-X-MAP:X="a",URI="{web}/named\n' + SEGMENT, "damaged"),
+        ('#EXT-X-MAP:X="a\\",URI="b",URI="{web}/named"\n' + SEGMENT, "damaged"),
+        ("#EXT-X-KEY:METHOD=AES-128,URI={web}/named\n" + SEGMENT, "encrypted"),
+        ('#EXT-X-KEY:METHOD=AES-128,URI="{web}/named"\n' + SEGMENT, "encrypted"),
+        ("#EXTINF:2,\n#x\0{web}/named.ts\n#EXT-X-ENDLIST\n", "damaged"),
+        ("#EXTINF:2,\nhttp://[/named.ts\n#EXT-X-ENDLIST\n", "damaged"),
+        ("#" * 2_000_000 + "\n" + SEGMENT, "damaged"),
+    ],
+)
+def test_a_playlist_that_can_be_read_in_two_ways_is_refused(web: Web, lines: str, says: str) -> None:
+    web.pages["/live.m3u8"] = (200, {}, (HEAD + lines.replace("{web}", web.url)).encode())
+    assert says in refusal(f"{web.url}/live.m3u8")
+    assert web.asked == ["/live.m3u8"]
+
+
+@pytest.mark.parametrize("status", [200, 206])
+@pytest.mark.parametrize("kind", ["application/vnd.apple.mpegurl", "multipart/x-mixed-replace", "video/mp2t"])
+@pytest.mark.parametrize("piece", [3, 4096])
+def test_a_playlist_is_known_as_one_whatever_it_comes_as(web: Web, status: int, kind: str, piece: int) -> None:
+    """Then what it names is asked for by the relay, and not by FFmpeg."""
+    body = (HEAD + SEGMENT.replace("{web}", web.url)).encode()
+    cut = [body[at : at + piece] for at in range(0, len(body), piece)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [*cut, b""])
+    web.pages["/live.m3u8"] = (status, {"Content-Type": kind, "Transfer-Encoding": "chunked"}, chunks)
+    assert refusal(f"{web.url}/live.m3u8")
+    assert web.asked[:2] == ["/live.m3u8", "/named.ts"] and web.agents == {"Lineament"}
+
+
+def test_a_playlist_may_name_its_parts_with_any_letter(web: Web) -> None:
+    web.pages["/live.m3u8"] = (200, {}, (HEAD + "#EXTINF:2,\nvid\u00e9o 1.ts\n#EXT-X-ENDLIST\n").encode())
+    assert refusal(f"{web.url}/live.m3u8")
+    assert web.asked[1] == "/vid%C3%A9o%201.ts"
+
+
+def test_an_address_that_cannot_be_sent_is_refused(web: Web) -> None:
+    with HttpRelay(resolve(f"{web.url}/x", True), True) as relay:
+        where = urlsplit(relay.url)
+        with socket.create_connection(("127.0.0.1", where.port or 0), timeout=WAIT_S) as client:
+            client.sendall(f"GET {where.path}\u00e9 HTTP/1.0\r\n\r\n".encode("latin-1"))
+            assert b" 403 " in client.makefile("rb").readline()
+        assert relay.refused is not None and "an address that is none" in relay.refused
+
+
+SDP = b"c=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+DASH = b'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"></MPD>'
+
+
+@pytest.mark.parametrize("text", [SDP, DASH, SDP.replace(b"IN", b"IN IP4 1\nc=IN")])
+@pytest.mark.parametrize("sign", [b"G", b"RIFF", b"GIF89a", b"--cut", b"\x1aE\xdf\xa3"])
+def test_a_list_of_addresses_that_begins_as_a_video_does_is_refused(web: Web, sign: bytes, text: bytes) -> None:
+    web.pages["/x"] = (200, {"Content-Type": "multipart/x-mixed-replace"}, sign + b"\n" * 200 + text)
+    assert "no video" in refusal(f"{web.url}/x")
 
 
 def test_a_playlist_of_its_own_server_is_played(web: Web, tmp_path: Path) -> None:
