@@ -3,9 +3,9 @@
     make engine MODEL=runs/train/best.safetensors
     python -m engines.build --model best.safetensors --target tensorrt-rtx
 
-An NVIDIA GPU with `tensorrt` gets an engine for that GPU. Where `tensorrt-rtx` is installed, one for every RTX GPU is
-built, without needing any. A machine without a GPU gets the best file for its CPU: f32, bf16 or INT8. Each is held
-against PyTorch on real crops, and a table says what came of it.
+An NVIDIA GPU with `tensorrt` gets an engine for that GPU. Where `tensorrt-rtx` is installed, one for RTX GPUs from the
+30 series on is built, without needing any. A machine without a GPU gets the best file for its CPU: f32, bf16 or INT8.
+Each is held against PyTorch on real crops, and a table says what came of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from engines import WEIGHTS
 from engines.export import export, real_crops, run_onnx, run_torch
-from engines.plan_file import ANY_RTX, LibraryName
+from engines.plan_file import ANY_RTX, RTX_RUNS_ON, LibraryName, runs_rtx
 from engines.tensorrt_build import BATCHES, build
 from engines.tensorrt_library import installed
 from engines.timing import in_turns
@@ -61,7 +61,7 @@ class BuildConfig:
     out: Path | None = None
     """Folder for the engines; beside the model if not said."""
     target: Target = "auto"
-    """auto takes the best of what is here. tensorrt: this GPU. tensorrt-rtx: any RTX GPU. cpu: OpenVINO."""
+    """auto takes the best of what is here. tensorrt: this GPU. tensorrt-rtx: RTX 30, 40 and 50. cpu: OpenVINO."""
     batches: tuple[int, int, int] = BATCHES
     """Fewest, usual and most crops at once that a TensorRT engine takes."""
     data: Path | None = None
@@ -136,15 +136,16 @@ def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
     try:
         from engines.cuda import first_gpu
 
-        gpu = first_gpu().name
+        gpu = first_gpu()
     except LineamentError as error:
         log.info("no engine for a GPU here: %s", str(error).partition(";")[0])
         # an engine for other machines is no reason to leave this one without
         return ["tensorrt-rtx", "cpu"] if installed("tensorrt-rtx") else ["cpu"]
-    for name in ("tensorrt", "tensorrt-rtx"):
-        if installed(name):
-            return [name]
-    log.warning("%s is not used, for TensorRT is not installed; run `pip install -r requirements-gpu.txt`", gpu)
+    if installed("tensorrt"):
+        return ["tensorrt"]
+    if installed("tensorrt-rtx") and runs_rtx(gpu):
+        return ["tensorrt-rtx"]
+    log.warning("%s is not used, for TensorRT is not installed; run `pip install -r requirements-gpu.txt`", gpu.name)
     return ["cpu"]
 
 
@@ -178,24 +179,18 @@ def _for_gpu(
 ) -> tuple[Row, Landmarker | None]:
     path = onnx_path.with_name(f"{onnx_path.stem}-rtx.engine" if name == "tensorrt-rtx" else f"{onnx_path.stem}.engine")
     report = build(onnx_path, path, name, str(model), cfg.batches, progress=sys.stderr.isatty())
-    landmarker = None
-    try:
-        from engines.cuda import first_gpu
-
-        first_gpu()
-    except LineamentError:
-        if report.key.gpu != ANY_RTX:
-            raise
+    landmarker, gpus = None, RTX_RUNS_ON if report.key.gpu == ANY_RTX else report.key.gpu
+    if report.key.gpu == ANY_RTX and not _has_rtx():
         import onnx
 
         from engines.fp16 import half_precision
 
         # its own arithmetic, by another runtime
         found = run_onnx(half_precision(onnx.load(onnx_path)).SerializeToString(), crops)
-        note = f"for {report.key.gpu}, none of which is here: its error is that of its graph by ONNX Runtime"
+        note = f"for {gpus}, none of which is here: its error is that of its graph by ONNX Runtime"
     else:
         landmarker = stack.enter_context(_loaded(path, "auto"))
-        found, note = landmarker(crops).points_unit, f"for {report.key.gpu}"
+        found, note = landmarker(crops).points_unit, f"for {gpus}"
     most_px, p99_px = _error_px(found, wanted)
     if not p99_px <= MAX_P99_PX:
         path.unlink()
@@ -206,6 +201,16 @@ def _for_gpu(
         )
     by = "TensorRT-RTX" if name == "tensorrt-rtx" else "TensorRT"
     return Row(path, by, "fp16", report.build_s, most_px, f"{note}; in half precision: {report.checked}"), landmarker
+
+
+def _has_rtx() -> bool:
+    """Whether a plan of TensorRT-RTX can run here."""
+    from engines.cuda import first_gpu
+
+    try:
+        return runs_rtx(first_gpu())
+    except LineamentError:
+        return False
 
 
 def _for_cpu(

@@ -37,6 +37,8 @@ ANY_RTX = "any RTX GPU"
 """the gpu of a key whose plan is compiled for the GPU when it is first run"""
 RTX_CAPABILITY = (8, 0)
 """the least that TensorRT-RTX builds for unless told otherwise: Ampere"""
+RTX_RUNS_ON = "RTX GPUs of compute capability 8.6, 8.9 or 12.x (RTX 30, 40, 50 and their kin)"
+"""those of them that it knows; a data centre's A100 (8.0), H100 (9.0) or B200 (10.0) is not among them"""
 
 _NUMBERS = struct.Struct("<IQ")
 _MAX_JSON = 1 << 20
@@ -83,6 +85,11 @@ class Gpu:
 
     name: str
     compute_capability: tuple[int, int]
+
+
+def runs_rtx(gpu: Gpu) -> bool:
+    """Whether a plan of TensorRT-RTX runs on it."""
+    return gpu.compute_capability in ((8, 6), (8, 9)) or gpu.compute_capability[0] == 12
 
 
 def write_engine(path: Path, card: ModelCard, key: PlanKey, source: str, plans: Mapping[str, bytes]) -> None:
@@ -136,9 +143,9 @@ def refuse_foreign(path: Path, header: PlanHeader, library_version: str, gpu: Gp
     wanted = ".".join(map(str, key.compute_capability))
     got = ".".join(map(str, gpu.compute_capability))
     if key.gpu == ANY_RTX:
-        if gpu.compute_capability < key.compute_capability:
+        if not runs_rtx(gpu):
             raise LineamentError(
-                f"{path} runs on RTX GPUs of compute capability {wanted} or more, and the {gpu.name} has {got}; "
+                f"{path} runs on {RTX_RUNS_ON}, and the {gpu.name} has {got}; "
                 "install tensorrt (requirements-gpu.txt) and build an engine for this GPU with `make engine`"
             )
     elif (key.gpu, key.compute_capability) != (gpu.name, gpu.compute_capability):

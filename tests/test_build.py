@@ -42,6 +42,9 @@ def no_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+H200, RTX_4090 = Gpu("NVIDIA H200", (9, 0)), Gpu("NVIDIA GeForce RTX 4090", (8, 9))
+
+
 def no_gpu() -> Gpu:
     raise LineamentError("this machine has no NVIDIA driver")
 
@@ -65,7 +68,11 @@ def test_what_the_cpu_gets_is_proven_and_ready_to_stream(model: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("no_int8")
-def test_an_engine_for_rtx_is_built_and_its_graph_proven_where_no_gpu_is(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpu", [None, H200], ids=["no GPU", "one that it does not run on"])
+def test_an_engine_for_rtx_is_built_and_its_graph_proven_where_none_is(
+    model: Path, tmp_path: Path, gpu: Gpu | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
     if not installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx: pip install -r requirements-rtx.txt")
     row = run(BuildConfig(model, tmp_path, "tensorrt-rtx"))[-1]
@@ -102,18 +109,20 @@ def test_an_onnx_file_is_its_own_reference(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpu", "packages", "wanted"),
     [
-        (True, {"tensorrt", "tensorrt-rtx"}, ["tensorrt"]),
-        (True, {"tensorrt-rtx"}, ["tensorrt-rtx"]),
-        (True, set(), ["cpu"]),
-        (False, {"tensorrt", "tensorrt-rtx"}, ["tensorrt-rtx", "cpu"]),
-        (False, {"tensorrt"}, ["cpu"]),
-        (False, set(), ["cpu"]),
+        (H200, {"tensorrt", "tensorrt-rtx"}, ["tensorrt"]),
+        (H200, {"tensorrt-rtx"}, ["cpu"]),  # which does not run there
+        (RTX_4090, {"tensorrt", "tensorrt-rtx"}, ["tensorrt"]),
+        (RTX_4090, {"tensorrt-rtx"}, ["tensorrt-rtx"]),
+        (RTX_4090, set(), ["cpu"]),
+        (None, {"tensorrt", "tensorrt-rtx"}, ["tensorrt-rtx", "cpu"]),
+        (None, {"tensorrt"}, ["cpu"]),
+        (None, set(), ["cpu"]),
     ],
 )
 def test_auto_takes_the_best_that_is_here(
-    gpu: bool, packages: set[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu | None, packages: set[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.cuda.first_gpu", (lambda: Gpu("NVIDIA H200", (9, 0))) if gpu else no_gpu)
+    monkeypatch.setattr("engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
     monkeypatch.setattr(build, "installed", lambda name: name in packages)
     assert targets("auto") == wanted
 

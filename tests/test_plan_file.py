@@ -115,14 +115,16 @@ def test_it_runs_where_it_was_built_for_and_nowhere_else(tmp_path: Path) -> None
         refuse_foreign(path, header, "11.4.0", Gpu("NVIDIA L4", (8, 9)))
 
 
-def test_an_engine_for_rtx_runs_on_any_that_is_young_enough(tmp_path: Path) -> None:
+def test_an_engine_for_rtx_runs_on_those_that_its_library_knows(tmp_path: Path) -> None:
     key = replace(KEY, library="tensorrt-rtx", gpu=ANY_RTX, compute_capability=(8, 0))
     path = written(tmp_path / "b5.engine", key)
     header = read_header(path)
-    for gpu in (Gpu("RTX 3060", (8, 6)), Gpu("RTX 5090", (12, 0))):
+    for gpu in (Gpu("RTX 3060", (8, 6)), Gpu("L4", (8, 9)), Gpu("RTX 5090", (12, 0)), Gpu("GB10", (12, 1))):
         refuse_foreign(path, header, "11.4.0", gpu)
-    with pytest.raises(LineamentError, match=r"8\.0 or more, and the RTX 2080 Ti has 7\.5.*requirements-gpu"):
-        refuse_foreign(path, header, "11.4.0", Gpu("RTX 2080 Ti", (7, 5)))
+    for gpu in (Gpu("RTX 2080 Ti", (7, 5)), Gpu("A100", (8, 0)), Gpu("Orin", (8, 7)), H200, Gpu("B200", (10, 0))):
+        has = ".".join(map(str, gpu.compute_capability))
+        with pytest.raises(LineamentError, match=rf"8\.9 or 12\.x.*, and the {gpu.name} has {has}.*requirements-gpu"):
+            refuse_foreign(path, header, "11.4.0", gpu)
 
 
 def test_an_engine_is_stale_when_the_model_it_was_built_from_has_other_weights(tmp_path: Path) -> None:
