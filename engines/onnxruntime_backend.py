@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +38,8 @@ class OnnxRuntimeLandmarker(FileLandmarker):
                 f"{path} cannot run on {device}: this ONNX Runtime {onnxruntime.__version__} has {', '.join(present)}, "
                 f"not {provider}; `pip uninstall onnxruntime`, then `pip install onnxruntime-gpu`"
             )
+        if device != "cpu":
+            _load_libraries(onnxruntime, device)
         options = onnxruntime.SessionOptions()
         # else its threads spin on after a call, and take the cores from whatever comes next
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -74,6 +79,20 @@ class OnnxRuntimeLandmarker(FileLandmarker):
 
     def _release(self) -> None:
         del self._session
+
+
+def _load_libraries(onnxruntime: Any, device: Device) -> None:
+    """What a provider needs and the system's linker does not find: CUDA, cuDNN and TensorRT where pip puts them.
+
+    Whatever is not there may lie where the linker looks; whether all was found shows when the session opens.
+    """
+    if device == "tensorrt":
+        with suppress(ImportError, OSError, RuntimeError):
+            importlib.import_module("tensorrt")
+    if preload := getattr(onnxruntime, "preload_dlls", None):  # since 1.21
+        # it prints what it does not find, and standard output is for results
+        with redirect_stdout(sys.stderr):
+            preload()
 
 
 def _ports(ports: list[Any]) -> list[Port]:

@@ -371,6 +371,50 @@ def test_a_gpu_that_onnx_runtime_cannot_use_is_one_clear_error(
         engines.load(path, device)
 
 
+@pytest.mark.parametrize("tensorrt", [True, False])
+def test_libraries_that_pip_installed_are_loaded_before_a_session_on_a_gpu(
+    tensorrt: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path, done = str(tint(tmp_path / "tint.onnx")), list[str]()
+    session, names = (
+        onnxruntime.InferenceSession,
+        {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"},
+    )
+
+    class OnGpu:
+        def __init__(self, path: Path, options: object, providers: list[str]) -> None:
+            done.append("session")
+            self._session, self._providers = session(path, options, providers=["CPUExecutionProvider"]), providers
+
+        def get_providers(self) -> list[str]:
+            return self._providers
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+    def preload() -> None:
+        done.append("CUDA")
+        print("Failed to load libcudnn.so")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*names.values(), "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnGpu)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    monkeypatch.setattr(onnxruntime, "done", done, raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # type: ignore[arg-type]  # as if it were not installed
+    if tensorrt:
+        (tmp_path / "tensorrt.py").write_text("import onnxruntime\nonnxruntime.done.append('tensorrt')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "tensorrt")
+    for device in ("onnxruntime", "cuda", "tensorrt"):
+        with engines.load(path, device):
+            done.append(device)
+    first = ["tensorrt"] * tensorrt
+    assert done == ["session", "onnxruntime", "CUDA", "session", "cuda", *first, "CUDA", "session", "tensorrt"]
+    said = capsys.readouterr()
+    assert said.out == "" and "libcudnn" in said.err
+
+
 def test_auto_tries_the_gpu_that_onnx_runtime_has_and_says_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
