@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 from urllib.parse import unquote
 
 import av
@@ -273,7 +273,8 @@ class VideoSource(_Source):
             self.frame_count = stream.frames or estimate
         # frame threads are faster, at the price of one frame of delay each
         stream.thread_type = "SLICE" if self.live else "AUTO"
-        stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
+        if (codec := cast("av.VideoCodecContext | None", stream.codec_context)) is not None:  # one that FFmpeg knows
+            codec.options = {"max_pixels": str(self._max_pixels)}
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         for packet in container.demux(stream):
