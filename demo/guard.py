@@ -20,6 +20,10 @@ from demo.config import Limits
 
 MAX_JSON_BYTES = 1_000_000
 """of a request that is no upload; the page's own have some kilobytes"""
+_UNUSED = r"/(process_recording|(undo-)?vibe-\w+|deep_link)/?$"
+"""routes of Gradio that write files past the limits, for components that the page does not have"""
+_MAX_DEPTH = 60
+"""of JSON; Gradio goes into it by recursion"""
 _FORM_BYTES = 100_000
 """what a form may have round its file"""
 _POLICY = (
@@ -29,45 +33,77 @@ _POLICY = (
 
 
 class Guard:
-    """ASGI middleware. folder: where uploads and results lie."""
+    """ASGI middleware. folder: where uploads and results lie. login: whether one is asked for."""
 
-    def __init__(self, app: ASGIApp, folder: Path, limits: Limits) -> None:
-        self._app, self._folder, self._limits = app, folder, limits
+    def __init__(self, app: ASGIApp, folder: Path, limits: Limits, login: bool = False) -> None:
+        self._app, self._folder, self._limits, self._login = app, folder, limits, login
+        self._coming = 0
+        """bytes of the uploads under way"""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         path = scope["path"]
-        if re.search(r"/(file|proxy)=\s*[a-z]+:", path, re.IGNORECASE):
+        if re.search(r"/(file|proxy)[=/]+\s*[a-z]+:", path, re.IGNORECASE):
             await PlainTextResponse("addresses are not opened here; send the file itself", 403)(scope, receive, send)
-            return
-        if scope["method"] == "POST" and path.rstrip("/").endswith("/upload"):
-            if refusal := self._upload_refused(scope):
-                await refusal(scope, receive, send)
-                return
-        elif scope["method"] == "POST" and re.search(r"/(queue/join|run/|api/|call/|component_server)", path):
-            body = await _body(receive)
-            if body is None:
-                await PlainTextResponse("the request is too long; send files as uploads", 413)(scope, receive, send)
-                return
-            if _names_an_address(body):
-                refusal = PlainTextResponse("addresses are not opened here; send the file itself", 400)
-                await refusal(scope, receive, send)
-                return
-            receive = _again(body, receive)
-        await self._app(scope, receive, _with_policy(send))
+        elif re.search(_UNUSED, path):
+            await PlainTextResponse("this is not offered here", 404)(scope, receive, send)
+        elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, _with_policy(send))
+        elif self._login and not path.rstrip("/").endswith("/login") and not await self._knows(scope):
+            await PlainTextResponse("log in first", 401)(scope, receive, send)
+        elif path.rstrip("/").endswith("/upload"):
+            await self._upload(scope, receive, send)
+        else:
+            await self._request(scope, receive, send)
 
-    def _upload_refused(self, scope: Scope) -> PlainTextResponse | None:
+    async def _knows(self, scope: Scope) -> bool:
+        """Whether Gradio says that the visitor is logged in. It does not ask that itself at every route."""
+        statuses: list[int] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        path = scope["path"].partition("/gradio_api/")[0] + "/gradio_api/login_check"
+        asked = {**scope, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+        await self._app(asked, receive, send)
+        return statuses == [200]
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
+        if body is None:
+            await PlainTextResponse("the request is too long; send files as uploads", 413)(scope, receive, send)
+        elif refusal := _refused(body):
+            await PlainTextResponse(refusal, 400)(scope, receive, send)
+        else:
+            await self._app(scope, _again(body, receive), _with_policy(send))
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Its size is known before it is read: a request that does not tell it is refused."""
-        told = Headers(scope=scope).get("content-length", "")
-        if not told.isdecimal():
-            return PlainTextResponse("an upload must tell its length", 411)
-        if int(told) > self._limits.upload_mb * 1e6 + _FORM_BYTES:
-            return PlainTextResponse(f"a file of at most {self._limits.upload_mb} MB is taken", 413)
-        if _bytes_in(self._folder) + int(told) > self._limits.store_mb * 1e6:
-            return PlainTextResponse("the store for files is full; try again in some minutes", 507)
-        return None
+        headers = Headers(scope=scope)
+        told = headers.get("content-length", "")
+        if not re.fullmatch(r"[0-9]{1,15}", told) or "transfer-encoding" in headers:  # which would hold instead
+            await PlainTextResponse("an upload must tell its length", 411)(scope, receive, send)
+            return
+        size = int(told)
+        if size > self._limits.upload_mb * 1e6 + _FORM_BYTES:
+            most = f"a file of at most {self._limits.upload_mb} MB is taken"
+            await PlainTextResponse(most, 413)(scope, receive, send)
+            return
+        if _bytes_in(self._folder) + self._coming + size > self._limits.store_mb * 1e6:
+            full = "the store for files is full; try again in some minutes"
+            await PlainTextResponse(full, 507)(scope, receive, send)
+            return
+        self._coming += size
+        try:
+            await self._app(scope, receive, _with_policy(send))
+        finally:
+            self._coming -= size
 
 
 def _bytes_in(folder: Path) -> int:
@@ -93,22 +129,27 @@ async def _body(receive: Receive) -> bytes | None:
             return body
 
 
-def _names_an_address(body: bytes) -> bool:
-    """Whether a file in the JSON is not one that was uploaded but one to fetch."""
+def _refused(body: bytes) -> str | None:
+    """Why a body may not go on: a file in its JSON is not one that was uploaded but one to fetch, or it is a trap."""
+    too_deep = "the request is nested too deep"
     try:
-        left = [json.loads(body)]
+        left = [(json.loads(body), 0)]
     except ValueError:
-        return False  # which Gradio refuses
+        return None  # which Gradio refuses
+    except RecursionError:
+        return too_deep
     while left:
-        value = left.pop()
+        value, depth = left.pop()
+        if depth > _MAX_DEPTH:
+            return too_deep
         if isinstance(value, list):
-            left += value
+            left += ((item, depth + 1) for item in value)
         elif isinstance(value, dict):
             path = value.get("path")
             if isinstance(path, str) and re.match(r"\s*[a-z][a-z0-9+.-]*:", path, re.IGNORECASE):
-                return True
-            left += value.values()
-    return False
+                return "addresses are not opened here; send the file itself"
+            left += ((item, depth + 1) for item in value.values())
+    return None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -58,7 +58,7 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
         door, tabs = Door(cfg.limits.visitors), Tabs(folder)
         sample = SampleClip(folder / "sample")
         live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)
-        guard = Middleware(Guard, folder=folder, limits=cfg.limits)
+        guard = Middleware(Guard, folder=folder, limits=cfg.limits, login=cfg.login is not None)
         blocks = build(Demo(cfg, models, door, tabs, sample))
         routes: list[BaseRoute] = [
             WebSocketRoute("/lineament/live", live.webcam),

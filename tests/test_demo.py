@@ -370,13 +370,13 @@ def test_pages_that_went_without_a_word_are_swept_and_those_at_work_are_not(tmp_
 # ---- guard
 
 
-def answer(folder: Path, limits: Limits, path: str, headers: dict[bytes, bytes], body: bytes = b"") -> int:
-    """The status of a POST; 204 where it comes through."""
-    statuses: list[int] = []
+def answer(guard: Guard, path: str, headers: dict[bytes, bytes], body: bytes = b"", method: str = "POST") -> int:
+    """The status of a request; 204 where it comes through."""
+    return asyncio.run(asked(guard, path, headers, body, method))
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert (await receive())["body"] == body
-        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+async def asked(guard: Guard, path: str, headers: dict[bytes, bytes], body: bytes = b"", method: str = "POST") -> int:
+    statuses: list[int] = []
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -385,17 +385,59 @@ def answer(folder: Path, limits: Limits, path: str, headers: dict[bytes, bytes],
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers.items())}
-    asyncio.run(Guard(app, folder, limits)(scope, receive, send))
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers.items())}
+    await guard(scope, receive, send)
     return statuses[0]
 
 
+async def through(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that takes everything from who has a cookie, in place of Gradio."""
+    asks = scope["path"] == "/gradio_api/login_check"
+    known = (b"cookie", b"ann") in scope["headers"]
+    assert (await receive())["type"] == "http.request"
+    status = 204 if not asks else 200 if known else 401
+    await send({"type": "http.response.start", "status": status, "headers": []})
+
+
 def test_uploads_are_refused_while_the_store_is_full(tmp_path: Path) -> None:
-    limits, headers = Limits(store_mb=1), {b"content-length": b"400000"}
+    guard, headers = Guard(through, tmp_path, Limits(store_mb=1)), {b"content-length": b"400000"}
     (tmp_path / "a").write_bytes(bytes(500_000))
-    assert answer(tmp_path, limits, "/gradio_api/upload", headers) == 204
+    assert answer(guard, "/gradio_api/upload", headers) == 204
     (tmp_path / "b").write_bytes(bytes(200_000))
-    assert answer(tmp_path, limits, "/gradio_api/upload", headers) == 507
+    assert answer(guard, "/gradio_api/upload", headers) == 507
+
+
+def test_uploads_under_way_count_as_much_as_what_already_lies_there(tmp_path: Path) -> None:
+    headers = {b"content-length": b"400000"}
+
+    async def upload() -> list[int]:
+        come = asyncio.Event()
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            await come.wait()
+            await through(scope, receive, send)
+
+        guard = Guard(slow, tmp_path, Limits(store_mb=1))
+        first = [asyncio.create_task(asked(guard, "/gradio_api/upload", headers)) for _ in range(2)]
+        await asyncio.sleep(0)  # both have begun
+        third = await asked(guard, "/gradio_api/upload", headers)
+        come.set()
+        return [*await asyncio.gather(*first), third, await asked(guard, "/gradio_api/upload", headers)]
+
+    assert asyncio.run(upload()) == [204, 204, 507, 204]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {b"content-length": b"many"},
+        {b"content-length": b"10", b"transfer-encoding": b"chunked"},
+        {b"transfer-encoding": b"chunked"},
+    ],
+)
+def test_an_upload_whose_length_is_not_sure_is_refused(tmp_path: Path, headers: dict[bytes, bytes]) -> None:
+    assert answer(Guard(through, tmp_path, LIMITS), "/gradio_api/upload", headers) == 411
 
 
 @pytest.mark.parametrize("address", ["http://x/a.png", " HTTPS://x", "file:///etc/passwd", "data:image/png;base64,AA"])
@@ -403,7 +445,37 @@ def test_uploads_are_refused_while_the_store_is_full(tmp_path: Path) -> None:
 def test_a_file_named_by_its_address_is_refused_wherever_it_hides(
     tmp_path: Path, address: str, wrap: Callable[[object], object]
 ) -> None:
-    for path in ("/gradio_api/queue/join", "/gradio_api/run/landmarks", "/gradio_api/component_server"):
-        assert answer(tmp_path, LIMITS, path, {}, json.dumps(wrap({"path": address})).encode()) == 400
-        assert answer(tmp_path, LIMITS, path, {}, json.dumps(wrap({"path": "/tmp/a.png"})).encode()) == 204
-        assert answer(tmp_path, LIMITS, path, {}, b"[" * 2_000_000) == 413
+    guard = Guard(through, tmp_path, LIMITS)
+    for path in ("queue/join", "run/landmarks", "component_server", "stream/x", "whatever/comes/next"):
+        assert answer(guard, f"/gradio_api/{path}", {}, json.dumps(wrap({"path": address})).encode()) == 400
+        assert answer(guard, f"/gradio_api/{path}", {}, json.dumps(wrap({"path": "/tmp/a.png"})).encode()) == 204
+
+
+@pytest.mark.parametrize("way", ["file=", "file/", "proxy=", "file=/", "file= ", "FILE/"])
+def test_no_address_is_opened_whatever_way_it_is_asked_for(tmp_path: Path, way: str) -> None:
+    guard = Guard(through, tmp_path, LIMITS)
+    assert answer(guard, f"/gradio_api/{way}http://93.184.216.34/x", {}, method="GET") == 403
+    assert answer(guard, "/gradio_api/file=/tmp/a.png", {}, method="GET") == 204
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["cancel", "reset", "stream/x", "run/landmarks", "queue/join"])
+def test_no_request_but_an_upload_is_long_or_deep(tmp_path: Path, path: str, method: str) -> None:
+    guard = Guard(through, tmp_path, LIMITS)
+    for body, status in ((b"[" * 2_000_000, 413), (b"[" * 900_000, 400), (b"[" * 99 + b"]" * 99, 400), (b"{}", 204)):
+        assert answer(guard, f"/gradio_api/{path}", {}, body, method) == status
+
+
+@pytest.mark.parametrize("path", ["cancel", "reset", "stream/x", "upload", "run/landmarks", "vibe"])
+def test_where_a_log_in_is_asked_for_nothing_is_taken_without_it(tmp_path: Path, path: str) -> None:
+    guard = Guard(through, tmp_path, LIMITS, login=True)
+    length = {b"content-length": b"2"}
+    assert answer(guard, f"/gradio_api/{path}", length, b"{}") == 401
+    assert answer(guard, f"/gradio_api/{path}", {**length, b"cookie": b"ann"}, b"{}") == 204
+    assert answer(guard, "/login", length, b"{}") == 204
+
+
+@pytest.mark.parametrize("path", ["process_recording", "vibe-edit/", "undo-vibe-edit", "vibe-code", "deep_link"])
+def test_what_the_page_does_not_use_is_not_offered(tmp_path: Path, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert answer(Guard(through, tmp_path, LIMITS), f"/gradio_api/{path}", {}, method=method) == 404

@@ -487,6 +487,9 @@ def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_
         assert "could not get a public link" in log and "secret" not in log and "Traceback" not in log
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(server.url + "gradio_api/info", timeout=10)
+        request = urllib.request.Request(server.url + "gradio_api/cancel", b"{}", {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=10)
         with browser.new_context() as visitor:
             page = visitor.new_page()
             page.goto(server.url)
@@ -592,6 +595,9 @@ def client(server: Server) -> Iterator[Client]:
         "gradio_api/file=/etc/passwd",
         "gradio_api/file=http://169.254.169.254/latest/meta-data",
         "gradio_api/file=file:///etc/passwd",
+        "gradio_api/file/http://169.254.169.254/latest/meta-data",
+        "gradio_api/file//http://169.254.169.254/latest/meta-data",
+        "gradio_api/file%2Fhttp://169.254.169.254/latest/meta-data",
         "gradio_api/proxy=http://127.0.0.1:1/",
         "lineament/result/..%2f..%2fetc/passwd",
         "lineament/result/AAAAAAAAAAAAAAAAAAAAAA/annotated.mp4",
@@ -617,14 +623,30 @@ def test_a_picture_by_its_address_is_not_fetched(server: Server, where: str) -> 
         refused.value.close()
 
 
+def test_a_request_that_is_nested_without_end_gets_a_sentence(server: Server) -> None:
+    request = urllib.request.Request(
+        server.url + "gradio_api/call/landmarks", b'{"data": ' + b"[" * 50_000, {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 400 and "too deep" in refused.value.read().decode()
+    refused.value.close()
+
+
 def test_uploads_end_where_the_limits_are(server: Server) -> None:
     """Whatever the page would send: the server counts before it reads."""
     where = urlsplit(server.url)
-    for header, code in ((("Content-Length", "3000000"), 413), (("Transfer-Encoding", "chunked"), 411)):
+    chunked = ("Transfer-Encoding", "chunked")
+    for headers, code in (
+        ([("Content-Length", "3000000")], 413),
+        ([chunked], 411),
+        ([("Content-Length", "10"), chunked], 411),
+    ):
         connection = HTTPConnection(where.netloc, timeout=10)
         # no body: the answer comes first, and cuts off who is still sending
         connection.putrequest("POST", where.path + "gradio_api/upload")
-        connection.putheader(*header)
+        for header in headers:
+            connection.putheader(*header)
         connection.endheaders()
         assert connection.getresponse().status == code
         connection.close()
