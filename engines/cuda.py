@@ -139,8 +139,8 @@ def _why_none(code: int) -> str:
         return f"this machine has no NVIDIA driver, so no GPU to run on; install the driver, {on_cpu}"
     if code == _OLD_DRIVER:
         return (
-            f"the NVIDIA driver ({_driver()}) is too old for this CUDA; update the driver, "
-            f"install an older cuda-bindings and tensorrt, {on_cpu}"
+            f"the NVIDIA driver ({_driver()}) is too old for this CUDA; update the driver, install the torch, "
+            f"tensorrt and cuda-bindings of an older CUDA (docs/gpu.md), {on_cpu}"
         )
     return f"the NVIDIA driver ({_driver()}) shows no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, {on_cpu}"
 
