@@ -308,6 +308,7 @@ def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Con
 
 def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Contender]:
     from engines.cuda import first_gpu
+    from engines.plan_file import RTX_RUNS_ON, runs_rtx
     from engines.tensorrt_build import build
     from engines.tensorrt_library import installed
 
@@ -316,7 +317,9 @@ def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Conte
             continue
         engine = cfg.out / f"{path.stem}-{name}.engine"
         try:
-            first_gpu()
+            gpu = first_gpu()
+            if name == "tensorrt-rtx" and not runs_rtx(gpu):
+                raise LineamentError(f"it runs on {RTX_RUNS_ON}, and this machine has {gpu.name}")
             report = build(path, engine, name, str(cfg.model), batches=(1, 1, max(cfg.batches)))
         except LineamentError as error:
             log.warning("%s is left out: %s", name, error)

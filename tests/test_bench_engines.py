@@ -11,6 +11,7 @@ import pytest
 
 from engines import bench as bench_module
 from engines.bench import BenchConfig, Contender, Latency, Row, bench, contenders, main, plot, table
+from engines.plan_file import Gpu
 from landmarks.types import Landmarker, LineamentError
 from tests.labelled import mean_face, write_wflw
 
@@ -146,6 +147,18 @@ def test_who_cannot_run_is_left_out_and_named_and_the_others_run(
     monkeypatch.setattr(bench_module, "contenders", lambda cfg: two(cfg)[:1])
     with pytest.raises(LineamentError, match="nothing here can run"):
         bench(cfg)
+
+
+def test_no_engine_is_built_for_a_gpu_that_cannot_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engines.cuda.first_gpu", lambda: Gpu("NVIDIA H100", (9, 0)))
+    monkeypatch.setattr("engines.tensorrt_library.installed", lambda name: name == "tensorrt-rtx")
+    monkeypatch.setattr("engines.tensorrt_build.build", lambda *args, **more: pytest.fail("one was built"))
+    cfg = BenchConfig(tmp_path / "tiny.safetensors", out=tmp_path)
+    assert list(bench_module._by_tensorrt(tmp_path / "tiny.onnx", cfg, 0.0)) == []
+    (record,) = caplog.records
+    assert "tensorrt-rtx is left out: it runs on RTX GPUs" in record.message and "NVIDIA H100" in record.message
 
 
 def test_models_of_other_crops_are_not_compared(told: tuple[str, Path], tmp_path: Path) -> None:
