@@ -40,7 +40,7 @@ def drawn_url(result: Result, settings: Settings) -> str:
     canvas = draw(result, WFLW98, settings.view)
     scale = _SHOWN_LONG_SIDE / max(canvas.shape[:2])
     if scale < 1:
-        size = (round(canvas.shape[1] * scale), round(canvas.shape[0] * scale))
+        size = (max(1, round(canvas.shape[1] * scale)), max(1, round(canvas.shape[0] * scale)))
         canvas = np.asarray(cv2.resize(canvas, size, interpolation=cv2.INTER_AREA), np.uint8)
     good, jpeg = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 90])
     if not good:

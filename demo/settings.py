@@ -46,7 +46,7 @@ class Settings:
             raise LineamentError(f"no setting is called {', '.join(sorted(map(str, unknown)))}")
         try:
             return replace(self, **{name: _CASTS[name](value) for name, value in values.items()})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise LineamentError(f"a setting has a value of the wrong kind: {error}") from None
 
     @property
