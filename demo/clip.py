@@ -61,7 +61,7 @@ def annotate(
     Raises Cancelled soon after the event is set, LineamentError for what is no clip or more than the limits allow.
     """
     check_clip(path, limits)
-    source = VideoSource(path)
+    source = VideoSource(path, max_pixels=int(limits.clip_megapixels * 1e6))
     source.name = "clip"  # the path is nobody's business
     video, jsonl = folder / "annotated.mp4", folder / "points.jsonl"
     rows: list[Row] = []

@@ -23,7 +23,7 @@ class Limits:
     clip_s: float = 120.0
     """Seconds of an uploaded clip."""
     clip_megapixels: float = 9.0
-    """Pixels of a clip's frame, in millions: 4K passes."""
+    """Pixels of a frame of a clip or a network camera, in millions: 4K passes. Larger ones are left out, undecoded."""
     clip_frames: int = 7200
     """Frames of a clip: two minutes at 60 a second. It also ends a clip that lies about its length."""
     visitors: int = 8

@@ -93,7 +93,8 @@ class LiveViews:
             if not isinstance(url, str):
                 raise LineamentError("the address of a camera is missing; write rtsp://user:password@host/path")
             analyst.settings = analyst.settings.changed(first)
-            await self._show(socket, NetworkCamera(url, self._cfg.allow_private), analyst)
+            max_pixels = int(self._cfg.limits.clip_megapixels * 1e6)
+            await self._show(socket, NetworkCamera(url, self._cfg.allow_private, max_pixels), analyst)
         except LineamentError as error:
             if socket.application_state is WebSocketState.CONNECTED:
                 await socket.send_text(json.dumps({"error": str(error)}))
@@ -167,14 +168,14 @@ def _watch(
     with Pipeline(source, analyst) as results:
         frames, ends_s = iter(results), time.monotonic() + seconds
         while not source.closed:
+            if time.monotonic() > ends_s:
+                return f"{seconds / 60:g} minutes are over; start it again to go on"
             if not wanted.wait(0.5):
                 continue
             wanted.clear()
             result = next(frames, None)
             if result is None:
                 break
-            if time.monotonic() > ends_s:
-                return f"{seconds / 60:g} minutes are over; start it again to go on"
             send(*_encoded(result, analyst.settings.schema, results.dropped))
     return "the stream has ended"
 
@@ -204,7 +205,7 @@ def _small(result: Result) -> Result:
     scale = _CAMERA_LONG_SIDE / max(height, width)
     if scale >= 1:
         return result
-    size = (round(width * scale), round(height * scale))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     bgr = np.asarray(cv2.resize(result.frame.bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
     tracks = tuple(
         replace(
@@ -242,7 +243,7 @@ def _object(text: str) -> dict[str, object]:
         raise LineamentError("a message came that is too long")
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise LineamentError("a message came that is no JSON object")

@@ -9,6 +9,7 @@ from typing import Self
 from demo.reach import resolve
 from demo.relay import HttpRelay, RtspRelay
 from landmarks.types import Frame, LineamentError
+from stream.image import MAX_PIXELS
 from stream.source import PacedSource, Source, VideoSource, redacted
 
 
@@ -18,11 +19,12 @@ class NetworkCamera:
     live = True
     still = False
 
-    def __init__(self, url: str, allow_private: bool) -> None:
+    def __init__(self, url: str, allow_private: bool, max_pixels: int = MAX_PIXELS) -> None:
+        """max_pixels: of a frame; larger ones are passed over undecoded."""
         self.name = redacted(url)
         self.fps: float | None = None
         self.frame_count: int | None = None
-        self._url, self._allow_private = url.strip(), allow_private
+        self._url, self._allow_private, self._max_pixels = url.strip(), allow_private, max_pixels
         self._source: Source | None = None
         self._relay: RtspRelay | HttpRelay | None = None
         self._stack = ExitStack()
@@ -37,7 +39,7 @@ class NetworkCamera:
         self._relay = RtspRelay(target) if target.scheme.startswith("rtsp") else HttpRelay(target, self._allow_private)
         try:
             self._stack.enter_context(self._relay)
-            video = VideoSource(self._relay.url)
+            video = VideoSource(self._relay.url, max_pixels=self._max_pixels)
             video.name = self.name  # not the relay's
             self._source = video
             video.__enter__()

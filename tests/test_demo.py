@@ -6,8 +6,10 @@ import asyncio
 import io
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import av
 import cv2
@@ -22,8 +24,10 @@ from demo.analyst import Analyst
 from demo.clip import Cancelled, annotate
 from demo.config import DemoConfig, Limits
 from demo.guard import Guard
+from demo.live import _changed, _encoded, _watch
 from demo.models import Models
-from demo.picture import compare, downloads, find, pts
+from demo.network_camera import NetworkCamera
+from demo.picture import compare, downloads, drawn_url, find, pts
 from demo.settings import Settings
 from demo.uploads import check_clip, decode_frame, read_picture
 from demo.visitors import Door, Tabs
@@ -37,6 +41,7 @@ from tests.demo_files import (
     sample_clip,
     tiff_of_two_sizes,
 )
+from tests.waiting import WAIT_S
 
 LIMITS = Limits()
 
@@ -90,6 +95,9 @@ def test_limits_are_above_zero_and_a_port_is_one() -> None:
         ({"max_faces": 1e9}, "max faces is 1000000000"),
         ({"max_faces": "many"}, "wrong kind"),
         ({"max_faces": float("nan")}, "wrong kind"),
+        ({"max_faces": float("inf")}, "wrong kind"),
+        ({"max_faces": 10**400}, "wrong kind"),
+        ({"confidence": 10**400}, "wrong kind"),
         ({"confidence": 2}, "confidence is 2"),
         ({"confidence": None}, "wrong kind"),
         ({"schema": "wflw99"}, "no set of points is called"),
@@ -232,6 +240,13 @@ def test_a_clip_that_hides_its_length_is_ended_by_the_limit(tmp_path: Path, mode
         annotate(clip, tmp_path, Settings(), models, Limits(clip_frames=30), threading.Event())
 
 
+def test_frames_that_grow_beyond_the_limit_are_passed_over_undecoded(tmp_path: Path, models: Models) -> None:
+    jpegs = [cv2.imencode(".jpg", np.zeros((side, side, 3), np.uint8))[1].tobytes() for side in (64, 400)]
+    (tmp_path / "a.mjpeg").write_bytes(jpegs[0] * 5 + jpegs[1] * 2)
+    limits, out = Limits(clip_megapixels=0.01), tmp_path / "out"
+    assert annotate(tmp_path / "a.mjpeg", out, Settings(), models, limits, threading.Event()).frames == 5
+
+
 def test_a_clip_becomes_a_video_lines_of_json_and_signals(tmp_path: Path, models: Models) -> None:
     clip = sample_clip(tmp_path / "a.mp4", frames=12)
     told: list[tuple[int, int | None]] = []
@@ -296,6 +311,59 @@ def test_visitors_do_not_see_one_anothers_faces(astronaut: U8, models: Models) -
             assert len(first(Frame(astronaut, "webcam", index, index / 30, 0.0)).tracks) == 1
         assert second(Frame(empty, "webcam", 0, 0.1, 0.0)).tracks == ()
         assert second(Frame(astronaut, "webcam", 1, 0.2, 0.0)).tracks[0].id == 1
+
+
+@pytest.mark.parametrize("hw", [(1, 7000), (7000, 1), (1, 1)])
+def test_a_picture_thinner_than_a_pixel_when_made_smaller_is_shown(models: Models, hw: tuple[int, int]) -> None:
+    result = find(np.zeros((*hw, 3), np.uint8), Settings(), models)
+    assert drawn_url(result, Settings()).startswith("data:image/jpeg")
+    _, jpeg = _encoded(result, "wflw98", 0)
+    assert decode_frame(jpeg).shape[:2] == tuple(max(1, round(side * min(1, 960 / max(hw)))) for side in hw)
+
+
+# ---- live views
+
+
+def test_a_message_of_a_page_that_is_nested_without_end_is_refused() -> None:
+    with pytest.raises(LineamentError, match="no JSON object"):
+        _changed(Settings(), "[" * 9000)
+
+
+class Still:
+    """A network camera that shows one picture until it is closed."""
+
+    live, still, name, fps, frame_count, closed = True, False, "camera", 30.0, None, False
+
+    def __enter__(self) -> Still:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self) -> Frame | None:
+        time.sleep(0.01)
+        return None if self.closed else Frame(np.zeros((60, 80, 3), np.uint8), "camera", 0, 0.0, time.monotonic())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_time_of_a_camera_ends_also_for_a_page_that_asks_for_no_frame(models: Models) -> None:
+    camera, ended = Still(), list[str]()
+    nothing_wanted = threading.Event()
+
+    def watch(analyst: Analyst) -> None:
+        ended.append(
+            _watch(cast("NetworkCamera", camera), analyst, nothing_wanted, lambda text, jpeg: None, seconds=0.05)
+        )
+
+    with Analyst(models, Settings()) as analyst:
+        thread = threading.Thread(target=watch, args=(analyst,))
+        thread.start()
+        thread.join(WAIT_S)
+        camera.close()
+        thread.join(WAIT_S)
+    assert ended and "minutes are over" in ended[0]
 
 
 # ---- visitors

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import av
 import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -254,6 +255,16 @@ def test_a_stream_of_jpegs_comes_through_the_relay(web: Web) -> None:
     with NetworkCamera(f"{web.url}/video", allow_private=True) as camera:
         frame = camera.read()
         assert frame is not None and frame.bgr.shape == (120, 160, 3)
+
+
+def test_frames_of_a_camera_that_are_too_large_are_passed_over_undecoded(web: Web) -> None:
+    jpegs = [cv2.imencode(".jpg", np.zeros((side, side, 3), np.uint8))[1].tobytes() for side in (64, 400)]
+    body = b"".join(b"--cut\r\nContent-Type: image/jpeg\r\n\r\n" + jpegs[i % 2] + b"\r\n" for i in range(8))
+    web.pages["/video"] = (200, {"Content-Type": "multipart/x-mixed-replace; boundary=cut"}, body)
+    with NetworkCamera(f"{web.url}/video", allow_private=True, max_pixels=10_000) as camera:
+        for _ in range(3):
+            frame = camera.read()
+            assert frame is not None and frame.bgr.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
