@@ -40,7 +40,7 @@ def video_tab(demo: Demo, controls: Controls) -> None:
 
     def work(path: str | None, values: Values, request: gr.Request, progress: gr.Progress) -> str:
         page, rows = session(request), list[Row]()
-        begun = demo.tabs.job(page, values[job])
+        begun = demo.tabs.turn(page, values[job])
         if begun is None:
             return page_parts.note("Cancelled.")
         cancelled, folder = begun

@@ -69,8 +69,10 @@ class Door:
 class _Tab:
     """What one open page has here."""
 
-    cancelled: list[threading.Event] = field(default_factory=list)
-    """of the jobs under way"""
+    begun: threading.Event | None = None
+    """what ends the last job that was begun; its turn may never come, where the queue is full"""
+    running: list[threading.Event] = field(default_factory=list)
+    """what ends the jobs under way"""
     folders: list[Path] = field(default_factory=list)
     uploads: set[Path] = field(default_factory=set)
     """folders; the same content lies in the same one, whatever it is called"""
@@ -100,26 +102,31 @@ class Tabs:
         with self._lock:
             tab = self._tab(session)
             old, tab.folders, tab.result = tab.folders, [folder], None
-            tab.cancelled.append(cancelled)
+            tab.begun = cancelled
         _delete(old)
         return cancelled, folder
 
-    def job(self, session: str, name: str) -> tuple[threading.Event, Path] | None:
-        """What `begin` gave with a folder of this name; None where another job took its place, or the page is gone."""
+    def turn(self, session: str, name: str) -> tuple[threading.Event, Path] | None:
+        """The turn of the job has come that `begin` gave a folder of this name: what it gave. It runs until `end`.
+
+        None where another job took its place, or the page is gone.
+        """
         with self._lock:
             tab = self._tabs.get(session)
-            if tab and tab.cancelled and tab.folders and tab.folders[-1].name == name:
-                return tab.cancelled[-1], tab.folders[-1]
+            if tab and tab.begun and tab.folders and tab.folders[-1].name == name:
+                tab.running.append(tab.begun)
+                return tab.begun, tab.folders[-1]
         return None
 
     def end(self, session: str, cancelled: threading.Event, result: object = None) -> None:
         """The job that `begin` gave this event is over. result: kept until the next job begins or the page goes."""
         with self._lock:
             tab = self._tabs.get(session)
-            if tab and cancelled in tab.cancelled:
-                tab.cancelled.remove(cancelled)
-                tab.result = result
+            if tab and cancelled in tab.running:
+                tab.running.remove(cancelled)
                 tab.used_s = time.monotonic()
+            if tab and cancelled is tab.begun:
+                tab.begun, tab.result = None, result
 
     def result(self, session: str) -> object:
         """What the page's last job left; None where there is none."""
@@ -153,7 +160,7 @@ class Tabs:
         """Closes the pages that did nothing for so long: their visitors left without a word, or forgot them."""
         oldest_s = time.monotonic() - age_s
         with self._lock:
-            idle = [session for session, tab in self._tabs.items() if tab.used_s < oldest_s and not tab.cancelled]
+            idle = [session for session, tab in self._tabs.items() if tab.used_s < oldest_s and not tab.running]
         for session in idle:
             self.close(session)
         # empty files that the reading of uploads leaves behind
@@ -179,7 +186,7 @@ class Tabs:
     def _end_jobs(self, session: str) -> bool:
         with self._lock:
             tab = self._tabs.get(session)
-            jobs = list(tab.cancelled) if tab else []
+            jobs = [*tab.running, *([tab.begun] if tab.begun else [])] if tab else []
         for cancelled in jobs:
             cancelled.set()
         return bool(jobs)

@@ -404,13 +404,14 @@ def test_a_page_has_one_result_at_a_time(tmp_path: Path) -> None:
     second, new = tabs.begin("ann")
     assert first.is_set() and not second.is_set()
     assert not old.exists() and new.exists()
-    assert tabs.job("ann", new.name) == (second, new)
-    assert tabs.job("ann", old.name) is None and tabs.job("bob", new.name) is None
+    assert tabs.turn("ann", old.name) is None and tabs.turn("bob", new.name) is None
+    assert tabs.turn("ann", new.name) == (second, new)
     assert tabs.cancel("ann") and second.is_set()
-    for job in (first, second):
-        tabs.end("ann", job)
+    for job, result in ((second, "new"), (first, "old")):
+        tabs.end("ann", job, result)
+    assert tabs.result("ann") == "new"
     assert not tabs.cancel("ann")
-    assert tabs.job("ann", new.name) is None
+    assert tabs.turn("ann", new.name) is None
 
 
 @pytest.mark.parametrize("place", ["../kept/a.png", "sample/sample.mp4", "a.png", f"x/{'a' * 64}/a.png"])
@@ -429,10 +430,22 @@ def test_pages_that_went_without_a_word_are_swept_and_those_at_work_are_not(tmp_
     done, finished = tabs.begin("ann")
     tabs.end("ann", done)
     _, working = tabs.begin("bob")
+    tabs.turn("bob", working.name)
     tabs.sweep(age_s=60)
     assert finished.exists()
     tabs.sweep(age_s=-1)
     assert not finished.exists() and working.exists()
+
+
+def test_a_job_whose_turn_never_came_keeps_no_files(tmp_path: Path) -> None:
+    tabs = Tabs(tmp_path)
+    tabs.begin("ann")  # and before its turn came the button was pressed again
+    again, made = tabs.begin("ann")
+    tabs.turn("ann", made.name)
+    tabs.end("ann", again)
+    _, waiting = tabs.begin("bob")  # and the queue was full
+    tabs.sweep(age_s=-1)
+    assert len(tabs) == 0 and not made.exists() and not waiting.exists()
 
 
 # ---- guard
