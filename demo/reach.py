@@ -22,6 +22,8 @@ PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 10.0
 _METADATA = frozenset({"100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254"})
 """where clouds keep their secrets outside of the link-local range"""
+_LOCAL = tuple(ipaddress.ip_network(net) for net in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20"))
+"""no public ones, although `ipaddress` takes some or all of their addresses for such"""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -108,7 +110,7 @@ def _check(ip: str, host: str, allow_private: bool) -> None:
         secret = inner.is_link_local or inner.is_multicast or inner.is_unspecified or str(inner) in _METADATA
         if secret or (inner.is_reserved and not inner.is_loopback):
             raise LineamentError(f"{host} leads to {ip}, which is never opened from here; give a camera's own address")
-        if not inner.is_global and not allow_private:
+        if not allow_private and (not inner.is_global or any(inner in net for net in _LOCAL)):
             raise LineamentError(
                 f"{host} leads to {ip}, in a private network; start the demo with --allow-private to open such cameras"
             )

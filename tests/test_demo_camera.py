@@ -76,7 +76,26 @@ def test_some_addresses_are_never_opened_however_they_are_written(host: str, all
         resolve(f"http://{host}/latest/meta-data", allow_private)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "127.1", "10.0.0.5", "192.168.1.9"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
+        "2130706433",
+        "127.1",
+        "10.0.0.5",
+        "192.168.1.9",
+        "192.0.0.9",
+        "192.88.99.1",
+        "[2002:c058:6301::]",
+        "[::ffff:192.88.99.1]",
+        "[fec0::1]",
+        "[feff::a9fe:a9fe]",
+        "[3fff::1]",
+        "[fd00::1]",
+    ],
+)
 def test_private_networks_need_a_flag(host: str) -> None:
     with pytest.raises(LineamentError, match="--allow-private"):
         resolve(f"rtsp://{host}/live", allow_private=False)
