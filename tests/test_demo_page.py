@@ -38,6 +38,7 @@ from demo.bench import browser_with_camera, chromium, free_port
 from landmarks.types import U8
 from stream.sample import Sample
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
+from tests.mjpeg import mjpeg_server, turning_head
 
 Points = NDArray[np.float64]
 
@@ -462,6 +463,49 @@ def test_an_address_that_may_not_be_opened_is_told_in_the_page(browser: Browser,
             page.get_by_label("address of the camera").fill(address)
             page.click("#camera [data-ln=start]")
             expect(page.locator("#camera [data-ln=error]")).to_contain_text(says)
+
+
+HELD = """(name) => {
+    const [view, Socket] = [Lineament.views[name], window.WebSocket];
+    const { server } = view;
+    Object.assign(window, { sockets: [], held: [] });
+    window.WebSocket = class extends Socket { constructor(url) { super(url); sockets.push(this); } };
+    // a ticket comes when the test says so
+    view.server = { ticket: (_) => new Promise((ready) => held.push(() => ready(server.ticket(0)))) };
+}"""
+LET_GO = "held.splice(0).forEach((go) => go())"
+CLOSED = "count => sockets.length === count && sockets.every((socket) => socket.readyState === 3)"
+
+
+@pytest.mark.parametrize(("name", "title", "begin"), [("webcam", "Live", "sample"), ("camera", "Camera", "start")])
+def test_a_view_that_is_stopped_or_started_anew_while_it_connects_leaves_no_socket_open(
+    browser: Browser, server: Server, name: str, title: str, begin: str
+) -> None:
+    with mjpeg_server(turning_head()) as address, visit(browser, server) as page:
+        tab(page, title)
+        if name == "camera":
+            page.get_by_label("address of the camera").fill(address)
+        page.evaluate(HELD, name)
+        part = f"#{'live' if name == 'webcam' else name} [data-ln="
+        page.click(f"{part}{begin}]")
+        page.wait_for_function("held.length === 1")
+        page.click(f"{part}stop]")  # which can be pressed already
+        page.evaluate(LET_GO)
+        page.wait_for_function(CLOSED, arg=1)
+        assert page.evaluate(f"Lineament.views.{name}.socket === null && !Lineament.views.{name}.running")
+        for waiting in (1, 2):
+            page.click(f"{part}{begin}]")
+            page.wait_for_function(f"held.length === {waiting}")
+        page.evaluate(LET_GO)
+        running(page, name, frames=3)
+        page.wait_for_function("sockets.length === 3")
+        page.wait_for_function(f"sockets.every((s) => s.readyState === (s === Lineament.views.{name}.socket ? 1 : 3))")
+        if name == "webcam":  # a connection that is taken up again
+            page.evaluate("sockets[2].close(); sockets[1].close()")
+            page.wait_for_function("held.length === 1")
+        page.click(f"{part}stop]")
+        page.evaluate(LET_GO)
+        page.wait_for_function(CLOSED, arg=4 if name == "webcam" else 3)
 
 
 # ---- where others can reach it

@@ -111,7 +111,8 @@ window.Lineament = (() => {
       this.meter = new Meter();
       this.view = { mirror: false, shown: ["points", "curves"] };
       this.settings = {};
-      this.socket = null; this.running = false; this.opened = 0;
+      this.socket = null; this.running = false;
+      this.turn = null; // of what was started last; what belongs to an earlier one ends by itself
       element.lineament = this; // for tests and the curious
     }
     say(text) { this.status.textContent = text; }
@@ -124,7 +125,8 @@ window.Lineament = (() => {
       this.settings = { ...settings, shown: this.view.shown };
       if (this.socket?.readyState === 1) this.socket.send(JSON.stringify(this.settings));
     }
-    async connect() {
+    // opens a socket and takes it for this view; where the turn is over meanwhile, closes it and says false
+    async connect(turn) {
       const ticket = await this.server.ticket(0);
       const root = window.gradio_config?.root || location.origin + location.pathname;
       const url = new URL(`lineament/${this.path}?ticket=${encodeURIComponent(ticket)}`, root.replace(/\/?$/, "/"));
@@ -134,8 +136,9 @@ window.Lineament = (() => {
       socket.onmessage = (event) => { if (socket === this.socket) this.heard(event.data); };
       socket.onclose = (event) => { if (socket === this.socket) this.closed(event); };
       await new Promise((ready, failed) => { socket.onopen = ready; socket.onerror = () => failed(new Error("the demo does not answer; is it still running?")); });
+      if (turn !== this.turn) { socket.close(); return false; }
       this.socket = socket;
-      return socket;
+      return true;
     }
     drop() { const socket = this.socket; this.socket = null; socket?.close(); }
     shown(result, latencyMs) {
@@ -168,16 +171,13 @@ window.Lineament = (() => {
       this.stop("");
       this.fail(""); this.running = true; this.kind = kind;
       const turn = (this.turn = {});
-      this.element.dataset.state = "starting";
+      this.element.dataset.state = "starting"; this.buttons();
       this.say(kind === "camera" ? "asking for the camera" : "loading the sample");
       try {
         await this.open(kind, turn);
-        if (turn !== this.turn) return;
-        await this.connect();
-        if (turn !== this.turn) return this.drop();
+        if (turn !== this.turn || !(await this.connect(turn))) return;
         this.socket.send(JSON.stringify(this.settings));
         this.meter.reset(); this.inFlight = false;
-        this.buttons();
         this.watch(turn);
       } catch (error) {
         if (turn !== this.turn) return;
@@ -225,7 +225,8 @@ window.Lineament = (() => {
       if (this.grab.width !== width || this.grab.height !== height) Object.assign(this.grab, { width, height });
       this.grab.getContext("2d", { alpha: false }).drawImage(this.video, 0, 0, width, height);
       const blob = await new Promise((ready) => this.grab.toBlob(ready, "image/jpeg", QUALITY));
-      if (turn !== this.turn || this.socket?.readyState !== 1 || !blob) { this.inFlight = false; return; }
+      if (turn !== this.turn) return;
+      if (this.socket?.readyState !== 1 || !blob) { this.inFlight = false; return; }
       this.encodedMs = performance.now();
       this.mostWaiting = Math.max(this.mostWaiting, this.socket.bufferedAmount);
       this.socket.send(blob);
@@ -252,7 +253,10 @@ window.Lineament = (() => {
         if (turn !== this.turn || !this.running) return;
         if (!this.visible()) { setTimeout(again, 1000); return; } // a view that nobody looks at takes no place
         this.retries += 1;
-        try { await this.connect(); this.socket.send(JSON.stringify(this.settings)); this.inFlight = false; } catch (error) { this.closed({}); }
+        try {
+          if (!(await this.connect(turn))) return;
+          this.socket.send(JSON.stringify(this.settings)); this.inFlight = false;
+        } catch (error) { if (turn === this.turn) this.closed({}); }
       };
       setTimeout(again, 500 * 2 ** this.retries);
     }
@@ -283,19 +287,23 @@ window.Lineament = (() => {
       this.find("start").onclick = () => this.start();
       this.find("stop").onclick = () => this.stop("");
       this.address.onkeydown = (event) => { if (event.key === "Enter") this.start(); };
-      window.addEventListener("pagehide", () => this.drop());
+      window.addEventListener("pagehide", () => this.stop(""));
     }
     set(settings, view) { super.set(settings, { ...view, mirror: false }); } // only oneself is looked at as in a mirror
     async start() {
       this.stop(""); this.fail("");
       if (!this.address.value.trim()) { this.fail("write the camera's address first"); this.address.focus(); return; }
+      const turn = (this.turn = {});
       this.element.dataset.state = "starting"; this.running = true; this.buttons();
       this.say("opening the camera");
       try {
-        await this.connect();
+        if (!(await this.connect(turn))) return;
         this.meter.reset();
         this.socket.send(JSON.stringify({ ...this.settings, url: this.address.value.trim() }));
-      } catch (error) { this.stop(""); this.fail(error.message || String(error)); }
+      } catch (error) {
+        if (turn !== this.turn) return;
+        this.stop(""); this.fail(error.message || String(error));
+      }
     }
     async heard(data) {
       if (typeof data === "string") {
@@ -316,7 +324,7 @@ window.Lineament = (() => {
       this.visible() ? next() : setTimeout(next, 1000);
     }
     closed() { if (this.running) { this.stop(""); if (this.error.hidden) this.fail("the connection to the demo is lost; start again"); } }
-    stop(text) { this.running = false; this.drop(); this.say(text); this.element.dataset.state = "stopped"; this.buttons(); }
+    stop(text) { this.running = false; this.turn = null; this.drop(); this.say(text); this.element.dataset.state = "stopped"; this.buttons(); }
     buttons() { this.find("stop").disabled = !this.running; }
   }
 
