@@ -113,11 +113,11 @@ def raw_h264(path: Path, frames: int) -> Path:
     return path
 
 
-def sample_clip(path: Path, frames: int, size_hw: tuple[int, int] = (240, 320)) -> Path:
-    """The sample's first frames, 30 a second."""
+def sample_clip(path: Path, frames: int, size_hw: tuple[int, int] = (240, 320), fps: float = 30.0) -> Path:
+    """The sample's first frames."""
     sample = Sample(size_hw=size_hw)
-    with VideoSink(path, sample.fps) as sink:
+    with VideoSink(path, fps) as sink:
         for index in range(frames):
             bgr = sample.render(index)
-            sink.write(Result(Frame(bgr, "sample", index, index / sample.fps, 0.0), ()), bgr)
+            sink.write(Result(Frame(bgr, "sample", index, index / fps, 0.0), ()), bgr)
     return path

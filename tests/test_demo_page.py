@@ -356,12 +356,14 @@ def test_a_clip_becomes_a_video_that_plays_points_and_plots(browser: Browser, se
         assert len(download.value.path().read_text().splitlines()) == 30
 
 
-def test_a_clip_can_be_cancelled_at_work_and_while_it_waits(browser: Browser, server: Server) -> None:
+def test_a_clip_can_be_cancelled_at_work_and_while_it_waits(browser: Browser, server: Server, tmp_path: Path) -> None:
+    clip = sample_clip(tmp_path / "a.mp4", frames=990, fps=60.0)  # so many that none is done soon
     with visit(browser, server) as first, visit(browser, server) as second:
         for page in (first, second):
             tab(page, "Video")
-        for page, sign in ((first, "/250"), (second, "queue")):
-            page.get_by_role("button", name="Use the sample").locator("visible=true").click()
+            upload(page, "video-file", clip)
+        for page, sign in ((first, "/990"), (second, "queue")):
+            page.get_by_role("button", name="Annotate").click()
             expect(page.locator("#video-result")).to_contain_text(sign, timeout=WAIT_MS)
         for page in (second, first):
             page.get_by_role("button", name="Cancel").click()
