@@ -134,8 +134,8 @@ def test_every_head_learns(tmp_path: Path, head: str) -> None:
 
 @pytest.fixture
 def childless() -> Iterator[None]:
-    """Takes back the handler of SIGCHLD that PyTorch leaves behind once it has had workers: where other tests had loaded
-    all runtimes into the process, the next child to end after it ended the process too (SIGSEGV)."""
+    """Takes back the handler of SIGCHLD that PyTorch leaves behind once it has had workers: where other tests had
+    loaded all runtimes into the process, the next child to end after it ended the process too (SIGSEGV)."""
     before = signal.getsignal(signal.SIGCHLD)
     yield
     signal.signal(signal.SIGCHLD, before)
