@@ -12,7 +12,6 @@ ends with its input, and by itself when the server takes nothing for some second
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import logging
 import os
@@ -76,19 +75,19 @@ def main() -> int:
 
 def _relay(order: Order, orders: BinaryIO, answers: BinaryIO) -> None:
     form, options = _FORMATS[order.url.split("://")[0].lower()]
-    faulthandler.dump_traceback_later(STUCK_S, exit=True)
+    signal.alarm(STUCK_S)  # whatever this process is stuck in then, the system ends it
     container = av.open(order.url, "w", format=form, options=options)
     encoder = VideoEncoder(container, H264, order.fps, (order.height, order.width))
     size, up = order.height * 3 // 2 * order.width, False
     while len(data := orders.read(STAMP.size + size)) == STAMP.size + size:
         yuv = np.frombuffer(data, np.uint8, offset=STAMP.size).reshape(-1, order.width)
-        faulthandler.dump_traceback_later(STUCK_S, exit=True)
+        signal.alarm(STUCK_S)
         encoder.add(yuv, STAMP.unpack_from(data)[0])
-        faulthandler.cancel_dump_traceback_later()
+        signal.alarm(0)
         if not up:
             _answer(answers, "up")
             up = True
-    faulthandler.dump_traceback_later(STUCK_S, exit=True)
+    signal.alarm(STUCK_S)
     encoder.finish()
 
 
