@@ -58,6 +58,7 @@ class Order:
 def main() -> int:
     """0 when the input ended and the server has everything; else 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process when it is done
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     orders, answers = sys.stdin.buffer, sys.stdout.buffer
     line = orders.readline()
     if not line:
