@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import WAIT_S
+from tests.waiting import beside
 
 H264 = "x264enc tune=zerolatency key-int-max=30 ! rtph264pay name=pay0"
 H265 = "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=30 ! rtph265pay config-interval=1 name=pay0"
@@ -109,11 +109,11 @@ Fault = Callable[[random.Random, bytes], Iterator[bytes | float]]
 @contextmanager
 def tcp_relay(to: int, fault: Fault) -> Iterator[int]:
     """Its port; carries connections on to a port of this machine, and what comes back as fault says, seed 0."""
-    stopped, rng = threading.Event(), random.Random(0)
+    rng = random.Random(0)
     with ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.1)
 
-        def carry(source: socket.socket, target: socket.socket, changed: Fault) -> None:
+        def carry(source: socket.socket, target: socket.socket, changed: Fault, stopped: threading.Event) -> None:
             with suppress(OSError):
                 while not stopped.is_set():
                     try:
@@ -131,27 +131,25 @@ def tcp_relay(to: int, fault: Fault) -> Iterator[int]:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
-        def accept() -> None:
-            while not stopped.is_set():
-                try:
-                    caller, _ = listening.accept()
-                except TimeoutError:
-                    continue
+        def accept(stopped: threading.Event) -> None:
+            for caller in _callers(listening, stopped):
                 server = socket.create_connection(("127.0.0.1", to))
                 for one, other, changed in ((caller, server, _unchanged), (server, caller, fault)):
                     stack.callback(one.close)
                     one.settimeout(0.1)
-                    thread = threading.Thread(target=carry, args=(one, other, changed), name="relay")
+                    thread = threading.Thread(target=carry, args=(one, other, changed, stopped), name="relay")
                     stack.callback(thread.join, 60.0)
                     thread.start()
 
-        thread = threading.Thread(target=accept, name="relay's door")
-        thread.start()
-        try:
+        with beside(accept, "relay's door"):
             yield listening.getsockname()[1]
-        finally:
-            stopped.set()
-            thread.join(60.0)
+
+
+def _callers(listening: socket.socket, stopped: threading.Event) -> Iterator[socket.socket]:
+    """Whoever connects, until stopped."""
+    while not stopped.is_set():
+        with suppress(TimeoutError):
+            yield listening.accept()[0]
 
 
 def _unchanged(rng: random.Random, data: bytes) -> Iterator[bytes | float]:
@@ -163,23 +161,12 @@ def tcp_server(talk: Callable[[socket.socket], None]) -> Iterator[int]:
     """Its port; talks to one caller after the other."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.1)
-        stopped = threading.Event()
 
-        def serve() -> None:
-            while not stopped.is_set():
-                try:
-                    caller, _ = listening.accept()
-                except TimeoutError:
-                    continue
-                with caller:
+        def serve(stopped: threading.Event) -> None:
+            for caller in _callers(listening, stopped):
+                with caller, suppress(OSError):
                     caller.settimeout(0.5)
-                    with suppress(OSError):
-                        talk(caller)
+                    talk(caller)
 
-        thread = threading.Thread(target=serve, name="tcp server")
-        thread.start()
-        try:
+        with beside(serve, "tcp server"):
             yield listening.getsockname()[1]
-        finally:
-            stopped.set()
-            thread.join(WAIT_S)

@@ -29,7 +29,7 @@ from stream.pipeline import Pipeline
 from stream.sample import Sample
 from stream.source import VideoSource, open_source
 from tests.rtsp import Fault, rtsp_server, tcp_relay, tcp_server
-from tests.waiting import WAIT_S
+from tests.waiting import WAIT_S, beside
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE_HW = (240, 320)
@@ -69,9 +69,8 @@ def frames_of(source: HealingSource, n: int) -> list[Frame]:
 @contextmanager
 def sender(port: int) -> Iterator[None]:
     """Sends the sample to that port as a camera does, 30 frames a second, with a whole picture every 10."""
-    stopped = threading.Event()
 
-    def send() -> None:
+    def send(stopped: threading.Event) -> None:
         sample, index = Sample(SIZE_HW, noise=0.0), 0
         with av.open(f"udp://127.0.0.1:{port}?pkt_size=1316", "w", format="mpegts") as container:
             stream = container.add_stream(
@@ -84,24 +83,19 @@ def sender(port: int) -> Iterator[None]:
                 container.mux(stream.encode(picture))
                 index += 1
 
-    thread = threading.Thread(target=send, name="sender")
-    thread.start()
-    try:
+    with beside(send, "sender"):
         yield
-    finally:
-        stopped.set()
-        thread.join(WAIT_S)
 
 
 @contextmanager
 def udp_relay(to: int, fate: Callable[[random.Random, bytes], list[bytes]]) -> Iterator[int]:
     """Its port; what comes there goes on to `to` as fate says: lost, doubled, garbled, later."""
-    stopped, rng = threading.Event(), random.Random(0)
+    rng = random.Random(0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.bind(("127.0.0.1", 0))
         own.settimeout(0.1)
 
-        def carry() -> None:
+        def carry(stopped: threading.Event) -> None:
             late: list[bytes] = []
             while not stopped.is_set():
                 with suppress(OSError):  # silence, or nobody listens yet
@@ -111,13 +105,8 @@ def udp_relay(to: int, fate: Callable[[random.Random, bytes], list[bytes]]) -> I
                     # one in ten comes again, behind the one after it
                     late = [data] if rng.random() < 0.1 else []
 
-        thread = threading.Thread(target=carry, name="relay")
-        thread.start()
-        try:
+        with beside(carry, "relay"):
             yield own.getsockname()[1]
-        finally:
-            stopped.set()
-            thread.join(WAIT_S)
 
 
 def free_port() -> int:
