@@ -9,8 +9,8 @@ from typing import Self
 from demo.reach import resolve
 from demo.relay import HttpRelay, RtspRelay
 from landmarks.types import Frame, LineamentError
-from stream.image import MAX_PIXELS
-from stream.source import PacedSource, Source, VideoSource, redacted
+from stream import MAX_PIXELS
+from stream.source import PacedSource, Source, VideoSource, redacted_spec
 
 
 class NetworkCamera:
@@ -21,7 +21,7 @@ class NetworkCamera:
 
     def __init__(self, url: str, allow_private: bool, max_pixels: int = MAX_PIXELS) -> None:
         """max_pixels: of a frame; larger ones are passed over undecoded."""
-        self.name = redacted(url)
+        self.name = redacted_spec(url)
         self.fps: float | None = None
         self.frame_count: int | None = None
         self._url, self._allow_private, self._max_pixels = url.strip(), allow_private, max_pixels

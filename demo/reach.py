@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from landmarks.types import LineamentError
-from stream.source import redacted
+from stream.source import redacted_spec
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 """the schemes that are taken, and where they listen"""
@@ -54,13 +54,13 @@ def resolve(url: str, allow_private: bool) -> Target:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise LineamentError(f"{redacted(url)} is no address; write rtsp://user:password@host:port/path") from None
+        raise LineamentError(f"{redacted_spec(url)} is no address; write rtsp://user:password@host:port/path") from None
     if parts.scheme not in PORTS:
         raise LineamentError(
             f"addresses of kind {parts.scheme or 'none'!r} are not opened here; write one of {', '.join(PORTS)}://"
         )
     if not host:
-        raise LineamentError(f"{redacted(url)} names no host; write {parts.scheme}://host/path")
+        raise LineamentError(f"{redacted_spec(url)} names no host; write {parts.scheme}://host/path")
     port = port or PORTS[parts.scheme]
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

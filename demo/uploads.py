@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from demo.config import Limits
 from landmarks.types import U8, LineamentError
+from stream.image import bgr_of
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of one picture from a webcam; the page sends far smaller ones"""
@@ -146,9 +147,6 @@ def _by_opencv(path: Path) -> U8 | None:
 
 def _by_pillow(picture: Image.Image) -> U8:
     try:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
-            return np.repeat(np.clip(np.asarray(upright) // 256, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-        return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
+        return bgr_of(ImageOps.exif_transpose(picture))
     except (*_DAMAGED, Image.DecompressionBombError):
         raise LineamentError("the picture is damaged; does another program open it?") from None

@@ -8,7 +8,6 @@ cameras:
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from landmarks.types import LineamentError
-from stream.sink import check_not_source, is_address
+from stream.sink import check_not_source, is_address, numbered
 from stream.source import redacted_spec
 
 _DEEPEST = 20
@@ -40,9 +39,7 @@ def named(specs: Sequence[str], outputs: Sequence[str]) -> list[Camera]:
     """A camera for each of several specs. outputs: paths with {name} in them, or '-'."""
     names: list[str] = []
     for spec in specs:
-        stem = _name(spec)
-        numbered = (f"{stem}-{number}" for number in itertools.count(2))
-        names.append(next(name for name in itertools.chain([stem], numbered) if name not in names))
+        names.append(next(name for name in numbered(_name(spec)) if name not in names))
     return [Camera(name, spec, with_name(outputs, name)) for name, spec in zip(names, specs)]
 
 
@@ -75,8 +72,7 @@ def in_life(path: str, life: int) -> str:
         return path
     folder, file = ("/", path.rstrip("/")) if path.endswith("/") else ("", path)
     stem, suffix = (file, "") if folder else os.path.splitext(file)
-    others = (f"{stem}-{number}{suffix}" for number in itertools.count(life))
-    return next(other for other in others if not os.path.exists(other)) + folder
+    return next(other for other in numbered(stem, suffix, life) if not os.path.exists(other)) + folder
 
 
 def read_cameras(path: Path) -> list[Camera]:

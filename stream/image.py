@@ -14,10 +14,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from landmarks.types import U8, LineamentError
+from stream import MAX_PIXELS
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
-MAX_PIXELS = 100_000_000
-"""a larger picture is refused undecoded: it would take more than 300 MB"""
 MAX_SIDE_PX = 32766
 """OpenCV cannot cut crops out of anything longer"""
 
@@ -42,6 +41,14 @@ def read_image(path: Path) -> U8:
     if bgr is None:
         raise LineamentError(f"cannot read {path}: not a picture, or a damaged one; does another program open it?")
     return bgr
+
+
+def bgr_of(picture: Image.Image) -> U8:
+    """(H, W, 3) uint8 BGR of what Pillow has opened. Raises what Pillow raises for a damaged one."""
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+        grey = np.clip(np.asarray(picture) // 256, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.ascontiguousarray(np.asarray(picture.convert("RGB"), np.uint8)[..., ::-1])
 
 
 def write_image(path: Path, bgr: U8) -> None:
@@ -109,7 +116,8 @@ def _decoded(data: bytes, header: _Header) -> U8 | None:
     """(H, W, 3) uint8 BGR, upright; None where it cannot be decoded."""
     try:
         if header.kind == "JPEG2000":  # a damaged one ends the process within OpenCV
-            return _by_pillow(data)
+            with Image.open(io.BytesIO(data)) as picture:
+                return bgr_of(picture)
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except (cv2.error, OSError, ValueError, SyntaxError):
         return None
@@ -119,17 +127,14 @@ def _decoded(data: bytes, header: _Header) -> U8 | None:
     return _upright(np.asarray(bgr, np.uint8), header.orientation if header.kind == "WEBP" else 1)
 
 
-def _by_pillow(data: bytes) -> U8:
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.mode.startswith("I"):  # 16 bit
-            grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), np.uint8)
-        return np.ascontiguousarray(np.asarray(picture.convert("RGB"), np.uint8)[..., ::-1])
-
-
 def _upright(bgr: U8, orientation: int) -> U8:
-    if orientation >= 5:
+    return turned(bgr, 5 <= orientation <= 8, orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8))
+
+
+def turned(bgr: U8, transposed: bool, mirror_x: bool, mirror_y: bool) -> U8:
+    """bgr with rows made columns, then left and right, top and bottom exchanged: each of the eight ways to lie."""
+    if transposed:
         bgr = np.asarray(cv2.transpose(bgr), np.uint8)
-    # around the vertical axis, the horizontal one, or both
-    flips = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
-    return np.asarray(cv2.flip(bgr, flips[orientation]), np.uint8) if orientation in flips else bgr
+    if mirror_x or mirror_y:
+        bgr = np.asarray(cv2.flip(bgr, -1 if mirror_x and mirror_y else int(mirror_x)), np.uint8)
+    return bgr

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -334,8 +334,7 @@ class ImageSink(_FileSink):
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             return f"{frame.index:06d}.jpg"
         # a.png and a.jpg may lie in one folder
-        numbered = (f"{source.stem}-{number}.jpg" for number in itertools.count(2))
-        return next(name for name in itertools.chain([f"{source.stem}.jpg"], numbered) if name not in self._names)
+        return next(name for name in numbered(source.stem, ".jpg") if name not in self._names)
 
 
 class WindowSink:
@@ -448,6 +447,11 @@ def has_display() -> bool:
         return subprocess.run(probe, capture_output=True, timeout=30).returncode == 0
     except subprocess.TimeoutExpired:
         return False
+
+
+def numbered(stem: str, suffix: str = "", first: int = 1) -> Iterator[str]:
+    """a.jpg, a-2.jpg, a-3.jpg and so on without end, from the first-th."""
+    return (f"{stem}{f'-{number}' * (number > 1)}{suffix}" for number in itertools.count(first))
 
 
 def check_not_source(target: Path, source: str) -> None:

@@ -31,7 +31,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from landmarks.types import U8, Frame, LineamentError
-from stream.image import IMAGE_SUFFIXES, MAX_PIXELS, MAX_SIDE_PX, check_file, read_image
+from stream import MAX_PIXELS
+from stream.image import IMAGE_SUFFIXES, MAX_SIDE_PX, check_file, read_image, turned
 from stream.interrupt import Wait
 from stream.sample import Sample
 
@@ -319,8 +320,9 @@ class VideoSource(_Source):
         time_s = self._last_s if stamp is None else stamp - self._first_s
         if stamp is not None and not self.live and not -_LEAP_BACK_S < time_s - self._last_s < _LEAP_S:
             # recordings joined end to end: each part has times of its own
-            self._first_s = stamp - self._last_s - step
-        self._last_s = time_s if self._last_s < time_s < self._last_s + _LEAP_S else self._last_s + step
+            time_s = self._last_s + step
+            self._first_s = stamp - time_s
+        self._last_s = time_s if time_s > self._last_s else self._last_s + step
         return self._last_s
 
     def _end(self, took_s: float) -> None:
@@ -537,12 +539,7 @@ def _upright(bgr: U8, picture: av.VideoFrame) -> U8:
         return bgr
     # (x, y) is shown at (a x + c y, b x + d y)
     a, b, c, d = matrix
-    if swapped := abs(b) > abs(a):
-        bgr = np.asarray(cv2.transpose(bgr), np.uint8)
-    mirror_x, mirror_y = (c < 0, b < 0) if swapped else (a < 0, d < 0)
-    if mirror_x or mirror_y:
-        bgr = np.asarray(cv2.flip(bgr, -1 if mirror_x and mirror_y else int(mirror_x)), np.uint8)
-    return bgr
+    return turned(bgr, True, c < 0, b < 0) if abs(b) > abs(a) else turned(bgr, False, a < 0, d < 0)
 
 
 def _display_matrix(picture: av.VideoFrame) -> tuple[float, float, float, float] | None:
