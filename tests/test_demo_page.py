@@ -252,6 +252,22 @@ def _starts(page: Page) -> bool:
     return bool(page.evaluate("Lineament.views.webcam.element.dataset.state === 'running'"))
 
 
+CAMERA_LATER = """() => {
+    const view = Lineament.views.webcam, open = view.open.bind(view);
+    view.open = async (...asked) => { setTimeout(() => open(...asked), 500); };
+}"""
+
+
+def test_a_camera_slower_than_the_server_is_shown_after_a_second_start(browser: Browser, server: Server) -> None:
+    """What the first start still waited for comes when the second is connected: it must not take the frame."""
+    with visit(browser, server) as page:
+        page.click("#live [data-ln=start]")
+        running(page)
+        page.evaluate(CAMERA_LATER)
+        page.click("#live [data-ln=start]")
+        running(page)
+
+
 def test_a_lost_connection_is_taken_up_again(browser: Browser, server: Server) -> None:
     with visit(browser, server) as page:
         page.click("#live [data-ln=start]")

@@ -207,11 +207,9 @@ window.Lineament = (() => {
       this.cameras.hidden = found.length < 2;
     }
     watch(turn) {
-      const next = () => {
-        if (turn !== this.turn || !this.running) return;
-        this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback(tick) : requestAnimationFrame((now) => tick(now, {}));
-      };
-      const tick = (now, meta) => { this.take(now, meta, turn); next(); };
+      const next = () => { this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback(tick) : requestAnimationFrame((now) => tick(now, {})); };
+      // asked for in one turn, a frame may come in the next: taken then, it would be in flight for ever
+      const tick = (now, meta) => { if (turn === this.turn) { this.take(now, meta, turn); next(); } };
       next();
     }
     async take(now, meta, turn) {
