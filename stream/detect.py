@@ -93,29 +93,42 @@ class StreamFaces(_Detector):
     """The default for video: each call looks at the whole frame by the short range, at a few windows by the full one.
 
     The windows take turns: the whole frame, then tiles where it is large. So a call stays cheap, a near face is seen
-    at once and one of smallest_px after a few calls. It remembers whose turn it is: use one for each source.
+    at once and one of smallest_px after a few calls, or at the first, which takes them all. It remembers whose turn it
+    is and whether it found anybody: use one for each source.
     """
 
     def __init__(self, min_score: float = SURE, smallest_px: float = 48) -> None:
         self._short, self._full = _Graph("short"), _Graph("full")
         self._min_score, self._smallest_px = _checked(min_score), _positive(smallest_px)
         self._next = 0
+        self._due = 0.0
+        """windows whose turn it is, a part of one among them"""
+        self._found: bool | None = None
+        """whether the last call found anybody; None before the first"""
 
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
         near = self._short.look(bgr, [whole(bgr)], PROPOSE)
         evident = [face for face in _merged(near) if face.score >= max(EVIDENT, self._min_score)]
         windows = self._whose_turn(bgr)
         proposed = _merged(near, self._full.look(bgr, windows, PROPOSE)) if windows else _merged(near)
-        return _confirmed(bgr, proposed, self._short, self._min_score, evident)
+        faces = _confirmed(bgr, proposed, self._short, self._min_score, evident)
+        self._found = bool(faces)
+        return faces
 
     def _whose_turn(self, bgr: U8) -> list[Window]:
-        """This call's windows: two where tiles are much nearer than the whole frame, else one in three calls."""
+        """This call's windows: two where tiles are much nearer than the whole frame, else one in three calls.
+
+        Half as many where the last call found nobody: as long as nobody is followed, every frame brings a call.
+        """
         side = self._smallest_px * TILE_PER_FACE
         near = tiles(bgr, side) if max(bgr.shape) > 1.5 * side else []
-        turns = [whole(bgr), *near] if near else [whole(bgr), None, None]
-        share = [turns[(self._next + i) % len(turns)] for i in range(2 if near else 1)]
-        self._next += len(share)
-        return [window for window in share if window]
+        windows = [whole(bgr), *near]
+        if self._found is None:
+            return windows
+        self._due += (2 if near else 1 / 3) * (1 if self._found else 0.5)
+        first, self._next = self._next, self._next + int(self._due)
+        self._due -= int(self._due)
+        return [windows[i % len(windows)] for i in range(first, self._next)]
 
 
 class StillFaces(_Detector):

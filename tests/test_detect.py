@@ -157,11 +157,35 @@ def test_stills_show_every_small_face_of_a_large_picture(astronaut: U8, face_px:
 
 
 @pytest.mark.parametrize("face_px", [48, 80, 120])
-def test_a_stream_comes_upon_every_small_face_in_a_few_calls(astronaut: U8, face_px: float) -> None:
+def test_a_stream_shows_every_small_face_of_its_first_frame(astronaut: U8, face_px: float) -> None:
     bgr, boxes = pasted(astronaut, face_px, [(150, 150), (970, 533), (1777, 930)])
-    with StreamFaces() as detect:
-        faces = [face for _ in range(8) for face in detect(bgr)]
+    faces = StreamFaces()(bgr)
     assert all(any(iou(face.box_xyxy, box) > 0.5 for face in faces) for box in boxes)
+
+
+@pytest.mark.parametrize("calls_before", [1, 2, 7])
+@pytest.mark.parametrize("center", [(150, 150), (970, 533), (1777, 930)])
+def test_a_stream_comes_upon_a_small_face_within_half_a_second(
+    astronaut: U8, calls_before: int, center: tuple[int, int]
+) -> None:
+    """Also where nobody was in sight before, and a call looks at less."""
+    bgr, (box,) = pasted(astronaut, 48, [center])
+    with StreamFaces() as detect:
+        for _ in range(calls_before):
+            assert detect(np.full_like(bgr, 90)) == ()
+        faces = [face for _ in range(16) for face in detect(bgr)]
+    assert any(iou(face.box_xyxy, box) > 0.5 for face in faces)
+
+
+def test_a_stream_goes_on_looking_for_others_while_it_sees_one(astronaut: U8) -> None:
+    """Every window has its turn, twice as often as where nobody is in sight."""
+    near, (box,) = pasted(astronaut, 400, [(970, 533)])
+    far, boxes = pasted(astronaut, 48, [(150, 150), (1777, 930)])
+    both = np.where(far != 90, far, near)
+    with StreamFaces() as detect:
+        assert any(iou(face.box_xyxy, box) > 0.5 for face in detect(near))
+        faces = [face for _ in range(8) for face in detect(both)]
+    assert all(any(iou(face.box_xyxy, other) > 0.5 for face in faces) for other in boxes)
 
 
 def test_tiles_cover_the_frame_and_share_a_quarter_with_their_neighbours() -> None:
