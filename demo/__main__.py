@@ -43,13 +43,13 @@ def run(cfg: DemoConfig) -> None:
     if cfg.share:
         log.info("asking for a public link")
     with serving(cfg) as address:
-        print(f"open {address.local}", flush=True)
         if address.public:
             print(f"public link, for a week at most: {address.public}", flush=True)
         elif cfg.share:
             log.warning(
                 "could not get a public link (is there internet here?); the demo is served on this machine only"
             )
+        print(f"open {address.local}", flush=True)
         while not stopped.wait(1.0):
             pass
 
