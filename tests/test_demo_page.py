@@ -373,18 +373,18 @@ def test_a_clip_becomes_a_video_that_plays_points_and_plots(browser: Browser, se
 
 
 def test_a_clip_can_be_cancelled_at_work_and_while_it_waits(browser: Browser, server: Server, tmp_path: Path) -> None:
-    clip = sample_clip(tmp_path / "a.mp4", frames=990, fps=60.0)  # so many that none is done soon
+    clip = sample_clip(tmp_path / "a.mp4", frames=5900, size_hw=(60, 80), fps=300.0)  # so many that none is done soon
     with visit(browser, server) as first, visit(browser, server) as second:
         for page in (first, second):
             tab(page, "Video")
             upload(page, "video-file", clip)
-        for page, sign in ((first, "/990"), (second, "queue")):
+        for page, sign in ((first, "/5.9k"), (second, "queue")):
             page.get_by_role("button", name="Annotate").click()
             expect(page.locator("#video-result")).to_contain_text(sign, timeout=WAIT_MS)
         for page in (second, first):
             page.get_by_role("button", name="Cancel").click()
         for page in (first, second):
-            expect(page.locator("#video-result")).to_contain_text("Cancelled.")
+            expect(page.locator("#video-result")).to_contain_text("Cancelled.", timeout=WAIT_MS)
             assert page.locator("#video-result video").count() == 0
             assert "Error" not in page.inner_text("#video-result")
 
