@@ -248,7 +248,7 @@ window.Lineament = (() => {
       this.say("connection lost, trying again");
       const turn = this.turn;
       const again = async () => {
-        if (turn !== this.turn || !this.running) return;
+        if (turn !== this.turn) return;
         if (!this.visible()) { setTimeout(again, 1000); return; } // a view that nobody looks at takes no place
         this.retries += 1;
         try {
