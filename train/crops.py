@@ -27,7 +27,7 @@ from landmarks.card import ModelCard
 from landmarks.geometry import apply, crop_from_frame, invert, warp
 from landmarks.schema import Schema
 from landmarks.types import F32, F64, U8, Floats, LineamentError
-from train.data import Sample
+from train.data import Sample, stamp_ns
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,7 @@ class Crops:
         """Cuts all crops into cache, unless they are there. label_shift_px is subtracted from every label."""
         self.samples = list(samples)
         self.input_hw = input_hw
-        height, width = input_hw
-        # even margins on both sides, so that the middle is exactly the input
-        self._pad_hw = (round(height * (cfg.margin - 1) / 2), round(width * (cfg.margin - 1) / 2))
-        wide_hw = (height + 2 * self._pad_hw[0], width + 2 * self._pad_hw[1])
+        self._pad_hw, wide_hw = _padded(input_hw, cfg)
         self._points = [np.asarray(s.points - np.float32(label_shift_px), np.float32) for s in self.samples]
         for points in self._points:
             if points.shape != (len(schema), 2):
@@ -93,10 +90,8 @@ class Crops:
                     f"a sample has points {points.shape}, expected ({len(schema)}, 2) of {schema.name}"
                 )
         boxes = _boxes(cfg.boxes, self.samples) if cfg.boxes else None
-        card = ModelCard("crop", schema.name, input_hw, cfg.scale)
-        pad = np.array([[0.0, 0.0, self._pad_hw[1]], [0.0, 0.0, self._pad_hw[0]]])
         self._matrices = [
-            _matrix(sample, points, None if boxes is None else boxes[i], cfg, schema, card) + pad
+            _wide_from_frame(sample, points, None if boxes is None else boxes[i], cfg, schema, input_hw)
             for i, (sample, points) in enumerate(zip(self.samples, self._points))
         ]
         self.path = cache / f"crops-{self._digest(cfg, wide_hw)}.npy"
@@ -176,15 +171,34 @@ class Crops:
     def _digest(self, cfg: CropConfig, wide_hw: tuple[int, int]) -> str:
         """Of everything that the pixels depend on."""
         digest = hashlib.sha256(json.dumps([asdict(cfg), wide_hw], default=str).encode())
-        paths = {s.image_path for s in self.samples}
-        stamps = {path: path.stat().st_mtime_ns for path in paths if os.path.isfile(path)}
+        stamps = {path: stamp_ns(path) for path in {s.image_path for s in self.samples}}
         for sample, matrix in zip(self.samples, self._matrices):
             digest.update(f"{sample.image_path}|{stamps.get(sample.image_path)}|".encode() + matrix.tobytes())
         return digest.hexdigest()[:20]
 
 
-def _matrix(sample: Sample, points: F32, box_xyxy: F32 | None, cfg: CropConfig, schema: Schema, card: ModelCard) -> F64:
-    """Where the input crop of a sample lies."""
+def wide_view(sample: Sample, cfg: CropConfig, schema: Schema, input_hw: tuple[int, int]) -> tuple[F32, float]:
+    """What of the picture a wide crop of `sample` shows, and how large: the corners (4, 2) in px of the picture, and
+    the crop's pixels to one of the picture's."""
+    wide_from_frame = _wide_from_frame(sample, sample.points, None, cfg, schema, input_hw)
+    height, width = _padded(input_hw, cfg)[1]
+    corners = np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5], [-0.5, height - 0.5]])
+    return apply(invert(wide_from_frame), corners), float(np.hypot(*wide_from_frame[0, :2]))
+
+
+def _padded(input_hw: tuple[int, int], cfg: CropConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The margins above and beside the input, the same on both sides, so that the middle is exactly the input; and the
+    size of the wide crop."""
+    pad_y, pad_x = (round(side * (cfg.margin - 1) / 2) for side in input_hw)
+    return (pad_y, pad_x), (input_hw[0] + 2 * pad_y, input_hw[1] + 2 * pad_x)
+
+
+def _wide_from_frame(
+    sample: Sample, points: F32, box_xyxy: F32 | None, cfg: CropConfig, schema: Schema, input_hw: tuple[int, int]
+) -> F64:
+    """Where the wide crop of a sample lies."""
+    card = ModelCard("crop", schema.name, input_hw, cfg.scale)
+    pad_y, pad_x = _padded(input_hw, cfg)[0]
     labelled = bool(np.isfinite(points).all())
     region: Floats
     roll_rad = 0.0
@@ -195,7 +209,7 @@ def _matrix(sample: Sample, points: F32, box_xyxy: F32 | None, cfg: CropConfig, 
     else:
         region = sample.rect_xyxy
     try:
-        return crop_from_frame(region, card, roll_rad)
+        return crop_from_frame(region, card, roll_rad) + np.array([[0.0, 0.0, pad_x], [0.0, 0.0, pad_y]])
     except ValueError as error:
         raise LineamentError(f"{sample.name}: {error}; `python -m train.data check` finds such rows") from error
 

@@ -6,10 +6,12 @@ What is read:
 
     WFLW     the official folder: WFLW_images/ and WFLW_annotations/list_98pt_rect_attr_train_test/
     JSONL    a line a face: {"image": "a.jpg", "points": [[x, y], ...]}, and if there: "box_xyxy": [4 numbers],
-             "attributes": ["pose", ...], "weight": 0..1. Points null: no face is there, in the box.
+             "attributes": ["pose", ...], "weight": 0..1, "group": "a person". Points null: no face is there, but a box.
     CSV      image,x0,y0,x1,y1,... and if there: left,top,right,bottom (the box), attributes ("pose blur"), weight
     .pts     as of 300W: beside each picture a file of the same name; its numbers count from 1. Folders named test,
              testset, ibug, 01_Indoor and 02_Outdoor are the test split, all others train
+    packs    the .zip files that `python -m train.pack` writes: train.jsonl and its pictures, read without unpacking.
+             A folder of packs is one data set
 
 Paths of pictures start at the list's own folder. A folder that holds train.jsonl or train.csv (and test.jsonl, ...) is
 read too; a .jsonl or .csv given by itself serves as either split. Points are in pixels, an integer is a pixel's centre.
@@ -27,8 +29,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 import cv2
 import numpy as np
@@ -45,6 +50,8 @@ from train.sheet import TILE_PX, Tile, sheet
 Split = Literal["train", "test"]
 
 ATTRIBUTES = ("pose", "expression", "illumination", "make-up", "occlusion", "blur")
+PACKED_LIST = "train.jsonl"
+"""in a pack"""
 LISTS = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{split}.txt"
 HOW_TO_GET = (
     "WFLW is at https://wywu.github.io/projects/LAB/WFLW.html: unpack WFLW_images.tar.gz and WFLW_annotations.tar.gz "
@@ -79,13 +86,12 @@ class Sample:
     image_path: Path
     weight: float = 1.0
     """multiplies this face's loss: how far a pseudo-label is trusted, how far a label is doubted"""
+    group: str = ""
+    """faces of one group are held out together; without one, see group_of"""
 
     def bgr(self) -> U8:
-        """(H, W, 3) uint8, read from disk."""
-        try:
-            image = cv2.imread(str(self.image_path))
-        except cv2.error:  # of one that says that it is of thousands of megapixels
-            image = None
+        """(H, W, 3) uint8, read from disk or out of a pack."""
+        image = _picture(self.image_path)
         if image is None:
             raise LineamentError(
                 f"cannot read the picture {self.image_path}; is WFLW_images unpacked beside the lists? "
@@ -152,8 +158,52 @@ def shifted(samples: Sequence[Sample], px: float) -> list[Sample]:
 
 
 def group_of(sample: Sample) -> str:
-    """What must stay together: a picture, and pictures that are numbered versions of one (a_0.png ... a_9.png)."""
-    return re.sub(r"_\d$", "", str(Path(sample.name).with_suffix("")))
+    """What must stay together: the sample's own group, or a picture and its numbered versions (a_0.png ... a_9.png)."""
+    return sample.group or re.sub(r"_\d$", "", str(Path(sample.name).with_suffix("")))
+
+
+# ---- pictures: files, or members of a pack, whose path goes on behind the .zip
+
+
+def stamp_ns(path: Path) -> int | None:
+    """When the picture, or the pack that it lies in, was last changed; None where there is none."""
+    pack, member = _in_pack(path)
+    if pack:
+        return os.stat(pack).st_mtime_ns if os.path.isfile(pack) and member in _members(_opened(pack)) else None
+    return os.stat(path).st_mtime_ns if os.path.isfile(path) else None
+
+
+def _picture(path: Path) -> U8 | None:
+    """(H, W, 3) BGR; None for what is no picture."""
+    pack, member = _in_pack(path)
+    try:
+        if pack:
+            image = cv2.imdecode(np.frombuffer(_opened(pack).read(member), np.uint8), cv2.IMREAD_COLOR)
+        else:
+            image = cv2.imread(str(path))
+    except (cv2.error, KeyError, OSError, BadZipFile):  # cv2's is of one that claims thousands of megapixels
+        return None
+    return None if image is None else np.asarray(image, np.uint8)
+
+
+def _in_pack(path: Path) -> tuple[Path | None, str]:
+    """The pack and the name in it; (None, "") for a file of its own."""
+    pack = next((parent for parent in path.parents if parent.suffix.lower() == ".zip"), None)
+    return (pack, path.relative_to(pack).as_posix()) if pack and os.path.isfile(pack) else (None, "")
+
+
+@cache
+def _opened(pack: Path) -> ZipFile:
+    """Kept open: it would read its directory of thousands of pictures again for each."""
+    try:
+        return ZipFile(pack)
+    except (OSError, BadZipFile) as error:
+        raise LineamentError(f"cannot read the pack {pack}: {error}; copy it again, or write it again") from error
+
+
+@cache
+def _members(pack: ZipFile) -> frozenset[str]:
+    return frozenset(pack.namelist())
 
 
 # ---- readers: each yields a _Row or a Problem a face
@@ -176,6 +226,8 @@ def _rows(root: Path, split: Split, schema: Schema) -> Iterator[_Row | Problem]:
     # os.path's questions bear any name and any rights; Path's raise at some
     if os.path.isfile(root) and root.suffix.lower() in (".jsonl", ".csv"):
         return (_jsonl if root.suffix.lower() == ".jsonl" else _csv)(root, schema)
+    if os.path.isfile(root) and root.suffix.lower() == ".zip":
+        return _jsonl(root / PACKED_LIST, schema)
     if os.path.isfile(path := root / LISTS.format(split=split)):
         if not os.path.isdir(root / "WFLW_images"):
             raise LineamentError(f"{root} holds WFLW's lists but no WFLW_images; {HOW_TO_GET}")
@@ -187,6 +239,10 @@ def _rows(root: Path, split: Split, schema: Schema) -> Iterator[_Row | Problem]:
         raise LineamentError(f"{root} holds both {both[0].name} and {both[1].name}; give the one that is meant")
     if both:
         return (_jsonl if both[0].suffix == ".jsonl" else _csv)(both[0], schema)
+    if os.path.isdir(root) and (packs := sorted(path for path in root.glob("*.zip") if os.path.isfile(path))):
+        if split == "test":
+            raise LineamentError(f"no test data at {root}: packs are for training; give a pack by itself to use it so")
+        return chain.from_iterable(_jsonl(pack / PACKED_LIST, schema) for pack in packs)
     if os.path.isdir(root):
         # a pipe among them would be waited for
         listed = (path for path in root.rglob("*.pts") if os.path.isfile(path))
@@ -218,10 +274,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _text(path: Path) -> str:
+    pack, member = _in_pack(path)
     try:
-        return path.read_text(encoding="utf-8-sig", errors="replace")
+        data = _opened(pack).read(member) if pack else path.read_bytes()
+    except (KeyError, BadZipFile) as error:
+        raise LineamentError(f"{pack} is no pack: {error}; write one with `python -m train.pack`") from error
     except OSError as error:
         raise LineamentError(f"cannot read the list {path}: {error.strerror}; check its rights") from error
+    return data.decode("utf-8-sig", errors="replace")
 
 
 def _wflw(path: Path, root: Path, schema: Schema) -> Iterator[_Row | Problem]:
@@ -251,8 +311,9 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
             name, given, box = row["image"], row["points"], row.get("box_xyxy")
             attributes = frozenset(row.get("attributes") or ())
             weight = float(1.0 if row.get("weight") is None else row["weight"])
-            if not isinstance(name, str):
-                raise TypeError(f"image is {name!r}, wanted a path")
+            group = row.get("group") or ""
+            if not isinstance(name, str) or not isinstance(group, str):
+                raise TypeError(f"image is {name!r} and group {group!r}, wanted a path and a name")
             if given is None and box is None:
                 raise KeyError("box_xyxy")
             points = np.full((len(schema), 2), np.nan) if given is None else np.array(given, np.float64)
@@ -277,7 +338,7 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
             yield Problem(path.name, number, "bad number", what, "correct or delete the row")
             continue
         sample = Sample(
-            name, points.astype(np.float32), rect.astype(np.float32), attributes, path.parent / name, weight
+            name, points.astype(np.float32), rect.astype(np.float32), attributes, path.parent / name, weight, group
         )
         yield _checked(sample, path.name, number)
 
@@ -363,7 +424,7 @@ def _checked(sample: Sample, file: str, line: int) -> _Row | Problem:
     if sample.weight < 0:
         what = f"{sample.name}: weight {sample.weight:g} is below 0"
         return Problem(file, line, "weight", what, "give 0 to 1, how far the label is to be trusted")
-    if not os.path.isfile(sample.image_path):
+    if stamp_ns(sample.image_path) is None:
         what = f"there is no {sample.image_path}"
         return Problem(file, line, "missing picture", what, "unpack the pictures, or delete the row")
     return _Row(file, line, sample)
@@ -461,10 +522,7 @@ def _sizes(paths: set[Path]) -> dict[Path, tuple[int, int] | None]:
     """Width and height; None for what is no picture. Decodes them: a picture's head says nothing of the rest."""
 
     def size(path: Path) -> tuple[int, int] | None:
-        try:
-            image = cv2.imread(str(path))
-        except cv2.error:  # thousands of megapixels, it says
-            image = None
+        image = _picture(path)
         return None if image is None else (image.shape[1], image.shape[0])
 
     order = sorted(paths)
