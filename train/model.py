@@ -241,17 +241,7 @@ def load_initial(net: LandmarkNet, path: Path) -> None:
 
     Tensors of another shape (a classifier, a head for other points) are left as they are; if nothing fits, it raises.
     """
-    if not os.path.isfile(path):
-        raise LineamentError(f"no weights at {path}; check --init")
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise LineamentError(
-            f"cannot read the weights in {path}: {error}; wanted .safetensors or a state dict"
-        ) from error
+    state = read_weights(path)
     own = net.state_dict()
     prefix = "" if any(name in own for name in state) else "backbone."
     fitting = {
@@ -264,6 +254,20 @@ def load_initial(net: LandmarkNet, path: Path) -> None:
             f"{path} has {len(fitting)} of the {len(own)} tensors of {net.spec.backbone}; is it of another model?"
         )
     net.load_state_dict(fitting, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or of a state dict that torch saved."""
+    if not os.path.isfile(path):
+        raise LineamentError(f"no weights at {path}; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise LineamentError(
+            f"cannot read the weights in {path}: {error}; wanted .safetensors or a state dict"
+        ) from error
 
 
 def new_card(net: LandmarkNet, name: str, crop_scale: float) -> ModelCard:

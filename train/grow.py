@@ -1,0 +1,116 @@
+"""A large net that starts as a small one of its family: for a backbone whose own ImageNet weights are not at hand.
+
+    python -m train.grow lite2.pth --small tf_efficientnet_lite2 --large tf_efficientnet_b5 --out b5-grown.safetensors
+    python -m train --init b5-grown.safetensors ...
+
+After Net2Net (Chen, Goodfellow, Shlens, ICLR 2016): every tensor of the small net becomes the leading part of the large
+one's. What is new starts at random but unread: the old channels take nothing from new ones, new blocks of a stage add
+nothing to what passes them, and gates that the small net lacks stand open. So the large net begins at what the small
+one knows, as far as both have the same activations, and within the first steps all of it learns.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors.torch
+import torch
+import tyro
+from torch import Tensor, nn
+
+from landmarks.command import ends_in_a_line
+from landmarks.types import LineamentError
+from train.model import read_weights, write_atomically
+from train.native import timm
+
+OPEN = 4.0
+"""bias of a new gate: its sigmoid is 0.98"""
+
+
+@dataclass(frozen=True)
+class GrowConfig:
+    """Writes the weights of a large backbone that begins as a small one of the same family."""
+
+    weights: Annotated[Path, tyro.conf.Positional]
+    """A state dict of the small net, .pth or .safetensors: timm's names, or others in timm's order."""
+    out: Path
+    """The .safetensors to write, for `python -m train --init`."""
+    small: str = "tf_efficientnet_lite2"
+    """timm's name of the small net."""
+    large: str = "tf_efficientnet_b5"
+    """timm's name of the large one."""
+    seed: int = 0
+
+
+@ends_in_a_line
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    cfg = tyro.cli(GrowConfig, args=args, prog="python -m train.grow", description=GrowConfig.__doc__)
+    torch.manual_seed(cfg.seed)
+    small, large = (timm.create_model(name, num_classes=0) for name in (cfg.small, cfg.large))
+    load_in_order(small, read_weights(cfg.weights), cfg.weights)
+    kept = grow(small, large)
+    state = {name: tensor.contiguous() for name, tensor in large.state_dict().items()}
+    write_atomically(cfg.out, lambda temp: safetensors.torch.save_file(state, temp))
+    total = sum(tensor.numel() for tensor in large.parameters())
+    print(f"{cfg.out}: {kept / 1e6:.1f} of {total / 1e6:.1f} million weights come from {cfg.small}")
+    return 0
+
+
+def load_in_order(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """state into net by name, or, where names differ, in order, if every shape is right. A classifier is left out."""
+    own = net.state_dict()
+    if not own.keys() <= state.keys():
+        state = dict(zip(own, state.values()))
+    if wrong := [name for name in own if name not in state or state[name].shape != own[name].shape]:
+        raise LineamentError(
+            f"{path} does not fit: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]}; check --small"
+        )
+    net.load_state_dict({name: state[name] for name in own})
+
+
+@torch.no_grad()
+def grow(small: Any, large: Any) -> int:
+    """Puts small's weights into large, in place; returns how many. Raises LineamentError where large is no larger."""
+    old, new, kept = small.state_dict(), large.state_dict(), 0
+    for name, tensor in new.items():
+        source = old.get(name)
+        if source is None:
+            _open_or_pass(name, tensor, old)
+            continue
+        if source.ndim != tensor.ndim or any(a > b for a, b in zip(source.shape, tensor.shape)):
+            raise LineamentError(
+                f"cannot grow: {name} is {tuple(source.shape)} in the small net, {tuple(tensor.shape)} in the large; "
+                "take two nets of one family, such as tf_efficientnet_lite2 and tf_efficientnet_b5"
+            )
+        if tensor.ndim > 1:
+            tensor[: source.shape[0]] = 0
+        tensor[tuple(slice(side) for side in source.shape)] = source
+        kept += source.numel()
+    # the large net may see its pixels on another scale
+    ratio = [b / a for a, b in zip(small.default_cfg["std"], large.default_cfg["std"])]
+    stem = next(tensor for tensor in new.values() if tensor.ndim == 4)
+    stem[: next(t for t in old.values() if t.ndim == 4).shape[0]] *= torch.tensor(ratio)[:, None, None]
+    large.load_state_dict(new)
+    return kept
+
+
+def _open_or_pass(name: str, tensor: Tensor, old: Mapping[str, Tensor]) -> None:
+    """A tensor that the small net has no counterpart of: a gate opens, the end of a new block falls silent."""
+    if ".se.conv_expand." in name:
+        tensor.fill_(OPEN if name.endswith("bias") else 0)
+    block = name.split(".")
+    is_new_block = block[0] == "blocks" and not any(key.startswith(".".join(block[:3]) + ".") for key in old)
+    # the last norm of a block that a shortcut leads round: bn3, or bn2 where the block has no expansion
+    if is_new_block and name.endswith(("bn3.weight", "bn2.weight" if block[1] == "0" else "bn3.weight")):
+        tensor.zero_()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
