@@ -15,9 +15,16 @@ def test_warm_up_rises_in_a_line_to_the_full_rate() -> None:
 
 
 def test_steps_fall_by_gamma_after_the_warm_up() -> None:
-    cfg = ScheduleConfig(kind="step", warmup_epochs=1, step_epochs=10, gamma=0.1)
-    at = {epoch: cfg.factor(epoch * 7, 7, 40) for epoch in (1, 10, 11, 20, 21, 31)}
-    assert at == pytest.approx({1: 1, 10: 1, 11: 0.1, 20: 0.1, 21: 0.01, 31: 0.001})
+    cfg = ScheduleConfig(kind="step", warmup_epochs=1, step_at=(0.25, 0.5, 0.75), gamma=0.1)
+    at = {epoch: cfg.factor(epoch * 7, 7, 40) for epoch in (1, 9, 10, 19, 20, 30, 39)}
+    assert at == pytest.approx({1: 1, 9: 1, 10: 0.1, 19: 0.1, 20: 0.01, 30: 0.001, 39: 0.001})
+
+
+def test_by_default_a_run_of_any_length_ends_at_a_hundredth_of_the_rate() -> None:
+    for epochs in (7, 60, 120):
+        cfg = ScheduleConfig(warmup_epochs=1)
+        assert cfg.factor(round(0.59 * epochs * 100), 100, epochs) == 1
+        assert cfg.factor(epochs * 100 - 1, 100, epochs) == pytest.approx(0.01)
 
 
 def test_cosine_is_half_way_down_in_the_middle_and_zero_at_the_end() -> None:
@@ -32,8 +39,9 @@ def test_no_warm_up_starts_at_the_full_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"warmup_epochs": -1}, {"step_epochs": 0}, {"gamma": 0}, {"gamma": 1.5}, {"warmup_epochs": float("nan")}]
+    "bad",
+    [{"warmup_epochs": -1}, {"step_at": (0.5, 1.0)}, {"gamma": 0}, {"gamma": 1.5}, {"warmup_epochs": float("nan")}],
 )
-def test_impossible_schedules_are_refused(bad: dict[str, float]) -> None:
+def test_impossible_schedules_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="wanted"):
         ScheduleConfig(**bad)  # type: ignore[arg-type]

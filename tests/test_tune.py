@@ -225,7 +225,7 @@ def test_without_held_out_faces_there_is_nothing_to_compare(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["step", "cosine"])
 def test_the_command_trains_with_exactly_that_config(kind: str, tmp_path: Path) -> None:
-    params = dict(warmup_share=0.13, lr=1.23456e-3, weight_decay=0.02, augment=0.7, step_share=0.31, gamma=0.3)
+    params = dict(warmup_share=0.13, lr=1.23456e-3, weight_decay=0.02, augment=0.7, first_step=0.31, gamma=0.3)
     trial = optuna.trial.FixedTrial({"schedule": kind, **params})
     base = TrainConfig(
         data=(tmp_path / "a b", tmp_path / "c"), epochs=7, pretrained=False, compile=True, minutes=2.5, head="simcc"

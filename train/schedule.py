@@ -12,19 +12,19 @@ class ScheduleConfig:
     """How the learning rate goes, in epochs."""
 
     kind: Literal["step", "cosine"] = "step"
-    """'step': StepLR, times gamma every step_epochs. 'cosine': down to zero at the end."""
+    """'step': StepLR, times gamma at each of step_at. 'cosine': down to zero at the end."""
     warmup_epochs: float = 5.0
     """Linear from nothing to the full rate: AdamW's variances are unreliable before they have seen some batches."""
-    step_epochs: float = 20.0
-    """Epochs between two steps, counted from the end of the warm-up."""
-    gamma: float = 0.5
+    step_at: tuple[float, ...] = (0.6, 0.85)
+    """When the rate steps down, as shares of the run: at 0.01 of it a net settles, at half of it it does not."""
+    gamma: float = 0.1
     """What a step multiplies by."""
 
     def __post_init__(self) -> None:
-        if not self.warmup_epochs >= 0 or not self.step_epochs > 0 or not 0 < self.gamma <= 1:
+        if not self.warmup_epochs >= 0 or not 0 < self.gamma <= 1 or not all(0 < at < 1 for at in self.step_at):
             raise ValueError(
-                f"warmup_epochs {self.warmup_epochs}, step_epochs {self.step_epochs}, gamma {self.gamma}: "
-                "wanted at least 0, more than 0, and within 0..1"
+                f"warmup_epochs {self.warmup_epochs}, step_at {self.step_at}, gamma {self.gamma}: "
+                "wanted at least 0, each within 0..1, and within 0..1"
             )
 
     def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -32,8 +32,7 @@ class ScheduleConfig:
         epoch = step / steps_per_epoch
         if epoch < self.warmup_epochs:
             return (step + 1) / max(math.ceil(self.warmup_epochs * steps_per_epoch), 1)
-        after = epoch - self.warmup_epochs
         if self.kind == "step":
-            # a whole number of steps may come out a hair short
-            return float(self.gamma ** math.floor(after / self.step_epochs + 1e-9))
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, after / max(epochs - self.warmup_epochs, 1e-9))))
+            return float(self.gamma ** sum(epoch >= at * epochs for at in self.step_at))
+        after = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, after)))

@@ -156,10 +156,12 @@ def search_space(trial: optuna.Trial, base: TrainConfig) -> TrainConfig:
         base.schedule, kind=kind, warmup_epochs=_rounded(trial.suggest_float("warmup_share", 0.0, 0.2) * base.epochs)
     )
     if kind == "step":
+        first = trial.suggest_float("first_step", 0.3, 0.8)
+        # the second half way between it and the end
         schedule = replace(
             schedule,
-            step_epochs=_rounded(trial.suggest_float("step_share", 0.1, 0.6) * base.epochs),
-            gamma=_rounded(trial.suggest_float("gamma", 0.1, 0.8)),
+            step_at=(_rounded(first), _rounded((first + 1) / 2)),
+            gamma=_rounded(trial.suggest_float("gamma", 0.05, 0.5)),
         )
     return replace(
         base,
