@@ -72,7 +72,7 @@ class AugmentConfig:
     """Mirror, with left and right points exchanged: doubles the faces."""
     rotate: float = 0.5
     """Turn in the plane. Crops are levelled by the last points, which may be wrong or, for a new face, absent."""
-    rotate_deg: float = 30.0
+    rotate_deg: float = 45.0
     """Farthest turn to either side."""
     shift_scale_rotate: float = 0.8
     """Move, zoom and turn a little, as a detector's box and a tracker's last points differ from the true ones."""

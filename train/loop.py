@@ -261,9 +261,13 @@ class Run:
                                 f"stopped in epoch {self.epoch + 1}; the same command goes on from {cfg.run}/last.pt"
                             )
                 self.epoch, self.batch_in_epoch = self.epoch + 1, 0
+                over = self.epoch == cfg.epochs or bool(cfg.minutes and time.monotonic() - began_s > cfg.minutes * 60)
                 self._end_epoch(losses, rate.mean, on_epoch)
-                saved_s = time.monotonic()
-                if cfg.minutes and time.monotonic() - began_s > cfg.minutes * 60:
+                # short epochs would spend more time on checkpoints than on steps
+                if over or self.epoch % cfg.val_every == 0 or time.monotonic() - saved_s > cfg.checkpoint_min * 60:
+                    self.checkpoint()
+                    saved_s = time.monotonic()
+                if over and self.epoch < cfg.epochs:
                     log.info("%.0f minutes are over after %d epochs", cfg.minutes, self.epoch)
                     break
         nme = self.best_nme if math.isfinite(self.best_nme) else math.nan
@@ -339,7 +343,6 @@ class Run:
                 self._save_best(nme)
             mean = float(np.mean(losses)) if losses else math.nan
             self._log_epoch(mean, nme, faces_s)
-        self.checkpoint()
         if on_epoch and self.here.first:
             on_epoch(self.epoch, nme)
 
@@ -753,7 +756,9 @@ class _Rate:
 
 def environment(device: torch.device) -> dict[str, str]:
     """Machine, versions and the state of the code."""
-    packages = ("torch", "torchvision", "timm", "albumentations", "numpy", "opencv-python")
+    import cv2
+
+    packages = ("torch", "torchvision", "timm", "albumentations", "numpy")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
         "python": platform.python_version(),
@@ -761,6 +766,8 @@ def environment(device: torch.device) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "gpu": gpu,
         **{package: version(package) for package in packages},
+        # its package may be the headless one
+        "opencv": cv2.__version__,
         "git": _git("rev-parse", "HEAD"),
         "git changes": _git("status", "--short"),
     }
