@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+import engines
 from landmarks.types import LineamentError
 
 
@@ -60,7 +61,8 @@ class DemoConfig:
     allow_private: bool = False
     """Let the Camera tab open addresses of private networks and of this machine: a camera at home has one."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH"), tyro.conf.UseAppendAction] = ()
-    """A model file to offer beside those that need none; may be given several times."""
+    """A model file to offer beside the models that ship, or the name of one of those; may be given several times. The
+    demo begins with the last."""
     limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class DemoConfig:
             if auth is not None and not all(auth.partition(":")):
                 raise LineamentError(f"{where} lacks a name or a password; write name:password")
         for path in self.model:
-            if not os.path.isfile(os.path.expanduser(path)):
+            if path not in engines.MODELS and not os.path.isfile(os.path.expanduser(path)):
                 raise LineamentError(f"--model {path}: no such file; give a .onnx, .engine or .safetensors")
 
     @property

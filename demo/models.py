@@ -19,19 +19,22 @@ class Models:
     """
 
     def __init__(self, files: Sequence[str] = ()) -> None:
-        self._specs = {name: name for name in engines.MODELS}
+        """files: of one's own, or names of engines.MODELS; the last is the one to begin with."""
+        self._specs = {name: name for name in engines.ready()}
+        self._usual = engines.DEFAULT
         for file in files:
-            name = Path(file).name
-            if name in self._specs:
+            name = file if file in engines.MODELS else Path(file).name
+            if name in self._specs and file not in engines.MODELS:
                 raise LineamentError(f"two models are called {name}; rename one of the files")
             self._specs[name] = file
+            self._usual = name
         self._loaded: dict[str, Landmarker] = {}
         self._loading = threading.Lock()
 
     @property
     def usual(self) -> str:
         """The one to begin with: what the demo was started with, else the one that streaming takes too."""
-        return self.names[-1] if len(self.names) > len(engines.MODELS) else engines.DEFAULT
+        return self._usual
 
     @property
     def names(self) -> list[str]:

@@ -1,7 +1,8 @@
-"""Landmark models made ready to run: the embedded mesh, model files, and the way to ask for one."""
+"""Landmark models made ready to run: those that ship, the embedded mesh, model files, and the way to ask for one."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -19,10 +20,15 @@ log = logging.getLogger(__name__)
 DEFAULT = "student"
 MODELS = {
     "student": "a small net taught by larger ones on photos without labels; it also tells whether a face is there",
+    "b5": "EfficientNet-B5 with Wing loss, the most accurate that ships; `make engine` builds it for a machine, once",
     "mesh": "the face mesh and iris models inside the mediapipe package, mapped to the 98 points",
     "mesh-fast": "the same without the iris model: half the time, pupils and lids less exact",
 }
 WEIGHTS = Path(__file__).resolve().parent / "weights"
+CHECKPOINTS = {name: WEIGHTS / f"{name}-wflw98.safetensors" for name in ("student", "b5")}
+"""the trained models that ship"""
+BUILT = Path(__file__).resolve().parent.parent / "out" / "engines"
+"""where `make engine` puts what it builds of them, and notes which file is the fastest here"""
 FILES = "a .engine or .onnx that `make engine` wrote, or a .safetensors that `make train` wrote"
 
 
@@ -36,7 +42,8 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
         .safetensors  auto, torch: PyTorch, on the GPU if there is one; cpu, cuda
 
     The student takes the devices of an .onnx; on auto and cpu it runs in bf16 where the processor is made for that, on
-    openvino in f32, the same on all.
+    openvino in f32, the same on all. The b5 is the fastest file that `make engine` built of it here, and takes the
+    devices of that; until it is built, its checkpoint runs by PyTorch.
 
     auto says so in one line when it takes another than the usual; a named device never falls back. threads: how many
     a model file may use on the CPU; None leaves it to the runtime. Raises LineamentError for a model or device that
@@ -46,6 +53,8 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
         raise ValueError(f"threads is {threads}, wanted at least 1, or None for the runtime's own choice")
     if model == "student":
         return _load_onnx(WEIGHTS / "student-wflw98.onnx", device, threads, "auto")
+    if model == "b5":
+        model = str(fastest_built("b5") or _checkpoint("b5"))
     if model in MODELS:
         if device not in ("auto", "cpu", "openvino"):
             raise LineamentError(
@@ -69,6 +78,42 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
                 f"{model} ends in {suffix}, which is no kind of model file; "
                 f"choose one of {', '.join(MODELS)}, or give {FILES}"
             )
+
+
+def ready() -> list[str]:
+    """Those of MODELS that load here without PyTorch: all but a b5 that is not built."""
+    return [name for name in MODELS if name != "b5" or fastest_built("b5")]
+
+
+def fastest_built(name: str) -> Path | None:
+    """The file that `make engine` found fastest here, of a model that ships; None where none was built of its weights
+    as they are now."""
+    try:
+        told = json.loads((BUILT / f"{name}.json").read_text())
+        path, weights = BUILT / str(told["file"]), told["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if weights == _weights_sha256(CHECKPOINTS[name]) and os.path.isfile(path) else None
+
+
+def note_fastest(name: str, path: Path) -> None:
+    """path, in BUILT, is what `name` stands for on this machine from now on."""
+    told = {"file": path.name, "weights_sha256": _weights_sha256(CHECKPOINTS[name])}
+    (BUILT / f"{name}.json").write_text(json.dumps(told) + "\n")
+
+
+def _weights_sha256(checkpoint: Path) -> str:
+    """As the card of a .safetensors says; its head is JSON behind eight bytes of length."""
+    with checkpoint.open("rb") as file:
+        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return str(json.loads(head["__metadata__"]["card"])["weights_sha256"])
+
+
+def _checkpoint(name: str) -> Path:
+    """The checkpoint of a model that is not built yet. Raises LineamentError where PyTorch is not there to run it."""
+    if _not_usable("torch") or _not_usable("timm"):
+        raise LineamentError(f"{name} is not built for this machine yet; run `make engine MODEL={name}`, minutes, once")
+    return CHECKPOINTS[name]
 
 
 def _load_onnx(path: Path, device: str, threads: int | None, precision: Precision | None = None) -> Landmarker:

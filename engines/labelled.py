@@ -37,7 +37,8 @@ def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float
 
 
 def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0) -> Callable[[Landmarker], float]:
-    """A function that says the NME of any landmarker with such a card, in percent, on the test list's points crop.
+    """A function that says the NME of any landmarker with such a card, in percent, on the test list's levelled points
+    crop.
 
     cache: a folder in which the crops stay, so that the next landmarker need not cut them again.
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import engines
 from engines import build, openvino_build
 from engines.build import BuildConfig, Row, main, run, table, targets
 from engines.engine_file import read_card
@@ -141,18 +142,61 @@ def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.Capt
     assert "no model at" in said[0] and "neither a .safetensors" in said[1] and len(said) == 2
 
 
-def test_without_a_model_the_one_that_ships_is_built(tmp_path: Path) -> None:
-    assert build._chosen(BuildConfig(out=tmp_path)) == (build.SHIPPED, tmp_path)
-    assert build._chosen(BuildConfig()) == (build.SHIPPED, build.UNPLACED) and build.SHIPPED.is_file()
+def test_without_a_model_both_that_ship_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[tuple[Path, Path]] = []
+
+    def noted(cfg: BuildConfig) -> list[Row]:
+        built.append(build._chosen(cfg))
+        path = tmp_path / f"{cfg.model}.onnx"
+        path.write_bytes(b"x")
+        return [Row(path, "ONNX Runtime", "fp32", 0, 0.0, ms=3.0), Row(path, "OpenVINO", "fp32", 0, 0.0, ms=2.0)]
+
+    monkeypatch.setattr(build, "run", noted)
+    monkeypatch.setattr(engines, "BUILT", tmp_path)
+    assert main([]) == 0
+    assert built == [(path, tmp_path) for path in engines.CHECKPOINTS.values()]
+    assert all(path.is_file() for path in engines.CHECKPOINTS.values())
+    said = capsys.readouterr().out
+    assert f"make stream MODEL={tmp_path / 'student.onnx'}\n" in said and "make stream MODEL=b5\n" in said
 
 
-def test_b5_is_an_untrained_one_and_that_is_said(
+def test_b5_streams_by_its_name_from_the_file_that_was_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BUILT", tmp_path)
+    rows = [
+        Row(tmp_path / name, by, "", 0, 0.0, ms=ms)
+        for name, by, ms in (("b5.onnx", "ORT", 1.0), ("b5.onnx", "OV", 9.0), ("b5-int8.onnx", "OV", 4.0))
+    ]
+    for row in rows:
+        row.path.write_bytes(b"x")
+    assert build._how_to_stream("b5", rows) == "MODEL=b5"
+    assert engines.fastest_built("b5") == tmp_path / "b5-int8.onnx" and "b5" in engines.ready()
+    # what was built of other weights, or is gone, does not count
+    (tmp_path / "b5-int8.onnx").unlink()
+    assert engines.fastest_built("b5") is None and "b5" not in engines.ready()
+    (tmp_path / "b5.json").write_text('{"file": "b5.onnx", "weights_sha256": "of others"}')
+    assert engines.fastest_built("b5") is None
+    (tmp_path / "b5.json").write_text("half a li")
+    assert engines.fastest_built("b5") is None
+
+
+def test_a_b5_that_is_not_built_says_how_to_build_it_where_pytorch_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BUILT", tmp_path)
+    monkeypatch.setattr(engines, "_not_usable", lambda package: "absent")
+    with pytest.raises(LineamentError, match=r"b5 is not built for this machine yet; run `make engine MODEL=b5`"):
+        engines.load("b5")
+
+
+def test_an_untrained_b5_says_that_it_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[Path] = []
     monkeypatch.setattr(build, "_save_untrained", made.append)
     with caplog.at_level(logging.WARNING):
-        chosen, out = build._chosen(BuildConfig(Path("b5"), out=tmp_path / "out"))
+        chosen, out = build._chosen(BuildConfig(Path("b5-untrained"), out=tmp_path / "out"))
     assert made == [chosen] == [tmp_path / "out" / "b5-untrained.safetensors"] and out == tmp_path / "out"
     assert "learnt NOTHING" in caplog.text and len(caplog.records) == 1
 

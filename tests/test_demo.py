@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.types import Message, Receive, Scope, Send
 
+import engines
 from demo.analyst import Analyst
 from demo.clip import Cancelled, annotate
 from demo.config import DemoConfig, Limits
@@ -113,9 +114,22 @@ def test_a_setting_that_makes_no_sense_is_refused_by_name(values: dict[str, obje
 
 def test_a_visitor_can_have_the_models_on_offer_and_no_path(models: Models) -> None:
     for name in ("/etc/passwd", "../models/b5.onnx", "", "Mesh"):
-        with pytest.raises(LineamentError, match="choose one of student, mesh, mesh-fast"):
+        with pytest.raises(LineamentError, match=r"choose one of student, .*mesh, mesh-fast"):
             models[name]
     assert models["mesh"] is models["mesh"]
+
+
+def test_a_demo_begins_with_the_model_that_it_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "ready", lambda: ["student", "mesh"])
+    assert (Models().usual, Models().names) == ("student", ["student", "mesh"])
+    assert (Models(["mesh"]).usual, Models(["mesh"]).names) == ("mesh", ["student", "mesh"])
+    # one that is not ready is offered where it is asked for, and says what it lacks when it is loaded
+    assert (Models(["b5"]).usual, Models(["b5"]).names) == ("b5", ["student", "mesh", "b5"])
+    own = Models(["runs/a.onnx", "b.onnx"])
+    assert (own.usual, own.names) == ("b.onnx", ["student", "mesh", "a.onnx", "b.onnx"])
+    with pytest.raises(LineamentError, match=r"two models are called a\.onnx"):
+        Models(["runs/a.onnx", "old/a.onnx"])
+    assert DemoConfig(model=("b5",)).model == ("b5",)
 
 
 # ---- pictures
