@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from landmarks.card import ModelCard
 from landmarks.schema import WFLW98
-from landmarks.types import F32, U8, LineamentError
+from landmarks.types import F32, F64, U8, LineamentError
 from tests.labelled import mean_face, write_wflw
 from train import evaluate as evaluation
 from train import model
 from train.crops import CropConfig
 from train.data import Sample, read
-from train.evaluate import Predict, Scores, ced, evaluate
+from train.evaluate import EvaluateConfig, Predict, Scores, ced, evaluate
 from train.model import LandmarkNet, NetSpec
 
 INPUT_HW = (64, 64)
@@ -61,7 +62,7 @@ def scores_of(percents: list[float], attributes: list[set[str]] | None = None) -
 def test_a_known_offset_in_the_crop_is_the_nme_that_it_comes_to_in_the_picture(tmp_path: Path) -> None:
     # the crop is 1.3 times 60 px wide, a twentieth of it is 3.9 px, and that of 40 px is 9.75 percent
     off = unit_of(face(), (50, 50), 78) + np.float32((0.05, 0))
-    scores = evaluate([sample_of(face(), tmp_path)], always(off), INPUT_HW, CropConfig())
+    scores = evaluate([sample_of(face(), tmp_path)], always(off), INPUT_HW, CropConfig(level=False))
     np.testing.assert_allclose(scores.predicted[0], face() + np.float32((3.9, 0)), atol=1e-3)
     np.testing.assert_allclose(scores.nme, 9.75, rtol=1e-4)
     assert scores.crop == "points crop" and scores.total.failures == 0
@@ -77,16 +78,18 @@ def test_the_rect_crop_is_cut_round_the_rect(tmp_path: Path) -> None:
     assert scores.crop == "rect crop"
 
 
-def test_a_leaning_face_is_levelled_only_if_the_crop_says_so(tmp_path: Path) -> None:
+def test_a_leaning_face_is_levelled_only_if_the_crop_says_so_and_the_name_tells(tmp_path: Path) -> None:
     turn = np.array([[0.8, 0.6], [-0.6, 0.8]], np.float32)
     leaning = (face() - 50) @ turn + np.float32(50)
     sample = sample_of(leaning, tmp_path)
     level = evaluate([sample], always(unit_of(face(), (50, 50), 78)), INPUT_HW, CropConfig())
     np.testing.assert_allclose(level.predicted[0], leaning, atol=1e-3)
+    assert level.crop == "levelled points crop"
     low, high = leaning.min(0), leaning.max(0)
     unit = unit_of(leaning, (low + high) / 2, 1.3 * float(max(high - low)))
     as_it_is = evaluate([sample], always(unit), INPUT_HW, CropConfig(level=False))
     np.testing.assert_allclose(as_it_is.predicted[0], leaning, atol=1e-3)
+    assert as_it_is.crop == "points crop"
 
 
 def test_the_whole_picture_may_be_the_crop(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_a_bias_to_one_side_cancels_over_crop_and_mirrored_crop(tmp_path: Path) 
         return np.stack([(plain if one else mirrored) + biased for one in as_it_is]).astype(np.float32)
 
     np.testing.assert_allclose(evaluate([sample], predict, INPUT_HW, CropConfig()).nme, 9.75, rtol=1e-4)
-    both = evaluate([sample], predict, INPUT_HW, CropConfig(), flip=True)
+    both = evaluate([sample], predict, INPUT_HW, CropConfig(level=False), flip=True)
     np.testing.assert_allclose(both.nme, 0, atol=1e-3)
     assert both.crop == "points crop, flip"
 
@@ -202,17 +205,96 @@ def test_no_faces_and_faces_without_eyes_are_refused_by_name(tmp_path: Path) -> 
         evaluate(samples, always(face()), INPUT_HW, CropConfig())
 
 
-def test_the_command_scores_both_crops_and_fills_the_card_but_leaves_the_weights(tmp_path: Path) -> None:
-    root = write_wflw(tmp_path / "set", "test", [(f"{i}.png", mean_face(45 + i)) for i in range(3)])
+class Onlooker:
+    """A model that says the same of every crop, and notes how far the eyes in it lean: one is red, the other blue."""
+
+    def __init__(self) -> None:
+        self.lean_deg: list[float] = []
+
+    def __call__(self, rgb_NHWC: U8) -> F32:
+        for rgb in rgb_NHWC.astype(np.float64):
+            red, blue = (_middle(rgb[..., one] - rgb[..., other]) for one, other in ((0, 2), (2, 0)))
+            self.lean_deg.append(float(np.degrees(np.arctan2(*(blue - red)[::-1]))))
+        return always(unit_of(face(), (50, 50), 78))(rgb_NHWC)
+
+
+def _middle(weight: F64) -> F64:
+    """(x, y) of what is bright."""
+    ys, xs = np.nonzero(weight > 100)
+    return np.array([xs.mean(), ys.mean()])
+
+
+def leaning_set(root: Path, degrees: float) -> Path:
+    """One face that leans in the plane, in WFLW's layout, with the eyes painted into its picture."""
+    turn = cv2.getRotationMatrix2D((50, 50), -degrees, 1)
+    points = np.asarray(face() @ turn[:, :2].T + turn[:, 2], np.float32)
+    write_wflw(root, "test", [("leaning.png", points)])
+    picture = np.zeros((100, 100, 3), np.uint8)
+    for corner, bgr in zip(WFLW98.eye_corners, ((0, 0, 255), (255, 0, 0))):
+        cv2.circle(picture, points[corner].round().astype(int).tolist(), 4, bgr, -1)
+    assert cv2.imwrite(str(root / "WFLW_images" / "leaning.png"), picture)
+    return root
+
+
+def test_a_face_turned_in_the_plane_is_scored_as_it_leans_first_and_levelled_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onlooker, card = Onlooker(), ModelCard("onlooker", WFLW98.name, INPUT_HW, 1.3)
+    monkeypatch.setattr(evaluation, "load_predictor", lambda path, device, batch: (onlooker, card))
+    root = leaning_set(tmp_path / "set", 30)
+    cfg = EvaluateConfig(tmp_path / "none.safetensors", root, out=tmp_path / "out")
+    as_it_is, levelled, rect = evaluation.report(cfg)
+    assert [one.crop for one in (as_it_is, levelled, rect)] == ["points crop", "levelled points crop", "rect crop"]
+    np.testing.assert_allclose(onlooker.lean_deg, [30, 0, 30], atol=2)
+    # it says where the points of a level face are
+    np.testing.assert_allclose(levelled.nme, 0, atol=1e-3)
+    assert as_it_is.nme[0] > 5 and rect.nme[0] > 5
+
+
+def test_each_crop_is_reported_plain_and_with_its_mirror_image_the_published_one_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onlooker, card = Onlooker(), ModelCard("onlooker", WFLW98.name, INPUT_HW, 1.3)
+    monkeypatch.setattr(evaluation, "load_predictor", lambda path, device, batch: (onlooker, card))
+    root, boxes = leaning_set(tmp_path / "set", 30), tmp_path / "boxes.jsonl"
+    boxes.write_text(json.dumps({"image": "leaning.png", "box_xyxy": [15, 15, 85, 85]}) + "\n")
+    cfg = EvaluateConfig(tmp_path / "none.safetensors", root, out=tmp_path / "out", flip=True, boxes=boxes)
+    names = ("points crop", "levelled points crop", "rect crop", "detector crop")
+    assert [one.crop for one in evaluation.report(cfg)] == [name + flip for name in names for flip in ("", ", flip")]
+
+
+def untrained(path: Path) -> tuple[LandmarkNet, ModelCard]:
+    """A net of random weights and its card, saved at path."""
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=INPUT_HW))
+    return net, model.save(net, model.new_card(net, "tiny", 1.3), path)
+
+
+def test_a_model_file_is_unchanged_by_evaluating_unless_it_is_told_to_write_the_card(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = write_wflw(tmp_path / "set", "test", [("0.png", mean_face())])
+    path = tmp_path / "best.safetensors"
+    untrained(path)
+    before, command = path.read_bytes(), [str(path), "--data", str(root), "--device", "cpu"]
+    assert evaluation.main(command) == 0
+    assert path.read_bytes() == before
+    assert "--write-card" in capsys.readouterr().out.splitlines()[-1]
+    assert evaluation.main([*command, "--write-card"]) == 0
+    assert path.read_bytes() != before
+    assert capsys.readouterr().out.splitlines()[-1] == f"the figures are in the card of {path}"
+
+
+def test_the_command_scores_every_crop_and_fills_the_card_but_leaves_the_weights(tmp_path: Path) -> None:
+    root = write_wflw(tmp_path / "set", "test", [(f"{i}.png", mean_face(45 + i)) for i in range(3)])
     path, out = tmp_path / "best.safetensors", tmp_path / "out"
-    before = model.save(net, model.new_card(net, "tiny", 1.3), path)
-    assert evaluation.main([str(path), "--data", str(root), "--out", str(out), "--flip", "--device", "cpu"]) == 0
+    net, before = untrained(path)
+    command = [str(path), "--data", str(root), "--out", str(out), "--flip", "--device", "cpu", "--write-card"]
+    assert evaluation.main(command) == 0
     loaded, card = model.load(path)
     assert card.weights_sha256 == before.weights_sha256
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), net.state_dict().values()))
-    for crop in ("points crop", "points crop, flip", "rect crop", "rect crop, flip"):
+    for crop in ("points crop", "points crop, flip", "levelled points crop", "rect crop", "rect crop, flip"):
         assert card.nme[f"set test, {crop}"] > 0 and f"set test, {crop}, AUC@10" in card.nme
     told = json.loads((out / "scores.json").read_text())
     assert told["figures"] == card.nme

@@ -2,8 +2,10 @@
 
     python -m train.evaluate runs/b5/best.safetensors --data WFLW --flip
 
-Published figures mix two crops: one round the true points and one round the list's rect. Both are reported, and all of
-it is written into the model's card. `evaluate` itself takes any function from crops to points and needs no torch.
+Published numbers crop from a box that is not levelled, some round the true points, some round the list's rect. The
+points crop comes first, cut so; second the same crop levelled by the true eyes, as serving levels a face that it
+follows; then the rect crop. The model file stays as it is, unless --write-card puts the figures into its card.
+`evaluate` itself takes any function from crops to points and needs no torch.
 
 Suffixes: N faces, K points.
 """
@@ -67,7 +69,7 @@ class Scores:
     """What one model scored on one set through one crop."""
 
     crop: str
-    """how the faces were cut: "points crop", "rect crop, flip", ..."""
+    """how the faces were cut: "points crop", "levelled points crop", "rect crop, flip", ..."""
     schema: Schema
     predicted: F32
     """(N, K, 2) px of the picture, pixel centres"""
@@ -135,6 +137,8 @@ def evaluate(
 ) -> Scores:
     """Cuts every face as crop says, asks predict, and compares in the picture's pixels.
 
+    crop: round points and with its default `level`, the scores are named "levelled points crop"; a published figure
+        compares with level=False, "points crop".
     flip: the mean with what predict says of the mirrored crop.
     whole: the picture itself, resized, is the crop, for sets whose pictures are crops already.
     label_shift_px: taken off the labels; 0.5 where they count from a pixel's corner.
@@ -157,7 +161,8 @@ def evaluate(
             rgb, frame_from_unit = zip(*(cut(i) for i in rows))
             for i, frame, points in zip(rows, frame_from_unit, _predicted(predict, np.stack(rgb), schema, flip)):
                 predicted[i] = apply(frame, points)
-    name = "whole picture" if whole else f"{crop.source} crop"
+    levelled = crop.source == "points" and crop.level
+    name = "whole picture" if whole else "levelled " * levelled + f"{crop.source} crop"
     name += ", flip" * flip + (f", labels less {label_shift_px:g} px" if label_shift_px else "")
     return Scores(name, schema, predicted, truth, tuple(sample.attributes for sample in samples))
 
@@ -259,7 +264,7 @@ def _check(samples: Sequence[Sample], truth: F32, schema: Schema) -> None:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Scores a trained model on a labelled set, and writes every figure into the model's card."""
+    """Scores a trained model on a labelled set, first through crops that are not levelled, as published numbers are."""
 
     model: tyro.conf.Positional[Path]
     """The .safetensors of a run."""
@@ -272,14 +277,13 @@ class EvaluateConfig:
     """Also with the mean of crop and mirrored crop, at twice the time."""
     boxes: Path | None = None
     """A .jsonl of `python -m stream.label`: also with crops round a detector's boxes."""
-    level: bool = True
-    """Level the points crop by the eyes, as serving levels a face that it follows."""
     label_shift_px: float = 0.0
     """Taken off every label: 0.5 for sets that count from a pixel's corner, such as wflw-mini."""
     device: str = "auto"
     batch: int = 64
-    write_card: bool = True
-    """Put the figures into the model file; the weights in it stay as they are."""
+    write_card: bool = False
+    """Put the figures into the model file's card; the weights stay the same. Off, because evaluating
+    must not change the file."""
 
 
 @ends_in_a_line
@@ -292,7 +296,8 @@ def main(args: list[str] | None = None) -> int:
 
 
 def report(cfg: EvaluateConfig) -> list[Scores]:
-    """Runs every policy, prints the tables, writes the files. The first of the scores is that of the points crop."""
+    """Runs every policy, prints the tables, writes the files. The first of the scores is that of the points crop
+    that is not levelled."""
     predict, card = load_predictor(cfg.model, cfg.device, cfg.batch)
     schema = SCHEMAS[card.schema]
     samples = [s for s in read(cfg.data, cfg.split, schema) if np.isfinite(s.points).all()]
@@ -309,18 +314,22 @@ def report(cfg: EvaluateConfig) -> list[Scores]:
                 scores.append(one)
     set_name = f"{cfg.data.resolve().stem} {cfg.split}"
     write_files(scores, samples, set_name, cfg.model, out)
+    print(f"{out}: scores.json, ced.png, worst.jpg")
     if cfg.write_card:
         from train.model import write_card
 
         write_card(cfg.model, with_figures(card, scores, set_name))
         print(f"the figures are in the card of {cfg.model}")
-    print(f"{out}: scores.json, ced.png, worst.jpg")
+    else:
+        print(f"{cfg.model} is unchanged; to put the figures into its card, run again with --write-card")
     return scores
 
 
 def _policies(cfg: EvaluateConfig, card: ModelCard) -> Iterator[CropConfig]:
-    points = CropConfig(scale=card.crop_scale, level=cfg.level)
+    """Every crop to report: first as published numbers crop, then levelled as serving levels a face that it follows."""
+    points = CropConfig(scale=card.crop_scale, level=False)
     yield points
+    yield replace(points, level=True)
     yield replace(points, source="rect")
     if cfg.boxes:
         yield replace(points, source="detector", boxes=cfg.boxes)
