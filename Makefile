@@ -3,6 +3,8 @@
 SOURCE ?= auto
 MODEL ?=
 VENV := .venv
+# What `make b5` is judged on: folder, and how far its labels lie from pixel centres
+EVAL ?= $(addsuffix :0.5,$(wildcard ../shared/data/wflw-mini)) $(wildcard ../shared/data/wflw-hard-dev)
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
@@ -14,7 +16,7 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train test audit lint types clean
+.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train b5 test audit lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
@@ -22,12 +24,14 @@ help:
 	@echo 'make stream ARGS="--help"      everything it can do: outputs, drawing, tracking'
 	@echo 'make demo                      the demo in your browser; SHARE=1 gives a public link, ARGS="--help" shows the rest'
 	@echo 'make bench-demo                its latency from browser frame to drawn frame; needs chromium'
-	@echo 'make engine MODEL=a.safetensors  the fastest engine this machine can run: TensorRT, or for the CPU'
+	@echo 'make engine                    the fastest engines this machine can run of student and b5: TensorRT, or for the CPU'
+	@echo 'make engine MODEL=a.safetensors  the same of a model of your own'
 	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
 	@echo 'make bench-engines MODEL=a.safetensors  one model by every runtime here; DATA=/path/to/WFLW adds its error'
 	@echo 'make soak MINUTES=60            8 real RTSP cameras, 2 of them dying at random: does anything grow or stop?'
 	@echo 'make cluster-demo              cameras and models on a Ray cluster of this machine; some are killed and come back'
 	@echo 'make train DATA=/path/to/WFLW  trains EfficientNet-B5; ARGS="--help" shows the rest'
+	@echo 'make b5 DATA=packs/            the B5 that ships, from packed faces; EVAL="set:shift ..." says what to judge it on'
 	@echo 'make test                      lint, types and tests'
 	@echo 'make audit                     is a package that is pinned or installed known to be vulnerable?'
 	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
@@ -65,6 +69,14 @@ fit-mesh: $(VENV)/.serve
 train: $(VENV)/.train
 	@$(if $(DATA),,$(if $(findstring --help,$(ARGS)),,echo 'which data? make train DATA=/path/to/WFLW' >&2; exit 2;)) \
 		$(PY) -m train $(if $(DATA),--data $(DATA)) $(ARGS)
+
+# The recipe of the B5 that ships; the rest are the defaults of `make train`. Interrupted, the same command resumes it.
+b5: $(VENV)/.train
+	@$(PY) -m train --data $(or $(DATA),packs) --run runs/b5 --name b5 --presence --batch 96 --drop-path 0.1 \
+		$(if $(shell command -v nvidia-smi),--compile --workers 14) $(ARGS)
+	@$(foreach set,$(EVAL),$(PY) -m train.evaluate runs/b5/best-half.safetensors --flip --write-card \
+		--data $(firstword $(subst :, ,$(set))) --label-shift-px $(or $(word 2,$(subst :, ,$(set))),0) \
+		--out runs/b5/evaluation/$(notdir $(firstword $(subst :, ,$(set)))) &&) true
 
 test: lint types
 	$(PY) -m pytest -q $(ARGS)

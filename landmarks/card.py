@@ -25,7 +25,7 @@ class ModelCard:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """RGB, 0..1 scale; applied inside the graph, kept here for the record"""
     head: str = "coords"
-    """how the graph's output became points: coords, heatmap, simcc, mesh"""
+    """how the graph's output became points: coords, heatmap, star, simcc, mesh"""
     precision: str = "fp32"
     weights_sha256: str = ""
     """of the weights file that the engine was built from"""

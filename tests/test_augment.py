@@ -204,7 +204,7 @@ def test_points_outside_stay_and_keep_their_order() -> None:
     np.testing.assert_allclose(apply(matrix, points), moved, atol=0.05)
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("rotate", 25, 30), ("upside_down", 170, 180)])
+@pytest.mark.parametrize(("name", "least", "most"), [("rotate", 38, 45), ("upside_down", 170, 180)])
 def test_turns_reach_as_far_as_they_say_to_both_sides(name: str, least: float, most: float) -> None:
     augment = Augment(OFF.only(name), WFLW98, HW)
     angles = [np.degrees(WFLW98.roll_rad(augment(texture(), face(), seed)[1])) for seed in range(60)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -18,6 +19,7 @@ from landmarks.schema import SCHEMAS
 from train import data, suspects
 from train.data import Sample
 from train.loop import Fitted, TrainConfig, fit
+from train.model import load, save
 
 log = logging.getLogger("lineament")
 
@@ -31,7 +33,7 @@ def main(args: list[str] | None = None) -> int:
         Annotated[TrainConfig, tyro.conf.arg(name="")],
         args=args,
         prog="python -m train",
-        description="Trains a landmark model; the run folder then holds best.safetensors.",
+        description="Trains a landmark model; the run folder then holds best.safetensors, and best-half for shipping.",
     )
     train(cfg)
     return 0
@@ -43,8 +45,20 @@ def train(cfg: TrainConfig) -> Fitted:
     log.info("%d faces to train on, %d held out, into %s", len(training), len(val), cfg.run)
     fitted = fit(cfg, training, val)
     log.info("held-out NME %.3f after %d epochs: %s", fitted.nme, fitted.epochs, fitted.best)
-    log.info("next: python -m train.evaluate %s --data %s", fitted.best, cfg.data[0])
+    if int(os.environ.get("RANK", 0)) == 0:
+        shipped = ship(fitted.best)
+        log.info("for shipping, in half precision: %s, %.1f MB", shipped, shipped.stat().st_size / 1e6)
+    shift = f" --label-shift-px {cfg.label_shift_px[0]:g}" if cfg.label_shift_px[0] else ""
+    log.info("next: python -m train.evaluate %s --data %s%s", fitted.best, cfg.data[0], shift)
     return fitted
+
+
+def ship(best: Path) -> Path:
+    """Writes best-half.safetensors beside best: the same weights as float16, with their card."""
+    net, card = load(best)
+    path = best.with_name(f"{best.stem}-half.safetensors")
+    save(net, card, path, half=True)
+    return path
 
 
 def held_out(cfg: TrainConfig) -> tuple[list[Sample], list[Sample]]:

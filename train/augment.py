@@ -70,15 +70,15 @@ class AugmentConfig:
 
     flip: float = 0.5
     """Mirror, with left and right points exchanged: doubles the faces."""
-    rotate: float = 0.5
+    rotate: float = 0.6
     """Turn in the plane. Crops are levelled by the last points, which may be wrong or, for a new face, absent."""
     rotate_deg: float = 45.0
     """Farthest turn to either side."""
     shift_scale_rotate: float = 0.8
     """Move, zoom and turn a little, as a detector's box and a tracker's last points differ from the true ones."""
-    shift: float = 0.06
+    shift: float = 0.08
     """Farthest move, as a share of the input's side."""
-    scale: tuple[float, float] = (0.85, 1.15)
+    scale: tuple[float, float] = (0.8, 1.2)
     """Least and greatest zoom."""
     tilt_deg: float = 10.0
     """Farthest turn that comes with a move."""
@@ -90,23 +90,23 @@ class AugmentConfig:
     """Spread of the bend's knots, as a share of the input's side."""
     elastic_knots: int = 5
     """Knots along a side; more is crinklier."""
-    occlusion: float = 0.25
+    occlusion: float = 0.35
     """Cover parts with noise, a plain colour or another part of the picture: hands, microphones, people in front."""
     occlusion_patches: int = 3
     """Most patches at once."""
     occlusion_size: tuple[float, float] = (0.08, 0.4)
     """Sides of a patch, as shares of the input's."""
-    glasses: float = 0.15
+    glasses: float = 0.2
     """Put on glasses, which hide lids and brows behind rims, tints and glare. Only where the schema is wflw98."""
     brightness_contrast: float = 0.4
     """Rooms at night, windows behind."""
-    brightness_limit: float = 0.2
+    brightness_limit: float = 0.35
     """Greatest change, as a share of white."""
-    contrast_limit: float = 0.2
+    contrast_limit: float = 0.35
     """Greatest change of the factor 1."""
-    colour: float = 0.2
+    colour: float = 0.3
     """Other hue and saturation: lamps, screens, cheap white balance."""
-    grey: float = 0.05
+    grey: float = 0.1
     """Drop colour: infrared cameras."""
     gauss_noise: float = 0.08
     """Sensor noise in the dark."""
@@ -122,9 +122,9 @@ class AugmentConfig:
     """A head that turns while the shutter is open."""
     motion_px: int = 11
     """Longest streak."""
-    low_resolution: float = 0.1
+    low_resolution: float = 0.18
     """Shrunk and blown up again: small faces of a wide frame."""
-    resolution: tuple[float, float] = (0.25, 0.7)
+    resolution: tuple[float, float] = (0.12, 0.7)
     """Least and greatest share of the resolution that is left."""
     compression: float = 0.1
     """JPEG's blocks, as in a starved video stream."""

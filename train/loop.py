@@ -455,11 +455,20 @@ class Run:
         self.epoch, self.batch_in_epoch, self.best_nme = state["epoch"], state["batch_in_epoch"], state["best_nme"]
         draw_on(state, self.here.device)
         if self.here.first:
+            self._forget_epochs_after_checkpoint()
             self.writer = SummaryWriter(
                 str(self.cfg.run), purge_step=self.epoch * len(self.batches) + self.batch_in_epoch
             )
             log.info("going on with %s from epoch %d, batch %d", self.cfg.run, self.epoch + 1, self.batch_in_epoch + 1)
         return True
+
+    def _forget_epochs_after_checkpoint(self) -> None:
+        """Takes out of curves.csv the epochs that were run after the checkpoint and are run again."""
+        path = self.cfg.run / "curves.csv"
+        if path.exists():
+            head, *rows = path.read_text().splitlines()
+            kept = [head, *(row for row in rows if int(row.partition(",")[0]) <= self.epoch)]
+            write_atomically(path, lambda temp: temp.write_text("\n".join(kept) + "\n"))
 
     def describe(self) -> None:
         """Writes down what this run is: config, environment, git state, schedule, and a sheet of what it is shown."""

@@ -230,7 +230,7 @@ def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
 
 
 def write_card(path: Path, card: ModelCard) -> None:
-    """Replaces the card of a saved model, as evaluation does with its figures."""
+    """Replaces the card of a saved model, as `train.evaluate --write-card` does with its figures."""
     spec, _ = read_header(path)
     tensors = safetensors.torch.load_file(path)
     write_atomically(path, lambda temp: safetensors.torch.save_file(tensors, temp, metadata=_metadata(spec, card)))
