@@ -20,6 +20,7 @@ import torch
 
 from landmarks.types import LineamentError
 from train import loop, model
+from train.__main__ import ship
 from train.augment import AugmentConfig
 from train.crops import CropConfig
 from train.data import Sample
@@ -105,6 +106,36 @@ def test_a_run_leaves_all_that_its_folder_should_hold(tmp_path: Path) -> None:
     card = model.read_header(fitted.best)[1]
     assert card.nme["held out"] == pytest.approx(fitted.nme, abs=1e-3) and card.crop_scale == CropConfig().scale
     assert json.loads((fitted.run / "environment.json").read_text())["torch"] == torch.__version__
+
+
+def test_an_epoch_that_is_run_again_after_a_resume_is_listed_once(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 12)
+    cfg = config(tmp_path, epochs=4, val_every=2)
+
+    def cut_off(epoch: int, nme: float) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(cfg, samples[:8], samples[8:], cut_off)
+    # epoch 3 was run and listed, but the last checkpoint is of epoch 2, which was validated
+    assert torch.load(cfg.run / "last.pt", weights_only=True)["epoch"] == 2
+    again: list[int] = []
+    fit(cfg, samples[:8], samples[8:], lambda epoch, nme: again.append(epoch))
+    rows = list(csv.DictReader((cfg.run / "curves.csv").read_text().splitlines()))
+    assert again == [3, 4] and [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+
+
+def test_what_a_run_ships_is_its_best_in_half_the_bytes(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 12)
+    fitted = fit(config(tmp_path, epochs=1), samples[:8], samples[8:])
+    shipped = ship(fitted.best)
+    whole, half = weights(fitted.best), weights(shipped)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(half[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
+    assert shipped.stat().st_size < 0.6 * fitted.best.stat().st_size
+    cards = [model.read_header(path)[1] for path in (fitted.best, shipped)]
+    assert cards[1].precision == "fp16" and cards[0].nme == cards[1].nme
 
 
 def test_a_run_begins_by_saying_what_the_mean_face_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
