@@ -111,7 +111,7 @@ def _weights_sha256(checkpoint: Path) -> str:
 
 def _checkpoint(name: str) -> Path:
     """The checkpoint of a model that is not built yet. Raises LineamentError where PyTorch is not there to run it."""
-    if _not_usable("torch") or _not_usable("timm"):
+    if _not_usable("torch"):
         raise LineamentError(f"{name} is not built for this machine yet; run `make engine MODEL={name}`, minutes, once")
     return CHECKPOINTS[name]
 

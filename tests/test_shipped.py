@@ -1,0 +1,55 @@
+"""The models that ship: what they are worth on labelled faces, and that a B5 runs before it is built for a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engines
+from engines.export import real_crops
+from landmarks.schema import WFLW98
+from train.crops import CropConfig
+from train.data import read
+from train.evaluate import Scores, evaluate, load_predictor
+from train.model import read_header
+
+LEFT_EYE, MOUTH = (list(WFLW98.parts[part]) for part in ("left_eye", "outer_lips"))
+
+
+def scored(name: str, wflw: Path) -> Scores:
+    """On the hard faces, cropped round their points, not levelled."""
+    predict, card = load_predictor(engines.CHECKPOINTS[name], "cpu")
+    crop = CropConfig(scale=card.crop_scale, level=False)
+    return evaluate(read(wflw, "test"), predict, card.input_hw, crop)
+
+
+def test_the_b5_is_more_accurate_than_the_student_on_hard_faces_and_on_turned_ones(shared: Path) -> None:
+    student, b5 = (scored(name, shared / "data" / "wflw-hard-dev") for name in ("student", "b5"))
+    assert len(b5.nme) == 61
+    assert b5.total.nme < 6.5 < student.total.nme and b5.total.failures < student.total.failures
+    assert b5.by_subset()["pose"].nme < 11.2 < student.by_subset()["pose"].nme
+
+
+def test_what_ships_says_in_its_card_what_it_scored() -> None:
+    for name, path in engines.CHECKPOINTS.items():
+        spec, card = read_header(path)
+        assert (card.name, card.precision, spec.presence) == (name, "fp16", True)
+        assert {
+            "held out",
+            "wflw-hard-dev test, points crop",
+            "wflw-hard-dev test, points crop, pose",
+        } <= card.nme.keys()
+        assert path.stat().st_size < 64e6 and path.with_suffix(".md").is_file()
+
+
+def test_a_b5_that_is_not_built_runs_by_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BUILT", tmp_path)
+    with engines.load("b5", "cpu") as landmarker:
+        crops = real_crops(landmarker.card, 3)
+        faces = landmarker(np.concatenate([crops, np.full_like(crops[:1], 120)]))
+    assert (faces.confidence[:3] > 0.9).all() and faces.confidence[3] < 0.5, "a grey crop holds no face"
+    eyes, mouths = (faces.points_unit[:3, part].mean(1) for part in (LEFT_EYE, MOUTH))
+    # the crops lean by some 0.3 rad
+    assert (mouths[:, 1] - eyes[:, 1] > 0.1).all()
