@@ -165,12 +165,20 @@ def test_without_a_model_both_that_ship_are_built(
 def test_b5_streams_by_its_name_from_the_file_that_was_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "BUILT", tmp_path)
     rows = [
-        Row(tmp_path / name, by, "", 0, 0.0, ms=ms)
-        for name, by, ms in (("b5.onnx", "ORT", 1.0), ("b5.onnx", "OV", 9.0), ("b5-int8.onnx", "OV", 4.0))
+        Row(tmp_path / name, by, precision, 0, 0.0, ms=ms)
+        for name, by, precision, ms in (
+            ("b5.onnx", "ONNX Runtime", "fp32", 1.0),
+            ("b5.onnx", "OpenVINO", "fp32", 9.0),
+            ("b5-bf16.onnx", "OpenVINO", "bf16", 5.0),
+            ("b5-int8.onnx", "OpenVINO", "int8", 4.0),
+        )
     ]
     for row in rows:
         row.path.write_bytes(b"x")
-    assert build._how_to_stream("b5", rows) == "MODEL=b5"
+    # ranges of one portrait do not make it the B5 of its name
+    assert build._how_to_stream("b5", rows, of_faces=False) == "MODEL=b5"
+    assert engines.fastest_built("b5") == tmp_path / "b5-bf16.onnx"
+    assert build._how_to_stream("b5", rows, of_faces=True) == "MODEL=b5"
     assert engines.fastest_built("b5") == tmp_path / "b5-int8.onnx" and "b5" in engines.ready()
     # what was built of other weights, or is gone, does not count
     (tmp_path / "b5-int8.onnx").unlink()
