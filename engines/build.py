@@ -103,8 +103,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def _how_to_stream(model: str, rows: Sequence[Row], of_faces: bool) -> str:
     """What to say to `make stream`. The b5 that ships is known by its name from now on.
 
-    of_faces: INT8 has its ranges from labelled faces. Those of one portrait cost the b5 0.06 to 0.13 of NME, for a tenth
-    of the time.
+    of_faces: INT8 has its ranges from labelled faces. Those of one portrait cost the b5 0.06 to 0.13 of NME, for a
+    tenth of the time.
     """
     here = [row for row in rows if row.ms is not None]
     # the first row is there to compare with
