@@ -3,6 +3,8 @@
 SOURCE ?= auto
 MODEL ?=
 VENV := .venv
+# The folder of `make b5`
+RUN ?= runs/b5
 # What `make b5` is judged on: folder, and how far its labels lie from pixel centres
 EVAL ?= $(addsuffix :0.5,$(wildcard ../shared/data/wflw-mini)) $(wildcard ../shared/data/wflw-hard-dev)
 PY := $(VENV)/bin/python
@@ -72,11 +74,11 @@ train: $(VENV)/.train
 
 # The recipe of the B5 that ships; the rest are the defaults of `make train`. Interrupted, the same command resumes it.
 b5: $(VENV)/.train
-	@$(PY) -m train --data $(or $(DATA),packs) --run runs/b5 --name b5 --presence --batch 96 --drop-path 0.1 \
+	@$(PY) -m train --data $(or $(DATA),packs) --run $(RUN) --name b5 --presence --batch 96 --drop-path 0.1 \
 		$(if $(shell command -v nvidia-smi),--compile --workers 14) $(ARGS)
-	@$(foreach set,$(EVAL),$(PY) -m train.evaluate runs/b5/best-half.safetensors --flip --write-card \
+	@$(foreach set,$(EVAL),$(PY) -m train.evaluate $(RUN)/best-half.safetensors --flip --write-card \
 		--data $(firstword $(subst :, ,$(set))) --label-shift-px $(or $(word 2,$(subst :, ,$(set))),0) \
-		--out runs/b5/evaluation/$(notdir $(firstword $(subst :, ,$(set)))) &&) true
+		--out $(RUN)/evaluation/$(notdir $(firstword $(subst :, ,$(set)))) &&) true
 
 test: lint types
 	$(PY) -m pytest -q $(ARGS)

@@ -126,6 +126,13 @@ def test_an_epoch_that_is_run_again_after_a_resume_is_listed_once(tmp_path: Path
     assert again == [3, 4] and [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
 
 
+def test_a_run_whose_minutes_are_over_has_a_best_whenever_it_ends(tmp_path: Path) -> None:
+    samples = faces(tmp_path, 12)
+    fitted = fit(config(tmp_path, epochs=4, val_every=3, minutes=1e-9), samples[:8], samples[8:])
+    assert fitted.epochs == 1 and np.isfinite(fitted.nme) and fitted.best.is_file()
+    assert torch.load(fitted.run / "last.pt", weights_only=True)["epoch"] == 1
+
+
 def test_what_a_run_ships_is_its_best_in_half_the_bytes(tmp_path: Path) -> None:
     samples = faces(tmp_path, 12)
     fitted = fit(config(tmp_path, epochs=1), samples[:8], samples[8:])

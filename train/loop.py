@@ -262,7 +262,7 @@ class Run:
                             )
                 self.epoch, self.batch_in_epoch = self.epoch + 1, 0
                 over = self.epoch == cfg.epochs or bool(cfg.minutes and time.monotonic() - began_s > cfg.minutes * 60)
-                self._end_epoch(losses, rate.mean, on_epoch)
+                self._end_epoch(losses, rate.mean, over, on_epoch)
                 # short epochs would spend more time on checkpoints than on steps
                 if over or self.epoch % cfg.val_every == 0 or time.monotonic() - saved_s > cfg.checkpoint_min * 60:
                     self.checkpoint()
@@ -331,9 +331,9 @@ class Run:
 
     # ---- the end of an epoch
 
-    def _end_epoch(self, losses: list[float], faces_s: float, on_epoch: OnEpoch | None) -> None:
+    def _end_epoch(self, losses: list[float], faces_s: float, over: bool, on_epoch: OnEpoch | None) -> None:
         cfg = self.cfg
-        due = self.val is not None and (self.epoch % cfg.val_every == 0 or self.epoch == cfg.epochs)
+        due = self.val is not None and (self.epoch % cfg.val_every == 0 or over)
         nme = self.validate() if due and self.here.first else math.nan
         better = nme < self.best_nme if due else self.val is None
         if due:
