@@ -63,7 +63,7 @@ class OpenVinoLandmarker(FileLandmarker):
             model.reshape([1, height, width, 3])
             if config.get("INFERENCE_PRECISION_HINT") != "f32":
                 _keep_last_sum_exact(model)
-            compiled = core.compile_model(model, "CPU", config)
+            compiled = _compiled(core, model, config, path)
         except (RuntimeError, ValueError) as error:  # the latter where its message, or a name, is no text
             raise self._failed(error) from error
         self.precision = "bf16" if "bfloat16" in str(compiled.get_property("INFERENCE_PRECISION_HINT")) else "f32"
@@ -104,6 +104,20 @@ class OpenVinoLandmarker(FileLandmarker):
 
     def _release(self) -> None:
         del self._slots
+
+
+def _compiled(core: Any, model: Any, config: dict[str, Any], path: Path) -> Any:
+    """A processor's bf16 may be out of reach: a hypervisor or ONEDNN_MAX_CPU_ISA hides the instructions from oneDNN,
+    while OpenVINO still counts on them."""
+    try:
+        return core.compile_model(model, "CPU", config)
+    except RuntimeError as error:
+        if config.get("INFERENCE_PRECISION_HINT") == "f32":
+            raise
+        compiled = core.compile_model(model, "CPU", {**config, "INFERENCE_PRECISION_HINT": "f32"})
+        reason = " ".join(str(error).split())[-80:]
+        log.warning("%s runs in f32, for OpenVINO cannot compile it in bf16 here: %s", path.name, reason)
+        return compiled
 
 
 class _Slot:
