@@ -47,24 +47,31 @@ class AspectRatios(NamedTuple):
 
 
 def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
-    """points: (98, 2) of WFLW98, frame px. All nan when no pose fits them.
+    """points: (98, 2) of WFLW98, frame px. All nan when no pose fits them: points that are one, in a heap, in
+    a line or not finite.
 
     frame_hw gives the focal length: a camera's is about the longer side of its picture.
     """
     if points.shape != (len(WFLW98), 2):
         raise ValueError(f"head pose takes {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
+    none = HeadPose(math.nan, math.nan, math.nan)
+    if not np.isfinite(points).all():
+        return none
+    extent = float(np.ptp(points.astype(np.float64), axis=0).max())
+    if not extent > 0:
+        return none
     rigid, shape = _rigid()
     seen = points[rigid].astype(np.float64)
     # centred on the face, the optical axis is the line of sight
     seen -= seen.mean(0)
-    extent = float((points.max(0) - points.min(0)).max())
-    if not 0 < extent < math.inf:
-        raise ValueError(f"head pose takes finite points that differ, got points that span {extent} px")
     focal = max(*frame_hw, NEAREST * extent)
     camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
-    found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
+    try:
+        found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
+    except cv2.error:  # of points in a heap
+        return none
     if not found or not np.isfinite(turn).all():
-        return HeadPose(math.nan, math.nan, math.nan)
+        return none
     return _angles(np.asarray(cv2.Rodrigues(turn)[0], np.float64))
 
 

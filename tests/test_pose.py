@@ -74,10 +74,20 @@ def test_the_size_of_the_face_does_not_matter() -> None:
 def test_points_of_no_face_are_refused() -> None:
     with pytest.raises(ValueError, match=r"98 points.*got shape \(68, 2\)"):
         head_pose(np.zeros((68, 2)), HW)
-    with pytest.raises(ValueError, match="span 0"):
-        head_pose(np.zeros((98, 2)), HW)
-    with pytest.raises(ValueError, match="finite"):
-        head_pose(np.full((98, 2), np.nan), HW)
+
+
+def test_points_that_no_pose_fits_have_none_and_end_nothing() -> None:
+    face, rng = _seen(), np.random.default_rng(0)
+    heaps = [np.zeros((98, 2)), np.full((98, 2), 7.0), face * 1e-6 + 50, rng.normal(50, 1e-4, (98, 2))]
+    lines = [np.stack([np.linspace(0, 90, 98), np.full(98, 3.0)], 1), np.repeat(face[:, :1], 2, axis=1)]
+    wild = [np.full((98, 2), np.nan), np.full((98, 2), np.inf), np.where(rng.random((98, 2)) < 0.1, np.nan, face)]
+    for points in (*heaps, *wild):
+        for dtype in (np.float32, np.float64):
+            assert np.isnan(head_pose(points.astype(dtype), HW)).all() or np.isfinite(head_pose(points, HW)).all()
+    assert all(np.isnan(head_pose(points, HW)).all() for points in (*heaps[:2], *wild))
+    for points in (*lines, face * 1e6, face + 1e8, rng.normal(0, 1e30, (98, 2))):
+        pose = head_pose(points, HW)
+        assert np.isnan(pose).all() or np.isfinite(pose).all()
 
 
 def test_shut_lids_and_lips_have_ratio_zero() -> None:
