@@ -9,8 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+
+from landmarks.types import U8
 
 for package in ("torch", "onnx", "onnxruntime", "openvino", "nncf", "albumentations"):
     pytest.importorskip(package)
@@ -31,18 +34,36 @@ def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """best.safetensors after an epoch of one and the same face: enough for points that look like a face's."""
-    from tests.labelled import mean_face, write_wflw
+def trained(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
+    """best.safetensors of a run that goes on from the student by a hair, so that it knows faces on every processor.
+    What a short run learns by itself differs between them, and a net that knows no face leads a tracker anywhere."""
+    import engines
+    from tests.labelled import mean_face, sample
     from tests.test_loop import config
     from train.augment import AugmentConfig
-    from train.data import read
+    from train.crops import CropConfig
     from train.loop import fit
 
     folder = tmp_path_factory.mktemp("train")
-    samples = read(write_wflw(folder, "train", [(f"{i}.png", mean_face()) for i in range(8)]), "train")
-    cfg = config(folder, epochs=1, batch=8, lr=3e-3, ema=0.0, drop_path=0.0, augment=AugmentConfig.off())
-    return fit(cfg, samples * 60, samples[:4]).best
+    path = folder / "WFLW_images" / "portrait.png"
+    path.parent.mkdir()
+    assert cv2.imwrite(str(path), astronaut)
+    face = sample(mean_face(225, 118, 48), path.name, root=folder)
+    cfg = config(
+        folder,
+        backbone="mobilenetv4_conv_small",
+        init=engines.CHECKPOINTS["student"],
+        presence=True,
+        input_px=112,
+        crop=CropConfig(scale=1.2),
+        epochs=1,
+        batch=8,
+        lr=1e-6,
+        ema=0.0,
+        drop_path=0.0,
+        augment=AugmentConfig.off(),
+    )
+    return fit(cfg, [face] * 16, [face]).best
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +94,8 @@ def test_what_was_trained_streams_alike_as_checkpoint_and_as_built(trained: Path
     found = points(by_openvino)
     assert found.shape[1:] == (98, 2) and len(found) > 0
     assert points(by_torch).shape == found.shape
-    # of the first frame alone: each later crop follows from the points before it, and a net of one epoch is no anchor.
-    # the looks at the first frame follow from each other too, so that the last bits of 0.01 px grow; the face has 80
-    assert np.linalg.norm(points(by_torch)[0] - found[0], axis=-1).max() < 1
+    # each crop follows from the points before it, so the last bits of 0.01 px may grow; the face has 80
+    assert np.linalg.norm(points(by_torch) - found, axis=-1).max() < 1
 
 
 def test_the_other_files_for_the_cpu_stream_too(built: Path) -> None:
