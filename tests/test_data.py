@@ -95,6 +95,17 @@ def test_faces_of_one_picture_stay_apart_and_in_order(tmp_path: Path) -> None:
     assert [face.attributes for face in faces] == [frozenset(), frozenset({"expression"})]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["Linux", "Windows", "old Mac"])
+def test_lists_of_any_system_are_read_alike(tmp_path: Path, end: str) -> None:
+    text = (line() + line("0 1 0 0 0 0")).replace("\n", end)
+    path = wflw(tmp_path / "wflw", "") / data.LISTS.format(split="train")
+    path.write_bytes(text.encode())
+    assert [face.name for face in read(tmp_path / "wflw", "train")] == ["0--Parade/a.jpg"] * 2
+    listed = jsonl(tmp_path, row(), row(weight=0.5))
+    listed.write_bytes(listed.read_bytes().replace(b"\n", end.encode()))
+    assert [face.weight for face in read(listed, "train")] == [1, 0.5]
+
+
 def test_a_name_may_hold_spaces_and_numbers_may_stand_apart(tmp_path: Path) -> None:
     picture(tmp_path / "WFLW_images" / "my faces" / "a b.jpg")
     (face,) = read(wflw(tmp_path, line(name="my faces/a b.jpg").replace(" 10 20", "  10\t20")), "train")

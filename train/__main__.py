@@ -63,9 +63,7 @@ def ship(best: Path) -> Path:
 
 def held_out(cfg: TrainConfig) -> tuple[list[Sample], list[Sample]]:
     """The samples to train on and those to validate on, which come from the first data set alone."""
-    schema = SCHEMAS[cfg.schema]
-    shifts = cfg.label_shift_px if len(cfg.label_shift_px) > 1 else cfg.label_shift_px * len(cfg.data)
-    sets = [data.shifted(data.read(path, "train", schema), px) for path, px in zip(cfg.data, shifts)]
+    sets = data.read_sets(cfg.data, cfg.label_shift_px, SCHEMAS[cfg.schema])
     if cfg.suspects:
         sets[0] = suspects.apply(sets[0], cfg.suspects, cfg.suspect_policy)
     training, val = data.hold_out(sets[0], cfg.hold_out, cfg.seed)

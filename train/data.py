@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from io import BytesIO, TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -150,6 +151,12 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
         count += sizes[group]
     out = [group_of(sample) in held for sample in samples]
     return [s for s, o in zip(samples, out) if not o], [s for s, o in zip(samples, out) if o]
+
+
+def read_sets(roots: Sequence[Path], label_shift_px: Sequence[float], schema: Schema) -> list[list[Sample]]:
+    """The training split of each data set, less its label shift; one number serves all."""
+    shifts = label_shift_px if len(label_shift_px) > 1 else [*label_shift_px] * len(roots)
+    return [shifted(read(root, "train", schema), px) for root, px in zip(roots, shifts)]
 
 
 def shifted(samples: Sequence[Sample], px: float) -> list[Sample]:
@@ -281,7 +288,8 @@ def _text(path: Path) -> str:
         raise LineamentError(f"{pack} is no pack: {error}; write one with `python -m train.pack`") from error
     except OSError as error:
         raise LineamentError(f"cannot read the list {path}: {error.strerror}; check its rights") from error
-    return data.decode("utf-8-sig", errors="replace")
+    # whatever ends its lines: a list may come from any system
+    return TextIOWrapper(BytesIO(data), "utf-8-sig", "replace").read()
 
 
 def _wflw(path: Path, root: Path, schema: Schema) -> Iterator[_Row | Problem]:

@@ -29,7 +29,7 @@ from landmarks.geometry import apply
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, U8, LineamentError
 from train.crops import CropConfig, wide_view
-from train.data import PACKED_LIST, Sample, group_of, read, shifted
+from train.data import PACKED_LIST, Sample, group_of, read_sets
 
 log = logging.getLogger("lineament")
 
@@ -89,10 +89,8 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     cfg = tyro.cli(PackConfig, args=args, prog="python -m train.pack", description=PackConfig.__doc__)
-    schema = SCHEMAS[cfg.schema]
-    shifts = cfg.label_shift_px if len(cfg.label_shift_px) > 1 else cfg.label_shift_px * len(cfg.data)
-    samples = [s for path, px in zip(cfg.data, shifts) for s in shifted(read(path, "train", schema), px)]
-    for piece, faces in pack(samples, cfg):
+    sets = read_sets(cfg.data, cfg.label_shift_px, SCHEMAS[cfg.schema])
+    for piece, faces in pack([sample for one in sets for sample in one], cfg):
         print(f"{piece}: {faces} faces, {piece.stat().st_size / 1e6:.1f} MB")
     return 0
 
