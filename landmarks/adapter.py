@@ -34,20 +34,21 @@ class Adapter:
     """(2 K,)"""
 
     def __call__(self, features: F32) -> F32:
-        """features: (N, V, 2) -> (N, K, 2), same space and unit."""
+        """features: (N, V, 2) -> (N, K, 2), same space and unit. All nan where the mesh is one point or not finite."""
         n, v, _ = features.shape
         if 2 * v != self.weights.shape[1]:
             raise ValueError(f"the map takes {self.weights.shape[1] // 2} mesh points, got {v}")
-        center, scale = frame_of_mesh(features)
-        level = ((features - center) / scale).reshape(n, 2 * v)
-        points = level @ self.weights.T + self.offset
-        return np.asarray(points.reshape(n, len(self.offset) // 2, 2) * scale + center, np.float32)
+        with np.errstate(all="ignore"):
+            center, scale = frame_of_mesh(features)
+            level = ((features - center) / scale).reshape(n, 2 * v)
+            points = level @ self.weights.T + self.offset
+            return np.asarray(points.reshape(n, len(self.offset) // 2, 2) * scale + center, np.float32)
 
 
 def frame_of_mesh(features: F32) -> tuple[F32, F32]:
     """features: (N, V, 2) -> centre (N, 1, 2) and RMS radius (N, 1, 1) of the face mesh among them."""
     mesh = features[:, :N_MESH]
-    center = np.add.reduce(mesh, 1, keepdims=True) / np.float32(N_MESH)
+    center = np.asarray(np.add.reduce(mesh, 1, keepdims=True) / N_MESH, np.float32)
     away = mesh - center
     scale = np.sqrt(np.einsum("nvc,nvc->n", away, away) / np.float32(N_MESH))[:, None, None]
     return center, scale

@@ -7,7 +7,7 @@ The pixel convention and unit coordinates are stated in landmarks.types.
 
 from __future__ import annotations
 
-from math import cos, sin, sqrt
+from math import cos, hypot, sin, sqrt
 
 import cv2
 import numpy as np
@@ -15,14 +15,21 @@ import numpy as np
 from landmarks.card import ModelCard
 from landmarks.types import F32, F64, U8, Floats
 
+FARTHEST_PX = 1e6
+"""a crop that reaches further from the frame's origin is left black: it shows a speck at most, and the coordinates that
+OpenCV counts in end somewhere"""
+_ENDLESS_PX = 1e30
+"""the size of a region beyond may not be finite"""
+
 
 def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F64:
     """The matrix of the square crop, levelled by roll_rad, that shows `region` as `card` wants to see it.
 
     region: (4,) box_xyxy or (K, 2) points, frame px. Points are bounded after levelling, a box is taken as it is.
-    The crop's side is card.crop_scale times the longer side of those bounds. Raises ValueError on an empty region.
+    The crop's side is card.crop_scale times the longer side of those bounds. Raises ValueError on a region that is
+    empty, or not finite in float32.
     """
-    if not np.isfinite(region).all():
+    if not np.abs(region).max() < _ENDLESS_PX:
         raise ValueError(f"cannot crop round a region that is not finite: {region.tolist()}")
     cos_roll, sin_roll = cos(roll_rad), sin(roll_rad)
     level = np.array([[cos_roll, sin_roll], [-sin_roll, cos_roll]])
@@ -42,8 +49,9 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
 
 
 def apply(matrix: F64, points: Floats) -> F32:
-    """matrix: (2, 3), points: (..., 2) -> (..., 2) float32."""
-    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], np.float32)
+    """matrix: (2, 3), points: (..., 2) -> (..., 2) float32; not finite where the points are not or end too far away."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], np.float32)
 
 
 def invert(matrix: F64) -> F64:
@@ -73,13 +81,16 @@ def frame_from_unit(crop_from_frame: F64, input_hw: tuple[int, int]) -> F64:
 
 
 def warp(image: U8, crop_from_frame: F64, input_hw: tuple[int, int]) -> U8:
-    """Cuts the crop out of image (H, W, C) -> (height, width, C); black outside.
+    """Cuts the crop out of image (H, W, C) -> (height, width, C); black outside, and all of it beyond FARTHEST_PX.
 
     A crop that shrinks the image is averaged first, so that fine texture does not alias into the model.
     """
     height, width = input_hw
-    (a, b, _), (c, d, _) = crop_from_frame.tolist()
-    shrink = int(1 / sqrt(abs(a * d - b * c)))
+    (a, b, x), (c, d, y) = crop_from_frame.tolist()
+    scale = sqrt(abs(a * d - b * c))
+    if not hypot(x, y) + width + height < FARTHEST_PX * scale:  # nor a NaN
+        return np.zeros((height, width, *image.shape[2:]), np.uint8)
+    shrink = int(1 / scale)
     if shrink >= 2:
         image, crop_from_frame = _reduced(image, crop_from_frame, input_hw, shrink)
     crop = cv2.warpAffine(image, crop_from_frame, (width, height), flags=cv2.INTER_LINEAR)

@@ -76,7 +76,7 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
 
 
 def aspect_ratios(points: Floats, schema: Schema = WFLW98) -> AspectRatios:
-    """points: (K, 2) of schema, any unit. nan for a part whose corners coincide."""
+    """points: (K, 2) of schema, any unit. nan for a part whose corners coincide or that is not finite."""
     return AspectRatios(*(_openness(schema.part(name, points)) for name in ("left_eye", "right_eye", "inner_lips")))
 
 
@@ -86,7 +86,8 @@ def _openness(ring: Floats) -> float:
     top, bottom = ring[1:half], ring[:half:-1]
     heights = [math.dist(a, b) for a, b in zip(top.tolist(), bottom.tolist(), strict=True)]
     width = math.dist(ring[0], ring[half])
-    return sum(heights) / len(heights) / width if width > 0 else math.nan
+    ratio = sum(heights) / len(heights) / width if width > 0 else math.nan
+    return ratio if math.isfinite(ratio) else math.nan
 
 
 def _angles(turn: F64) -> HeadPose:

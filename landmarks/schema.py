@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import atan2
+from math import atan2, isfinite, nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,12 +54,11 @@ class Schema:
         return points[..., self._indices[name], :]
 
     @cached_property
-    def _eye_line(self) -> F32:
-        """(K,) weights whose product with points goes from the left eye's centre to the right eye's"""
-        weights = np.zeros(len(self), np.float32)
-        for part, sign in (("right_eye", 1), ("left_eye", -1)):
-            weights[list(self.parts[part])] = sign / len(self.parts[part])
-        return weights
+    def _eye_line(self) -> tuple[NDArray[np.intp], F32]:
+        """the eyes' indices, and weights whose product with their points goes from the left centre to the right one"""
+        left, right = self.parts["left_eye"], self.parts["right_eye"]
+        weights = [-1 / len(left)] * len(left) + [1 / len(right)] * len(right)
+        return np.array([*left, *right]), np.array(weights, np.float32)
 
     @cached_property
     def _indices(self) -> dict[str, NDArray[np.intp]]:
@@ -67,9 +66,14 @@ class Schema:
         return {name: np.array(indices) for name, indices in self.parts.items()}
 
     def roll_rad(self, points: Floats) -> float:
-        """In-plane angle of the line from the left eye's centre to the right eye's. points: (K, 2)."""
-        x, y = (self._eye_line @ points).tolist()
-        return atan2(y, x)
+        """In-plane angle of the line from the left eye's centre to the right eye's. points: (K, 2).
+
+        0 where the centres are one, nan where an eye is not finite.
+        """
+        indices, weights = self._eye_line
+        with np.errstate(over="ignore", invalid="ignore"):
+            x, y = (weights @ points[indices]).tolist()
+        return atan2(y, x) if isfinite(x) and isfinite(y) else nan
 
 
 def _span(first: int, last: int) -> tuple[int, ...]:

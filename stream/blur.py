@@ -7,7 +7,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from landmarks.types import F32, U8, Result
+from landmarks.types import F32, F64, U8, Result
 
 _HOLD_S = 1.0
 """a face that is no longer found stays blurred where it was for so long: it is more often missed than gone"""
@@ -21,13 +21,14 @@ class Blur:
     """Hides the faces of one source's results, in order. Only what was found can be hidden."""
 
     def __init__(self) -> None:
-        self._held: list[tuple[F32, float]] = []
+        self._held: list[tuple[F64, float]] = []
         """(3,) discs x, y, radius in frame px, and the time until which each is hidden"""
 
     def __call__(self, result: Result) -> Result:
         """result with a picture of its own, in which each face's disc is a few flat cells."""
         now_s = result.frame.time_s
-        found = [(_disc(track.points), now_s + _HOLD_S) for track in result.tracks]
+        seen = [track.points[np.isfinite(track.points).all(1)] for track in result.tracks]
+        found = [(_disc(points), now_s + _HOLD_S) for points in seen if len(points)]
         held = [(disc, until_s) for disc, until_s in self._held if now_s < until_s <= now_s + _HOLD_S]
         self._held = found + [old for old in held if not any(_covers(new, old[0]) for new, _ in found)]
         bgr = result.frame.bgr.copy()
@@ -36,17 +37,17 @@ class Blur:
         return replace(result, frame=replace(result.frame, bgr=bgr))
 
 
-def _disc(points: F32) -> F32:
-    low, high = points.min(0), points.max(0)
-    return np.array([*((low + high) / 2), _REACH * (high - low).max()], np.float32)
+def _disc(points: F32) -> F64:
+    low, high = points.min(0).astype(np.float64), points.max(0).astype(np.float64)
+    return np.array([*((low + high) / 2), max(1.0, _REACH * (high - low).max())])
 
 
-def _covers(new: F32, old: F32) -> bool:
+def _covers(new: F64, old: F64) -> bool:
     """Whether the old disc was most likely the new one's face."""
     return bool(np.hypot(*(new[:2] - old[:2])) < new[2] / 2)
 
 
-def _hide(bgr: U8, disc: F32) -> None:
+def _hide(bgr: U8, disc: F64) -> None:
     height, width = bgr.shape[:2]
     x, y, radius = (float(v) for v in disc)
     x1, y1 = max(0, int(x - radius)), max(0, int(y - radius))
@@ -56,6 +57,6 @@ def _hide(bgr: U8, disc: F32) -> None:
     part = bgr[y1:y2, x1:x2]
     cells = [max(1, round(_CELLS * side / (2 * radius))) for side in (x2 - x1, y2 - y1)]
     flat = cv2.resize(cv2.resize(part, cells, interpolation=cv2.INTER_AREA), (x2 - x1, y2 - y1), None, 0, 0, 0)
-    within = np.zeros(part.shape[:2], np.uint8)
-    cv2.circle(within, (round(x) - x1, round(y) - y1), round(radius), (255,), cv2.FILLED)
-    np.copyto(part, flat, where=within[..., None] > 0)
+    ys, xs = np.ogrid[y1:y2, x1:x2]
+    within = (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
+    np.copyto(part, flat, where=within[..., None])

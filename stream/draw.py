@@ -25,6 +25,8 @@ _COLOURS_BGR = (
 )
 """one a track, told apart on skin and on dark ground; reused by id"""
 _SUBPIXEL_BITS = 4
+_FARTHEST = 8
+"""times the longer side of the picture: a face with a point beyond is none, and OpenCV's integers end somewhere"""
 
 Colour = tuple[int, int, int]
 
@@ -47,10 +49,13 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
     """A copy of the frame (H, W, 3) BGR with every track on it. schema: of the result's points.
 
     Line width and dot size follow the size of the face, text the size of the picture. note: a line for the corner.
+    A face whose points or box are not finite, or absurdly far away, is left out.
     """
     canvas = result.frame.bgr.copy()
     text_px = max(11.0, min(canvas.shape[:2]) / 32)
     for track in result.tracks:
+        if not np.abs(np.append(track.points, track.face.box_xyxy)).max() <= _FARTHEST * max(canvas.shape[:2]):
+            continue
         colour = _COLOURS_BGR[track.id % len(_COLOURS_BGR)]
         points = convert(track.points, schema, SCHEMAS[cfg.schema])
         face_px = float(np.ptp(points, axis=0).max())

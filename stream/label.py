@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import sys
@@ -37,10 +38,10 @@ from tqdm import tqdm
 import engines
 from landmarks.card import ModelCard
 from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from landmarks.geometry import FARTHEST_PX, apply, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
-from stream.detect import StillFaces
+from stream.detect import ImageDetector
 from stream.draw import DrawConfig, draw
 from stream.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
 
@@ -76,7 +77,7 @@ class LabelConfig:
     eyes' outer corners."""
     min_face_px: float = 40.0
     """A face whose box is smaller is left out."""
-    min_score: float = 0.7
+    min_score: float = 0.5
     """Of the detector, 0 to 1."""
     sheet: Path | None = None
     """Also write a picture of some labelled faces, to look at."""
@@ -159,7 +160,7 @@ def label_folder(cfg: LabelConfig) -> Summary:
     with ExitStack() as stack:
         teachers = _teachers(cfg.teacher or ("mesh",), stack)
         schema = SCHEMAS[teachers[0].landmarker.card.schema]
-        detector = stack.enter_context(StillFaces(cfg.min_score, cfg.min_face_px))
+        detector = stack.enter_context(ImageDetector(cfg.min_score, cfg.min_face_px))
         sheet = _Sheet(schema, cfg.seed) if cfg.sheet else None
         try:
             cfg.out.parent.mkdir(parents=True, exist_ok=True)
@@ -178,8 +179,9 @@ def label_folder(cfg: LabelConfig) -> Summary:
                     file.write(json.dumps(row) + "\n")
                     counts["empty"] += 1
                 for label in _labels(bgr, faces, teachers, schema, cfg, counts):
-                    disagreements.append(label.disagreement)
-                    if label.disagreement > cfg.max_disagreement:
+                    if math.isfinite(label.disagreement):
+                        disagreements.append(label.disagreement)
+                    if not label.disagreement <= cfg.max_disagreement:
                         counts["disputed"] += 1
                         continue
                     file.write(json.dumps(_row(path, cfg.out, label)) + "\n")
@@ -204,7 +206,10 @@ def label_folder(cfg: LabelConfig) -> Summary:
 
 
 def label_faces(bgr: U8, faces: Sequence[Face], teachers: Sequence[Teacher], schema: Schema) -> list[Label]:
-    """A label for each face of a picture. Raises ValueError without teachers."""
+    """A label for each face of a picture. Raises ValueError without teachers.
+
+    Its disagreement is nan where a teacher's points are not finite, or all teachers' are one point.
+    """
     if not teachers:
         raise ValueError("a label takes at least one teacher")
     if not faces:
@@ -216,9 +221,10 @@ def label_faces(bgr: U8, faces: Sequence[Face], teachers: Sequence[Teacher], sch
         guesses += [straight_NK2, mirrored_NK2]
         weights += [teacher.weight, teacher.weight]
         confidences.append(confidence_N)
-    points_NK2 = np.average(guesses, axis=0, weights=weights)
-    apart_N = np.mean([np.linalg.norm(a - b, axis=-1).mean(-1) for a, b in combinations(guesses, 2)], axis=0)
-    disagreement_N = 100 * apart_N / _ocular(points_NK2, schema)
+    with np.errstate(all="ignore"):
+        points_NK2 = np.average(guesses, axis=0, weights=weights)
+        apart_N = np.mean([np.linalg.norm(a - b, axis=-1).mean(-1) for a, b in combinations(guesses, 2)], axis=0)
+        disagreement_N = 100 * apart_N / _ocular(points_NK2, schema)
     return [
         Label(face, points.astype(np.float32), float(disagreement), float(confidence))
         for face, points, disagreement, confidence in zip(
@@ -243,9 +249,12 @@ def _guess(rgb: U8, faces: Sequence[Face], landmarker: Landmarker, schema: Schem
             np.stack([apply(frame_from_unit(matrix, hw), unit) for matrix, unit in zip(matrices, guess)])
             for guess in both
         )
-        regions = list((straight_NK2 + mirrored_NK2) / 2)
-        rolls_rad = [schema.roll_rad(points) for points in regions]
-    return straight_NK2, mirrored_NK2, (confidence[:n] + confidence[n:]) / 2
+        with np.errstate(over="ignore", invalid="ignore"):
+            means_NK2 = (straight_NK2 + mirrored_NK2) / 2
+        for i, points in enumerate(means_NK2):
+            if np.abs(points).max() < FARTHEST_PX and np.ptp(points, axis=0).max() >= 1:  # else it stays where it was
+                regions[i], rolls_rad[i] = points, schema.roll_rad(points)
+    return straight_NK2, mirrored_NK2, np.asarray((confidence[:n] + confidence[n:]) / 2, np.float32)
 
 
 def _ocular(points_NK2: Floats, schema: Schema) -> Floats:

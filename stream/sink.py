@@ -29,7 +29,7 @@ import numpy as np
 from av.container import OutputContainer
 
 from landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
-from landmarks.types import U8, Frame, LineamentError, Result, Track
+from landmarks.types import F32, U8, Frame, LineamentError, Result, Track
 from stream.encode import H264, VideoEncoder, even
 from stream.image import IMAGE_SUFFIXES, cannot_write, write_image
 from stream.source import redacted, without_file_scheme
@@ -225,7 +225,7 @@ class HlsSink(VideoSink):
 
 
 class JsonLine:
-    """A result as one line of JSON, without the line's end. README.md shows one."""
+    """A result as one line of JSON, without the line's end; what is not finite is null. README.md shows one."""
 
     def __init__(self, schema: str = WFLW98.name, measure: Measure | None = None) -> None:
         """measure: adds fields to each face."""
@@ -254,10 +254,10 @@ class JsonLine:
         more = self._measure(track, frame) if self._measure else {}
         return {
             "id": track.id,
-            "score": round(float(track.face.score), 4),
-            "confidence": round(float(track.confidence), 4),
-            "box_xyxy": np.round(track.face.box_xyxy.astype(float), 2).tolist(),
-            "points": np.round(points.astype(float), 2).tolist(),
+            "score": _plain(float(track.face.score)),
+            "confidence": _plain(float(track.confidence)),
+            "box_xyxy": _rounded(track.face.box_xyxy),
+            "points": _rounded(points),
             **{name: _plain(value) for name, value in more.items()},
         }
 
@@ -481,6 +481,12 @@ def letterboxed(bgr: U8, width: int, height: int) -> U8:
     out = np.zeros((height, width, 3), np.uint8)
     out[y : y + small.shape[0], x : x + small.shape[1]] = small
     return out
+
+
+def _rounded(values: F32) -> object:
+    """Nested lists, in hundredths of a pixel; null for what is not finite."""
+    rounded = np.round(values.astype(float), 2)
+    return rounded.tolist() if np.isfinite(rounded).all() else _plain(rounded)
 
 
 def _plain(value: Any) -> object:

@@ -30,6 +30,8 @@ SHARED = OneEuroConfig(min_cutoff_hz=1.0, beta=200.0)
 """for the motion of the whole face: an average over all points, so it may follow at the first sign of one"""
 OWN = OneEuroConfig(min_cutoff_hz=0.5, beta=20.0, speed_cutoff_hz=5.0)
 """for each point's motion within the face: quick enough for a blink, which lasts five frames"""
+_FARTHEST = 1e30
+"""px: what lies further away is nowhere, and would end as infinite"""
 
 
 class Smoother:
@@ -49,9 +51,15 @@ class Smoother:
         self._own_velocity: C128 | complex = 0j
 
     def __call__(self, points: F32, time_s: float) -> F32:
-        """points: (K, 2) frame px at time_s, later than the call before -> (K, 2) smoothed."""
+        """points: (K, 2) frame px at time_s, later than the call before -> (K, 2) smoothed.
+
+        Points that are not finite, or absurdly far away, pass unchanged; the next ones are then the first.
+        """
+        if not np.abs(points).max() < _FARTHEST:
+            self._points = None
+            return points
         new = _complex(points)
-        if self._points is None or time_s <= self._time_s:
+        if self._points is None or not time_s > self._time_s:
             self._points, self._time_s, self._shared_speed, self._own_velocity = new, time_s, 0.0, 0j
             return points
         dt_s, self._time_s = time_s - self._time_s, time_s
