@@ -10,7 +10,7 @@ from demo.settings import Settings
 from landmarks.pose import aspect_ratios, head_pose
 from landmarks.schema import SCHEMAS, WFLW98, convert
 from landmarks.types import Frame, Result, Track
-from stream.detect import StreamFaces
+from stream.detect import VideoDetector
 from stream.track import Tracker
 
 
@@ -23,7 +23,7 @@ class Analyst:
     def __init__(self, models: Models, settings: Settings) -> None:
         self.settings = settings
         self._models = models
-        self._detector = StreamFaces()
+        self._detector = VideoDetector()
         self._tracker: Tracker | None = None
         self._made_for: tuple[object, ...] = ()
 

@@ -18,7 +18,7 @@ from demo.settings import Settings
 from landmarks.geometry import crop_from_frame, warp
 from landmarks.schema import SCHEMAS, WFLW98, convert
 from landmarks.types import U8, Frame, LineamentError, Result
-from stream.detect import StillFaces
+from stream.detect import ImageDetector
 from stream.draw import draw
 from stream.track import Tracker
 
@@ -29,8 +29,8 @@ _SHOWN_LONG_SIDE = 2560
 
 
 def find(bgr: U8, settings: Settings, models: Models) -> Result:
-    """Every face of a picture that stands alone. bgr: (H, W, 3)."""
-    with StillFaces() as detector:
+    """The faces of a picture that stands alone; all of them with max_faces 0. bgr: (H, W, 3)."""
+    with ImageDetector() as detector:
         tracker = Tracker(detector, models[settings.model], settings.track, still=True)
         return tracker(Frame(bgr, "picture", 0, 0.0, time.monotonic()))
 

@@ -63,13 +63,13 @@ class OpenVinoLandmarker(FileLandmarker):
             model.reshape([1, height, width, 3])
             if config.get("INFERENCE_PRECISION_HINT") != "f32":
                 _keep_last_sum_exact(model)
-            compiled = _compiled(core, model, config, path)
+            graph = compiled(core, model, config, path)
         except (RuntimeError, ValueError) as error:  # the latter where its message, or a name, is no text
             raise self._failed(error) from error
-        self.precision = "bf16" if "bfloat16" in str(compiled.get_property("INFERENCE_PRECISION_HINT")) else "f32"
+        self.precision = "bf16" if "bfloat16" in str(graph.get_property("INFERENCE_PRECISION_HINT")) else "f32"
         """what layers run in that are not int8"""
-        n = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
-        self._slots = [_Slot(compiled) for _ in range(n)]
+        n = graph.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
+        self._slots = [_Slot(graph) for _ in range(n)]
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
         try:
@@ -106,28 +106,31 @@ class OpenVinoLandmarker(FileLandmarker):
         del self._slots
 
 
-def _compiled(core: Any, model: Any, config: dict[str, Any], path: Path) -> Any:
-    """A processor's bf16 may be out of reach: a hypervisor or ONEDNN_MAX_CPU_ISA hides the instructions from oneDNN,
-    while OpenVINO still counts on them."""
+def compiled(core: Any, model: Any, config: dict[str, Any], path: Path) -> Any:
+    """model on the CPU, in f32 where bf16 cannot be had. path: what a message calls it.
+
+    A processor's bf16 may be out of reach: a hypervisor or ONEDNN_MAX_CPU_ISA hides the instructions from oneDNN,
+    while OpenVINO still counts on them.
+    """
     try:
         return core.compile_model(model, "CPU", config)
     except RuntimeError as error:
         if config.get("INFERENCE_PRECISION_HINT") == "f32":
             raise
-        compiled = core.compile_model(model, "CPU", {**config, "INFERENCE_PRECISION_HINT": "f32"})
+        graph = core.compile_model(model, "CPU", {**config, "INFERENCE_PRECISION_HINT": "f32"})
         reason = " ".join(str(error).split())[-80:]
         log.warning("%s runs in f32, for OpenVINO cannot compile it in bf16 here: %s", path.name, reason)
-        return compiled
+        return graph
 
 
 class _Slot:
     """A request and its memory, for one face."""
 
-    def __init__(self, compiled: Any) -> None:
-        self.request: Any = compiled.create_infer_request()
+    def __init__(self, graph: Any) -> None:
+        self.request: Any = graph.create_infer_request()
         self.input_NHWC: U8 = self.request.get_input_tensor().data
         self.points: F32 = self.request.get_tensor(POINTS).data
-        judges = any(CONFIDENCE in output.get_names() for output in compiled.outputs)
+        judges = any(CONFIDENCE in output.get_names() for output in graph.outputs)
         self.confidence: F32 | None = self.request.get_tensor(CONFIDENCE).data if judges else None
 
     def copy_to(self, points_NK2: F32, confidence_N: F32 | None, i: int) -> None:

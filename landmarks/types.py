@@ -73,7 +73,9 @@ class Result:
     frame: Frame
     tracks: tuple[Track, ...]
     ms: Mapping[str, float] = field(default_factory=dict)
-    """milliseconds by stage, those that ran: capture, detect, crop, landmark, track, ..."""
+    """milliseconds by stage, those that ran: capture, detect, check, crop, landmark, track, ..."""
+    left_out: int = 0
+    """faces that were found in this frame but are not followed, because as many as allowed are"""
 
 
 class Landmarks(NamedTuple):
@@ -96,6 +98,15 @@ class Detector(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
+
+
+@runtime_checkable
+class NearDetector(Detector, Protocol):
+    """A Detector that can also look only where faces are expected, for a fraction of a search."""
+
+    def near(self, bgr: U8, faces: Sequence[Face]) -> tuple[Face, ...]:
+        """bgr: (H, W, 3) uint8. What is there near these boxes, each levelled by its roll. Best score first."""
+        ...
 
 
 class Landmarker(Protocol):

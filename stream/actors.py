@@ -23,7 +23,7 @@ import engines
 from landmarks.card import ModelCard
 from landmarks.types import U8, Landmarker, Landmarks, LineamentError
 from stream.cameras import Camera, in_life
-from stream.detect import StreamFaces
+from stream.detect import VideoDetector
 from stream.many import Post
 from stream.session import SessionConfig
 from stream.shared import SharedLandmarker
@@ -89,7 +89,7 @@ class CameraActor:
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)
-        with StreamFaces() as find:  # the first call takes a second, in which faces would get lost
+        with VideoDetector() as find:  # the first call takes a second, in which faces would get lost
             find(np.zeros((64, 64, 3), np.uint8))
         self._post: Post | None = None
         self._landmarker: RemoteLandmarker | None = None

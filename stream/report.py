@@ -27,6 +27,8 @@ class Report:
         self.faces = 0
         """in the last frame"""
         self.frames_with_faces = 0
+        self.most_left_out = 0
+        """faces of one frame that were found and not followed, because as many as allowed are"""
         self._began_s = time.monotonic()
         self._shown_s: deque[float] = deque()
         self._ms: defaultdict[str, _Ring] = defaultdict(_Ring)
@@ -44,6 +46,7 @@ class Report:
             self.frames += 1
             self.faces = len(result.tracks)
             self.frames_with_faces += bool(result.tracks)
+            self.most_left_out = max(self.most_left_out, result.left_out)
             self._shown_s.append(now_s)
             while self._shown_s[0] < now_s - _RATE_OVER_S:
                 self._shown_s.popleft()

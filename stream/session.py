@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import tyro
 
@@ -22,7 +22,7 @@ from landmarks.pose import aspect_ratios, head_pose
 from landmarks.schema import SCHEMAS
 from landmarks.types import U8, Detector, Frame, Landmarker, Result, Track
 from stream.blur import Blur
-from stream.detect import MediaPipeFaces, StillFaces, StreamFaces
+from stream.detect import MIN_SCORE, ImageDetector, VideoDetector
 from stream.draw import DrawConfig, draw
 from stream.heal import HealingSource, RetryConfig
 from stream.mailbox import Closed, Mailbox
@@ -41,11 +41,8 @@ class SessionConfig:
     """Show and write every face unrecognisable, and look for faces in every frame. Only what is found can be hidden."""
     frames: int | None = None
     """Stop after this many frames, of each source."""
-    detector: Literal["auto", "mediapipe"] = "auto"
-    """What finds faces. 'auto' runs MediaPipe's detector by OpenVINO, in more ways on still pictures; 'mediapipe' is
-    MediaPipe's own Python API: the same boxes, slower."""
-    min_score: float | None = None
-    """Of the detector, 0..1: a face below it is not taken in. Each detector has a measured default."""
+    min_score: float = MIN_SCORE
+    """Of the detector, 0..1: a face below it is not taken in."""
     max_age_s: float = 1.0
     """A live frame older than this many seconds is not worked on any more, or not shown: it is dropped and counted. One
     a second is shown however old, so a slow machine shows something. 'inf' keeps all; files lose nothing anyway."""
@@ -56,7 +53,7 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 1:
             raise ValueError(f"frames must be at least 1, got {self.frames}")
-        if self.min_score is not None and not 0 < self.min_score < 1:
+        if not 0 < self.min_score < 1:
             raise ValueError(f"min_score must lie between 0 and 1, got {self.min_score}")
         if not self.max_age_s > 0:
             raise ValueError(f"max_age_s must be more than 0 seconds, got {self.max_age_s}")
@@ -141,8 +138,16 @@ class Session:
         return self.trouble or self.report.live_line(self.dropped, self.reconnects) + unsent
 
     def summary(self) -> str:
-        unsent = [f"{count} did not reach {output}" for output, count in self.lost_messages.items() if count]
-        return "\n".join([self.report.summary(self.dropped, self.reconnects, self.lost_s, self.stale), *unsent])
+        lines = [self.report.summary(self.dropped, self.reconnects, self.lost_s, self.stale)]
+        if most := self.report.most_left_out:
+            lines.append(
+                f"--max-faces {self._cfg.track.max_faces} left out up to {most} faces a frame; "
+                "--max-faces 0 follows all"
+            )
+        if self.tracker is not None and (unusable := self.tracker.unusable):
+            lines.append(f"{unusable} times the model gave points that cannot be a face's; those were dropped")
+        lines += [f"{count} did not reach {output}" for output, count in self.lost_messages.items() if count]
+        return "\n".join(lines)
 
     def __enter__(self) -> Self:
         """Opens the source and every output; raises what they raise, with nothing left open."""
@@ -151,7 +156,9 @@ class Session:
             stack.callback(source.close)
             detector = stack.enter_context(self._detector())
             # a face that is not followed is not hidden, so for blurring all are looked for in every frame
-            track = replace(cfg.track, every=1, max_faces=max(32, cfg.track.max_faces)) if cfg.blur_faces else cfg.track
+            track = replace(cfg.track, every=1) if cfg.blur_faces else cfg.track
+            if cfg.blur_faces or source.still:
+                track = replace(track, max_faces=0)
             tracker = self.tracker = Tracker(detector, self._landmarker, track, still=source.still)
             if self.before is not None:
                 tracker.resume(*self.before)
@@ -194,9 +201,7 @@ class Session:
             self._pipeline.stop()
 
     def _detector(self) -> Detector:
-        cfg = self._cfg
-        kind = MediaPipeFaces if cfg.detector == "mediapipe" else StillFaces if self.source.still else StreamFaces
-        return kind() if cfg.min_score is None else kind(min_score=cfg.min_score)
+        return (ImageDetector if self.source.still else VideoDetector)(min_score=self._cfg.min_score)
 
     def _drawn(self, result: Result) -> tuple[Result, U8]:
         """The picture to show, and the result with the time that drawing took and the age its frame has reached."""

@@ -16,10 +16,24 @@ from math import hypot
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import SCHEMAS
-from landmarks.types import F32, Detector, Face, Floats, Frame, FrameLandmarker, Landmarker, Result, Track
+from landmarks.types import (
+    F32,
+    F64,
+    Detector,
+    Face,
+    Floats,
+    Frame,
+    FrameLandmarker,
+    Landmarker,
+    NearDetector,
+    Result,
+    Track,
+)
+from stream.scene import SAME_FACE, SAME_SCENE, SURELY_SAME_SCENE, Scene
 from stream.smooth import Smoother
 
 
@@ -27,20 +41,25 @@ from stream.smooth import Smoother
 class TrackConfig:
     """When to look for faces and when to let go of one."""
 
-    max_faces: int = 8
-    """Follow at most this many; while all are in sight, the detector rests."""
+    max_faces: int = 32
+    """Of a video, follow at most this many, 0 for no limit; while all are in sight, the detector rests. Pictures that
+    stand alone show every face."""
     every: int = 10
-    """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most."""
+    """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most. While nobody
+    is in sight, it is ten times a second, or every frame with 1."""
     min_confidence: float = 0.5
     """Of the landmark model, 0..1: below it a face counts as not seen in this frame."""
-    patience_s: float = 0.5
+    patience_s: float = 1.5
     """Seconds that a face out of sight keeps its id; longer, and somebody else may stand there."""
     smooth: bool = True
     """One Euro on a video's points; pictures that stand alone are never smoothed."""
 
     def __post_init__(self) -> None:
-        if self.max_faces < 1 or self.every < 1:
-            raise ValueError(f"max_faces and every must be at least 1, got {self.max_faces} and {self.every}")
+        if self.max_faces < 0 or self.every < 1:
+            raise ValueError(
+                f"max_faces must be at least 1, or 0 for no limit, and every at least 1, "
+                f"got {self.max_faces} and {self.every}"
+            )
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence must lie within 0..1, got {self.min_confidence}")
         if not self.patience_s >= 0:
@@ -95,6 +114,10 @@ class _Followed:
     recalled: bool = False
     """from the tracker before this one, and not seen by this one yet: nobody knows for how long it has moved"""
 
+    def become_another(self) -> None:
+        """In the same place stands somebody new."""
+        self.id, self.frames, self.smoother, self.velocity = 0, 0, Smoother(), np.zeros(2, np.float32)
+
     def expected(self, time_s: float) -> F32:
         """(K, 2) frame px: the last points, carried on at the face's velocity."""
         return self.points + self.velocity * np.float32(time_s - self.time_s)
@@ -104,6 +127,9 @@ class Tracker:
     """Follows the faces of one source. detector and landmarker are borrowed, not closed.
 
     still: every frame stands alone; nothing is followed or smoothed from one to the next.
+
+    A face whose box or points are not finite, in a heap or absurdly far away counts as not seen in this frame, so that
+    no user of a result need expect such points.
     """
 
     def __init__(
@@ -112,30 +138,37 @@ class Tracker:
         self._detector, self._landmarker, self._cfg, self._still = detector, landmarker, cfg or TrackConfig(), still
         self._on_frame = landmarker.on_frame if isinstance(landmarker, FrameLandmarker) else None
         self._schema = SCHEMAS[landmarker.card.schema]
+        self.unusable = 0
+        """faces not seen because a model gave a box or points that cannot be a face's, each once a frame"""
         self._followed: list[_Followed] = []
         self._next_id = 1
-        self._since_detect = 0
+        self._since_search, self._searched_s = 0, -math.inf
+        self._scene = Scene(self._schema)
         self._changing = threading.Lock()
         self._before: tuple[TrackerState, float] | None = None
 
     def __call__(self, frame: Frame) -> Result:
         """Finds and follows the faces of the next frame. One thread at a time, frames in order."""
         ms: dict[str, float] = {}
+        likeness = 1.0
         if self._still:
             self._followed, self._next_id = [], 1
-        elif self._before is not None:
-            self._recall(frame)
+        else:
+            if self._before is not None:
+                self._recall(frame)
+            with _timed(ms, "track"):
+                likeness = self._scene.likeness(frame)
+            if likeness < SAME_SCENE:  # whoever was in the one before is not in this one
+                with self._changing:
+                    self._followed, self._searched_s = [], -math.inf
         regions = [followed.expected(frame.time_s) for followed in self._followed]
-        if self._detection_is_due():
-            with _timed(ms, "detect"):
-                faces = self._detector(frame.bgr)
-            self._since_detect = 0
-            self._take_in(faces, regions, frame, ms)
-        self._since_detect += 1
+        left_out = 0
+        if (faces := self._detected(frame, regions, ms)) is not None:
+            left_out = self._take_in(faces, regions, frame, ms)
         points, confidences = self._settle(frame, regions, ms)
         with _timed(ms, "track"), self._changing:
-            tracks = self._update(frame, points, confidences)
-        return Result(frame, tracks, ms)
+            tracks = self._update(frame, points, confidences, likeness < SURELY_SAME_SCENE)
+        return Result(frame, tracks, ms, left_out)
 
     def state(self) -> TrackerState:
         """The faces that are followed now. May be called from any thread."""
@@ -162,32 +195,65 @@ class Tracker:
                     _Followed(f.score, f.points, frame.time_s, id=f.id, recalled=True) for f in state.faces
                 ]
 
-    def _detection_is_due(self) -> bool:
-        in_sight = sum(followed.shown is not None for followed in self._followed)
-        if in_sight == 0 or in_sight < len(self._followed) or any(followed.doubtful for followed in self._followed):
-            return True
-        return in_sight < self._cfg.max_faces and self._since_detect >= self._cfg.every
+    def _detected(self, frame: Frame, regions: Sequence[F32], ms: dict[str, float]) -> tuple[Face, ...] | None:
+        """What the detector says of this frame, or of where it is asked; None where it rests.
 
-    def _take_in(self, faces: Sequence[Face], regions: list[F32], frame: Frame, ms: dict[str, float]) -> None:
+        Who is in doubt or out of sight is looked for where expected: that is cheap, so searches may be seldom.
+        """
+        asked = [(f, r) for f, r in zip(self._followed, regions) if f.doubtful or f.shown is None]
+        asked = [(f, r) for f, r in asked if _side(_bounds(r), frame)]
+        near = self._detector.near if isinstance(self._detector, NearDetector) else None
+        if self._search_is_due(frame.time_s) or (asked and not near):
+            with _timed(ms, "detect"):
+                faces = self._detector(frame.bgr)
+            self._since_search, self._searched_s = 1, frame.time_s
+            return faces
+        self._since_search += 1
+        if not asked or not near:
+            return None
+        with _timed(ms, "check"):
+            return near(frame.bgr, [Face(_bounds(r), f.score, self._schema.roll_rad(r)) for f, r in asked])
+
+    def _search_is_due(self, time_s: float) -> bool:
+        in_sight = sum(followed.shown is not None for followed in self._followed)
+        if in_sight and in_sight == len(self._followed):
+            return self._since_search >= self._cfg.every and in_sight < self._limit
+        # also when time has gone back
+        return self._cfg.every == 1 or not 0 <= time_s - self._searched_s < _PAUSE_S
+
+    @property
+    def _limit(self) -> float:
+        """Of the faces that are followed."""
+        return self._cfg.max_faces or math.inf
+
+    def _take_in(self, faces: Sequence[Face], regions: list[F32], frame: Frame, ms: dict[str, float]) -> int:
         """Gives each detected face to its owner: one in sight, one out of sight, or a new one.
+
+        Returns how many are left out because max_faces are followed.
 
         A face in sight needs no detection, unless its points have slid away from it: a neck can look like a face to
         a landmark model that is shown nothing else.
 
         regions: (K, 2) points to crop round, one for each followed face; corrected and added to here.
         """
-        boxes = [_bounds(region) for region in regions]
-        reach = [_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN for followed in self._followed]
-        gaps = {(i, k): _gap(face.box_xyxy, box) for i, box in enumerate(boxes) for k, face in enumerate(faces)}
-        owners = _nearest_first([(gap, k, i) for (i, k), gap in gaps.items() if gap < reach[i]])
-        strayed = [(faces[k], i) for k, i in owners.items() if not self._followed[i].shown or gaps[i, k] > _SLID_OFF]
-        room = self._cfg.max_faces - sum(followed.shown is not None for followed in self._followed)
-        newcomers = [(face, None) for k, face in enumerate(faces) if k not in owners][:room]
-        found: list[tuple[Face, int | None]] = [*strayed, *newcomers]
+        detected = faces
+        faces = [face for face in detected if _side(face.box_xyxy, frame) and math.isfinite(face.roll_rad)]
+        self.unusable += len(detected) - len(faces)
+        gaps = _gaps([face.box_xyxy for face in faces], [_bounds(region) for region in regions])
+        reach = np.array([_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN for followed in self._followed])
+        owners = _nearest_first(gaps, gaps < reach)
+        strayed = [(faces[k], i) for k, i in owners.items() if not self._followed[i].shown or gaps[k, i] > _SLID_OFF]
+        room = self._limit - sum(followed.shown is not None for followed in self._followed)
+        newcomers = [(face, None) for k, face in enumerate(faces) if k not in owners]
+        left_out = max(0, len(newcomers) - int(min(room, len(newcomers))))
+        found: list[tuple[Face, int | None]] = [*strayed, *newcomers[: len(newcomers) - left_out]]
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
-        points, _ = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
-        for (face, owner), points_frame in zip(found, points):
-            if not np.ptp(points_frame, axis=0).min() >= _MIN_FACE_PX:  # nor a NaN
+        looks = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
+        for (face, owner), points_frame, confidence in zip(found, *looks):
+            side = _side(_bounds(points_frame), frame)
+            if side < _MIN_FACE_PX:
+                # who is followed already gets another look
+                self.unusable += not side and owner is None and confidence >= self._cfg.min_confidence
                 continue
             if owner is None:
                 self._followed.append(_Followed(face.score, points_frame, frame.time_s))
@@ -195,15 +261,17 @@ class Tracker:
             else:
                 self._followed[owner].score = face.score
                 regions[owner] = points_frame
+        return left_out
 
     def _settle(self, frame: Frame, regions: Sequence[F32], ms: dict[str, float]) -> tuple[list[F32], list[float]]:
         """Points of the faces expected at `regions`, (K, 2) frame px each; looked at again where they have moved on.
 
         A model is at its best with the face in the middle of the crop, and a face that jumped is not: its points come
-        out somewhere between where it was expected and where it is.
+        out somewhere between where it was expected and where it is. A face without usable points has confidence nan.
         """
-        points, confidences = list(regions), [0.0] * len(regions)
-        unsettled = list(range(len(regions)))
+        points, confidences = list(regions), [math.nan] * len(regions)
+        # after a long pause, a velocity may carry a face anywhere
+        unsettled = [i for i, region in enumerate(regions) if _side(_bounds(region), frame)]
         for _ in range(_MAX_LOOKS):
             looked_at = [points[i] for i in unsettled]
             rolls_rad = [self._schema.roll_rad(region) for region in looked_at]
@@ -212,8 +280,14 @@ class Tracker:
             unsettled = [
                 i
                 for i, region in zip(unsettled, looked_at)
-                if confidences[i] >= self._cfg.min_confidence and _gap(_bounds(points[i]), _bounds(region)) > _SETTLED
+                if confidences[i] >= self._cfg.min_confidence
+                and _side(_bounds(points[i]), frame)
+                and _gap(_bounds(points[i]), _bounds(region)) > _SETTLED
             ]
+        for i, region in enumerate(regions):
+            if not _side(_bounds(points[i]), frame):
+                self.unusable += confidences[i] >= self._cfg.min_confidence
+                points[i], confidences[i] = region, math.nan
         return points, confidences
 
     def _landmarks(
@@ -237,34 +311,38 @@ class Tracker:
         points = [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip(matrices, points_unit)]
         return points, [float(confidence) for confidence in confidences]
 
-    def _update(self, frame: Frame, points: Sequence[F32], confidences: Sequence[float]) -> tuple[Track, ...]:
-        """Says which of the faces seen is which of those followed: each is the one that was expected there."""
+    def _update(
+        self, frame: Frame, points: Sequence[F32], confidences: Sequence[float], maybe_cut: bool
+    ) -> tuple[Track, ...]:
+        """Says which of the faces seen is which of those followed: each is the one that was expected there.
+
+        maybe_cut: between the frame before and this one, so that it takes more than the right place to be the same face
+        """
         expected = [_bounds(followed.expected(frame.time_s)) for followed in self._followed]
         boxes = [_bounds(p) for p in points]
-        gaps = np.array([[_gap(box, other) for box in boxes] for other in expected]).reshape(len(boxes), len(boxes))
+        gaps, between = _gaps(boxes, expected), _gaps(boxes, boxes)
         # a crop that slid onto a neighbour's face brings the neighbour's points: the less expected copy goes
         newcomer = [followed.shown is None for followed in self._followed]
-        seen: list[int] = []
+        seen = np.zeros(len(boxes), bool)
         for i in sorted(range(len(boxes)), key=lambda i: (newcomer[i], gaps[i, i])):
-            if self._is_face(boxes[i], confidences[i], frame) and all(
-                _gap(boxes[i], boxes[j]) >= _SAME_FACE for j in seen
-            ):
-                seen.append(i)
-        pairs = [(gaps[j, i], i, j) for i in seen for j in range(len(boxes)) if i == j or gaps[j, i] < _SAME_FACE]
+            seen[i] = self._is_face(boxes[i], confidences[i], frame) and not (between[i, seen] < _SAME_FACE).any()
         for followed, absent in zip(self._followed, newcomer):
             followed.shown = None
             if absent:  # what it did while out of sight is no motion to smooth
                 followed.smoother, followed.frames = Smoother(), 0
-        for i, j in _nearest_first(pairs).items():
+        may_be = ((gaps < _SAME_FACE) | np.eye(len(boxes), dtype=bool)) & seen[:, None]
+        for i, j in _nearest_first(gaps, may_be).items():
             followed = self._followed[j]
+            if maybe_cut and followed.frames and self._scene.face_likeness(followed.points, points[i]) < SAME_FACE:
+                followed.become_another()
             self._show(followed, points[i], confidences[i], frame.time_s)
             followed.doubtful = (
-                followed.frames < _YOUNG_FRAMES or gaps[j, i] > _SETTLED or _share_outside(boxes[i], frame) > _CUT_OFF
+                followed.frames < _YOUNG_FRAMES or gaps[i, j] > _SETTLED or _share_outside(boxes[i], frame) > _CUT_OFF
             )
         oldest_s = frame.time_s - self._cfg.patience_s
         kept = [f for f in self._followed if f.shown or (f.id and f.time_s >= oldest_s)]
         kept.sort(key=lambda f: (f.shown is None, f.id))
-        self._followed = kept[: self._cfg.max_faces]
+        self._followed = kept[: int(min(self._limit, len(kept)))]
         return tuple(f.shown for f in self._followed if f.shown)
 
     def _is_face(self, box_xyxy: F32, confidence: float, frame: Frame) -> bool:
@@ -295,9 +373,11 @@ class Tracker:
 
 _SAME_FACE = 0.4
 """two boxes whose centres lie nearer than this, in face sizes, show one face"""
-_SLID_OFF = 0.15
+_PAUSE_S = 0.095
+"""between searches while nobody is in sight, or somebody is lost"""
+_SLID_OFF = 0.3
 """points whose middle is further than this from the detector's, in face sizes, are not on the face; where they are,
-0.13 was the most on the clips that this was measured on"""
+0.25 is the most on hard faces"""
 _CUT_OFF = 0.1
 """a face with more of its box outside the frame than this is doubtful: a model imagines the rest"""
 _SHORTEST_S = 0.02
@@ -312,20 +392,42 @@ _MAX_LOOKS = 3
 """at one face in one frame; two are enough for all but the wildest"""
 _MIN_FACE_PX = 8
 """a smaller face has no room for its points"""
+_FARTHEST = 4
+"""longer sides of the frame: no face that is partly in it has a point further away"""
 
 
-def _nearest_first(pairs: list[tuple[float, int, int]]) -> dict[int, int]:
-    """(gap, a, b) -> {a: b}, each used once, the nearest pair settled first."""
+def _nearest_first(gaps_MN: F64, may_be_MN: NDArray[np.bool_]) -> dict[int, int]:
+    """Pairs of those that may be one: {row: column}, each used once, the nearest settled first."""
     matched: dict[int, int] = {}
-    for _, a, b in sorted(pairs):
-        if a not in matched and b not in matched.values():
-            matched[a] = b
+    taken: set[int] = set()
+    rows, columns = np.nonzero(may_be_MN)
+    for k in np.argsort(gaps_MN[rows, columns], kind="stable"):
+        row, column = int(rows[k]), int(columns[k])
+        if row not in matched and column not in taken:
+            matched[row] = column
+            taken.add(column)
     return matched
 
 
 def _bounds(points: F32) -> F32:
     """(K, 2) -> (4,) xyxy."""
     return np.concatenate((points.min(0), points.max(0)))
+
+
+def _side(box_xyxy: F32, frame: Frame) -> float:
+    """The shorter side of a box, px; 0 for one that no face has: under a pixel, absurdly far away or not finite."""
+    x1, y1, x2, y2 = map(float, box_xyxy)
+    farthest, side = _FARTHEST * max(frame.bgr.shape[:2]), min(x2 - x1, y2 - y1)
+    near = -farthest <= x1 and -farthest <= y1 and x2 <= farthest and y2 <= farthest
+    return side if near and side >= 1 else 0.0
+
+
+def _gaps(a_xyxy: Sequence[F32], b_xyxy: Sequence[F32]) -> F64:
+    """(M, N): _gap of each of M boxes to each of N."""
+    a, b = (np.array(boxes, np.float64).reshape(-1, 4) for boxes in (a_xyxy, b_xyxy))
+    apart = ((a[:, None] + np.roll(a, 2, 1)[:, None]) - (b + np.roll(b, 2, 1)))[..., :2] / 2
+    sizes = [(boxes[:, 2:] - boxes[:, :2]).max(1) if len(boxes) else np.empty(0) for boxes in (a, b)]
+    return np.asarray(np.hypot(apart[..., 0], apart[..., 1]) / np.maximum((sizes[0][:, None] + sizes[1]) / 2, 1e-6))
 
 
 def _gap(a_xyxy: F32, b_xyxy: F32) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from landmarks.card import ModelCard
 from landmarks.types import U8, Landmarks
-from stream.detect import StreamFaces
+from stream.detect import VideoDetector
 
 
 def warm_up(landmarker: Callable[[U8], Landmarks], card: ModelCard) -> None:
@@ -18,5 +18,5 @@ def warm_up(landmarker: Callable[[U8], Landmarks], card: ModelCard) -> None:
     other for ever, the one with Python's lock, the other with C++'s.
     """
     landmarker(np.zeros((1, *card.input_hw, 3), np.uint8))
-    with StreamFaces() as find:
+    with VideoDetector() as find:
         find(np.zeros((64, 64, 3), np.uint8))

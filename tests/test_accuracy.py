@@ -11,7 +11,7 @@ import pytest
 import engines
 from landmarks.geometry import apply, invert
 from landmarks.types import F32, Frame, Track
-from stream.detect import StillFaces, StreamFaces
+from stream.detect import ImageDetector, VideoDetector
 from stream.sample import Sample
 from stream.source import ImageSource, VideoSource
 from stream.track import TrackConfig, Tracker
@@ -20,11 +20,11 @@ from train import data, metrics
 SAMPLE = Sample()
 
 
-MODELS = ("student", "mesh")
+MODELS = ("student", pytest.param("mesh", marks=pytest.mark.mesh))
 
 
 def follow(sample: Sample, smooth: bool, model: str = engines.DEFAULT) -> dict[int, tuple[Track, ...]]:
-    with StreamFaces() as detector, engines.load(model) as landmarker:
+    with VideoDetector() as detector, engines.load(model) as landmarker:
         tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth))
         frames = (Frame(sample.render(i), "sample", i, i / sample.fps, 0.0) for i in range(len(sample)))
         return {frame.index: tracker(frame).tracks for frame in frames}
@@ -86,6 +86,7 @@ def test_smoothing_steadies_and_does_not_lag(
     assert np.linalg.norm(error["smoothed"], axis=-1).mean() < 1.05 * np.linalg.norm(error["raw"], axis=-1).mean()
 
 
+@pytest.mark.mesh
 def test_the_fast_model_follows_too() -> None:
     error, _ = errors(follow(SAMPLE, smooth=True, model="mesh-fast"))
     assert np.linalg.norm(error, axis=-1).mean() < 0.008
@@ -111,7 +112,7 @@ def test_three_faces_have_three_steady_ids() -> None:
 def test_each_person_of_a_clip_is_one_track_from_first_to_last_frame(
     shared: Path, clip: str, faces: int, model: str
 ) -> None:
-    with StreamFaces() as detector, engines.load(model) as landmarker, VideoSource(shared / "clips" / clip) as source:
+    with VideoDetector() as detector, engines.load(model) as landmarker, VideoSource(shared / "clips" / clip) as source:
         tracker = Tracker(detector, landmarker)
         found = [tracker(frame).tracks for frame in iter(source.read, None) if frame]
     assert {track.id for tracks in found for track in tracks} == set(range(1, faces + 1))
@@ -122,7 +123,7 @@ def test_no_labelled_face_is_missed_and_the_points_are_near_the_labels(shared: P
     """End to end as `--source folder` does it. The limit is the bar set for the embedded default."""
     samples = data.read(shared / "data" / "wflw-mini", "test")
     predicted = []
-    with StillFaces() as detector, engines.load(model) as landmarker:
+    with ImageDetector() as detector, engines.load(model) as landmarker:
         tracker = Tracker(detector, landmarker, still=True)
         for sample in samples:
             with ImageSource(sample.image_path) as source:

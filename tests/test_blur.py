@@ -12,7 +12,7 @@ import numpy as np
 
 from landmarks.types import U8, Face, Frame, Result, Track
 from stream.blur import Blur
-from stream.detect import StillFaces
+from stream.detect import ImageDetector
 from stream.source import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ FACE = (180.0, 80.0, 265.0, 170.0)
 def test_a_blurred_face_is_found_no_more_and_the_rest_is_untouched(astronaut: U8) -> None:
     before = astronaut.copy()
     blurred = Blur()(result_of(astronaut, 0.0, FACE)).frame.bgr
-    with StillFaces() as find:
+    with ImageDetector() as find:
         assert find(astronaut) and not find(blurred)
     assert np.array_equal(astronaut, before), "the source's picture stays as it was"
     changed = np.argwhere((blurred != astronaut).any(2))
@@ -69,7 +69,7 @@ def test_no_face_is_left_in_what_the_command_line_writes_and_only_its_user_may_r
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *outputs], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with open_source(str(tmp_path / "new" / "a.mp4")) as clip, StillFaces() as find:
+    with open_source(str(tmp_path / "new" / "a.mp4")) as clip, ImageDetector() as find:
         frames = list(iter(clip.read, None))
         assert len(frames) == 30 and not any(find(frame.bgr) for frame in frames[::10])
     for path in tmp_path.rglob("*"):

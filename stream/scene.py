@@ -1,0 +1,82 @@
+"""Cuts: whether a video goes on from one frame to the next, and whether a face is still the same one."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from landmarks.card import ModelCard
+from landmarks.geometry import crop_from_frame, warp
+from landmarks.schema import Schema
+from landmarks.types import F32, U8, Frame
+
+SAME_SCENE = 0.5
+"""likeness of two frames in a row; after a cut it is less"""
+SURELY_SAME_SCENE = 0.9
+"""a pan or a face that fills the frame may be less like; only then faces are compared"""
+SAME_FACE = 0.8
+"""likeness of a face in two frames in a row; two people are less alike in nine of ten pairs, one stays above 0.97"""
+
+_CELLS, _SAMPLES = 12, 4
+"""along each side of a thumbnail, and pixels looked at along each side of a cell"""
+_PLAIN = 3.0
+"""grey levels of contrast below which a picture shows nothing: a covered lens, a blank wall"""
+_IN_A_ROW_S = 0.25
+"""between two frames: after longer, anything may have changed in the same scene"""
+_FACE = ModelCard(name="thumbnail", schema="", input_hw=(24, 24), crop_scale=1.4)
+_SHIFT = 4
+"""px of such a thumbnail"""
+
+
+class Scene:
+    """Compares each frame of a video with the one before."""
+
+    def __init__(self, schema: Schema) -> None:
+        """schema: of the points that faces have."""
+        self._schema = schema
+        self._thumbnail: F32 | None = None
+        """of the last frame that showed anything"""
+        self._before: Frame | None = None
+        self._now: Frame | None = None
+
+    def likeness(self, frame: Frame) -> float:
+        """Correlation of this frame with the one before, -1..1; 1 where either shows nothing or time lies between."""
+        self._before, self._now = self._now, frame
+        thumbnail = _thumbnail(frame.bgr)
+        if thumbnail.std() < _PLAIN:
+            return 1.0
+        last, self._thumbnail = self._thumbnail, thumbnail
+        if last is None or self._before is None or not 0 <= frame.time_s - self._before.time_s <= _IN_A_ROW_S:
+            return 1.0
+        return _correlation(last, thumbnail)
+
+    def face_likeness(self, before: F32, now: F32) -> float:
+        """Correlation of a face in the frame before with one in this, both (K, 2) frame px, levelled; -1..1.
+
+        The best of small shifts, for points tremble.
+        """
+        if self._before is None or self._now is None:
+            return 1.0
+        middle = self._face(self._before, before)[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT]
+        return float(cv2.matchTemplate(self._face(self._now, now), middle, cv2.TM_CCOEFF_NORMED).max())
+
+    def _face(self, frame: Frame, points: F32) -> F32:
+        face = warp(frame.bgr, crop_from_frame(points, _FACE, self._schema.roll_rad(points)), _FACE.input_hw)
+        return np.asarray(cv2.cvtColor(face, cv2.COLOR_BGR2GRAY), np.float32)
+
+
+def _thumbnail(bgr: U8) -> F32:
+    """(cells, cells) grey levels from a few pixels each: some microseconds at any size of frame."""
+    n = _CELLS * _SAMPLES
+    rows, columns = (np.arange(n) * length // n for length in bgr.shape[:2])
+    green: NDArray[np.float32] = bgr[rows[:, None], columns, 1].astype(np.float32)
+    return np.asarray(green.reshape(_CELLS, _SAMPLES, _CELLS, _SAMPLES).mean((1, 3)), np.float32)
+
+
+def _correlation(a: F32, b: F32) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / norm if norm > 0 else 1.0
