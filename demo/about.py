@@ -65,7 +65,7 @@ for face in found["faces"]:
     print(face["id"], face["confidence"], face["box_xyxy"], face["points"][96])  # px of the picture
 ```
 
-Further parameters: `model`, `max_faces`, `confidence`, `schema` (`wflw98` or `ibug68`)."""
+Further parameters: `model`, `max_faces` (0, the default, for all), `confidence`, `schema` (`wflw98` or `ibug68`)."""
 
 _LICENCES = """## Licences
 

@@ -102,7 +102,7 @@ def _interface(demo: Demo) -> None:
     def landmarks(
         picture: str, model: str, max_faces: float, confidence: float, schema: str, request: gr.Request
     ) -> dict[str, object]:
-        """Every face of a picture with its points. picture: a file. schema: wflw98 (98 points) or ibug68 (68)."""
+        """The faces of a picture with their points. picture: a file. max_faces: 0 for all. schema: wflw98 or ibug68."""
         try:
             demo.tabs.uploaded(session(request), picture)
             settings = Settings().changed(
@@ -119,7 +119,7 @@ def _interface(demo: Demo) -> None:
         inputs = [
             gr.File(label="picture"),
             gr.Textbox(usual.model, label="model"),
-            gr.Number(usual.max_faces, label="max_faces"),
+            gr.Number(0, label="max_faces"),
             gr.Number(usual.confidence, label="confidence"),
             gr.Textbox(usual.schema, label="schema"),
         ]

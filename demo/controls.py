@@ -30,7 +30,9 @@ class Controls:
         return cls(
             {
                 "model": gr.Dropdown(models.names, value=usual.model, label="Model", filterable=False, render=False),
-                "max_faces": gr.Slider(1, MAX_FACES, usual.max_faces, step=1, label="Max faces", render=False),
+                "max_faces": gr.Slider(
+                    1, MAX_FACES, usual.max_faces, step=1, label="Max faces in a video", render=False
+                ),
                 "confidence": gr.Slider(0, 1, usual.confidence, step=0.05, label="Confidence", render=False),
                 "smooth": gr.Checkbox(usual.smooth, label="Smooth over time", render=False),
                 "schema": gr.Radio(
@@ -49,12 +51,21 @@ class Controls:
             control.render()
 
     @property
-    def of_pictures(self) -> list[Any]:
+    def of_videos(self) -> list[Any]:
         return list(self.by_name.values())
 
     @property
+    def of_pictures(self) -> list[Any]:
+        """All that make a difference to a picture, which shows every face."""
+        return [control for name, control in self.by_name.items() if name != "max_faces"]
+
+    @property
     def all(self) -> list[Any]:
-        return [*self.of_pictures, self.mirror]
+        return [*self.of_videos, self.mirror]
 
     def settings(self, values: Values) -> Settings:
         return Settings().changed({name: values[control] for name, control in self.by_name.items()})
+
+    def picture_settings(self, values: Values) -> Settings:
+        chosen = {name: values[control] for name, control in self.by_name.items() if name != "max_faces"}
+        return Settings(max_faces=0).changed(chosen)

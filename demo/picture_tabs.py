@@ -39,7 +39,7 @@ def image_tab(demo: Demo, controls: Controls) -> None:
         if not source:
             return page_parts.empty(_EMPTY)
         try:
-            settings = controls.settings(values)
+            settings = controls.picture_settings(values)
             return page_parts.picture(
                 find(_picture(demo, source, values[file], request), settings, demo.models), settings
             )
@@ -82,7 +82,7 @@ def compare_tab(demo: Demo, controls: Controls) -> None:
         if not source:
             return "", "", page_parts.empty(_EMPTY)
         try:
-            settings = controls.settings(values)
+            settings = controls.picture_settings(values)
             bgr = _picture(demo, source, values[file], request)
             return page_parts.compared(*compare(bgr, (values[left], values[right]), settings, demo.models), settings)
         except LineamentError as error:

@@ -14,7 +14,7 @@ from stream.track import TrackConfig
 
 SHOWN = ("points", "curves", "boxes", "pose")
 """what can be drawn on a face"""
-MAX_FACES = 16
+MAX_FACES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Settings:
     """One visitor's controls."""
 
     model: str = engines.DEFAULT
-    max_faces: int = 4
+    max_faces: int = 8
+    """0 for all"""
     confidence: float = 0.5
     """0..1: a face that the landmark model believes in less is not shown"""
     smooth: bool = True
@@ -30,8 +31,8 @@ class Settings:
     shown: tuple[str, ...] = ("points", "curves")
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_faces <= MAX_FACES:
-            raise LineamentError(f"max faces is {self.max_faces}, wanted 1 to {MAX_FACES}")
+        if not 0 <= self.max_faces <= MAX_FACES:
+            raise LineamentError(f"max faces is {self.max_faces}, wanted 1 to {MAX_FACES}, or 0 for all")
         if not 0 <= self.confidence <= 1:
             raise LineamentError(f"confidence is {self.confidence}, wanted a number from 0 to 1")
         if self.schema not in SCHEMAS:

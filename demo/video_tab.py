@@ -85,7 +85,7 @@ def video_tab(demo: Demo, controls: Controls) -> None:
 
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     in_turn: dict[str, Any] = {
-        "inputs": {job, file, *controls.of_pictures},
+        "inputs": {job, file, *controls.of_videos},
         "outputs": shown,
         "concurrency_id": "clip",
         "concurrency_limit": 1,
