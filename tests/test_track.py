@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import F32, Track
+from landmarks.types import F32, U8, Face, Frame, Landmarks, Track
 from stream.track import TrackConfig, Tracker, TrackerState
-from tests.blobs import BlobDetector, BlobLandmarker, scene, template
+from tests.blobs import BlobDetector, BlobLandmarker, NearBlobDetector, scene, template
 
 
 def center(track: Track) -> F32:
@@ -26,12 +27,27 @@ def test_points_lie_on_the_face_in_frame_pixels() -> None:
     assert np.abs(points - (template() * 40 + (80, 60))).max() < 1.5
 
 
-def test_no_face_is_an_empty_tuple_and_the_detector_keeps_looking() -> None:
+@pytest.mark.parametrize(("fps", "searches"), [(5, 5), (30, 10), (120, 10)])
+def test_no_face_is_an_empty_tuple_and_the_detector_looks_ten_times_a_second(fps: int, searches: int) -> None:
     track, detector, landmarker = tracker()
-    results = [track(scene([], i)) for i in range(5)]
+    results = [track(scene([], i, fps=fps)) for i in range(fps)]
     assert all(result.tracks == () for result in results)
-    assert detector.calls == 5
+    assert detector.calls == searches
     assert landmarker.batches == []
+
+
+def test_whoever_asks_for_every_frame_has_every_frame_searched() -> None:
+    track, detector, _ = tracker(every=1)
+    for i in range(10):
+        track(scene([], i))
+    assert detector.calls == 10
+
+
+def test_a_clock_that_goes_back_stops_no_search() -> None:
+    track, detector, _ = tracker()
+    for i in (1000, 0, 3, 6):
+        track(scene([], i))
+    assert detector.calls == 4
 
 
 def test_the_detector_rests_while_a_face_is_followed_and_looks_every_k_frames() -> None:
@@ -63,6 +79,31 @@ def test_the_detector_is_asked_about_a_face_that_jumped_or_is_cut_off() -> None:
     for i in range(12, 16):
         track(scene([(108 - 30 * (i - 11), 100)], i))
     assert detector.calls > before + 2
+
+
+def test_a_face_in_doubt_is_looked_at_where_it_is_and_takes_no_search() -> None:
+    detector = NearBlobDetector()
+    track = Tracker(detector, BlobLandmarker(), TrackConfig(every=1000))
+    for i in range(10):
+        assert len(track(scene([(100, 100), (200, 100)], i)).tracks) == 2
+    assert (detector.calls, detector.asked) == (1, [2, 2, 2, 2])
+    track(scene([(108, 100), (200, 100)], 10))
+    result = track(scene([(108, 100), (200, 100)], 11))
+    assert (detector.calls, detector.asked) == (1, [2, 2, 2, 2, 1])
+    assert {"check", "landmark"} <= set(result.ms)
+    assert "detect" not in result.ms
+
+
+def test_a_face_out_of_sight_is_looked_for_where_it_was_and_ten_times_a_second_anywhere() -> None:
+    detector = NearBlobDetector()
+    track = Tracker(detector, BlobLandmarker(), TrackConfig(every=1000))
+    for i in range(10):
+        track(scene([(100, 100), (200, 100)], i))
+    before = detector.calls, len(detector.asked)
+    for i in range(10, 25):
+        track(scene([(200, 100)], i))
+    assert (detector.calls - before[0], len(detector.asked) - before[1]) == (5, 9)
+    assert [t.id for t in track(scene([(115, 105), (200, 100)], 25)).tracks] == [1, 2]
 
 
 def test_a_newcomer_is_found_within_k_frames_and_faces_share_one_batch() -> None:
@@ -114,14 +155,16 @@ def test_a_face_gone_for_long_comes_back_as_somebody_new() -> None:
     first = track(scene([(60, 100)], 0)).tracks[0].id
     for i in range(1, 30):
         track(scene([], i))
-    assert track(scene([(60, 100)], 30)).tracks[0].id != first
+    back = [t.id for i in range(30, 33) for t in track(scene([(60, 100)], i)).tracks]
+    assert back
+    assert first not in back
 
 
 def test_a_face_keeps_its_id_over_a_resume_and_no_id_is_given_twice() -> None:
     track, _, _ = tracker()
     for i in range(5):
         track(scene([(60, 100), (200, 100)], i))
-    for i in range(5, 30):
+    for i in range(5, 60):
         first = track(scene([(200, 100)], i)).tracks
     assert [t.id for t in first] == [2]
     state = track.state()
@@ -143,7 +186,7 @@ def test_a_face_that_nobody_finds_again_after_a_resume_is_let_go() -> None:
     for i in range(30):
         assert again(scene([], i)).tracks == ()
     assert again.state() == TrackerState(2)
-    assert [t.id for t in again(scene([(60, 100)], 30)).tracks] == [2]
+    assert {t.id for i in range(30, 33) for t in again(scene([(60, 100)], i)).tracks} == {2}
 
 
 def test_a_tracker_that_resumes_too_late_knows_nobody_but_gives_no_id_again() -> None:
@@ -194,6 +237,69 @@ def test_faces_come_in_the_order_of_their_ids_and_never_more_than_asked() -> Non
         assert [t.id for t in tracks] == sorted(t.id for t in tracks)
 
 
+def test_no_limit_follows_everybody_and_a_limit_says_whom_it_leaves_out() -> None:
+    places = [(40 + 60 * i, 60) for i in range(4)]
+    everybody, _, _ = tracker(max_faces=0)
+    result = everybody(scene(places))
+    assert (len(result.tracks), result.left_out) == (4, 0)
+    two, _, _ = tracker(max_faces=2)
+    result = two(scene(places))
+    assert (len(result.tracks), result.left_out) == (2, 2)
+
+
+def test_after_a_cut_whoever_stands_in_the_same_place_is_somebody_else(astronaut: U8) -> None:
+    track, _, _ = tracker()
+    street, room = (np.asarray(astronaut[:240, x : x + 320] * 0.4, np.uint8) for x in (0, 190))
+    ids = []
+    for i in range(10):
+        bgr = (street if i < 5 else room).copy()
+        bgr[80:100, 80:100] = 250
+        ids += [t.id for t in track(replace(scene([], i), bgr=bgr)).tracks]
+    assert ids == [1] * 5 + [2] * 5
+
+
+def test_another_face_in_the_same_place_is_somebody_else_and_a_face_that_moves_is_not(astronaut: U8) -> None:
+    track, _, _ = tracker()
+    patterns = [np.asarray(cv2.resize(astronaut[y : y + 64, 200:264, 1], (24, 24)), np.uint8) for y in (80, 300)]
+    ids = []
+    for i in range(12):
+        frame = scene([(100 + 4 * (i % 6), 100)], i)
+        frame.bgr[88:112, 88 + 4 * (i % 6) : 112 + 4 * (i % 6)] = np.clip(patterns[i // 6], 0, 200)[..., None] // 2
+        ids += [t.id for t in track(frame).tracks]
+    assert len(ids) == 12
+    assert ids[:6] == [1] * 6
+
+
+def test_a_covered_lens_is_no_cut() -> None:
+    track, _, _ = tracker()
+    ids = set()
+    for i in range(40):
+        centers = [(100, 100)] if not 10 <= i < 35 else []
+        ids |= {t.id for t in track(scene(centers, i)).tracks}
+    assert ids == {1}
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_many_faces_take_as_many_looks_as_there_are_faces(count: int) -> None:
+    class Many(BlobDetector):
+        def __call__(self, bgr: U8) -> tuple[Face, ...]:
+            self.calls += 1
+            return tuple(Face(np.float32([40 * i, 0, 40 * i + 30, 30]), 0.9) for i in range(count))
+
+    class Anywhere(BlobLandmarker):
+        def __call__(self, rgb_NHWC: U8) -> Landmarks:
+            self.batches.append(len(rgb_NHWC))
+            unit = np.float32(0.5) + (template() - np.float32(0.5)) / np.float32(1.6)
+            return Landmarks(np.stack([unit] * len(rgb_NHWC)), np.ones(len(rgb_NHWC), np.float32))
+
+    detector, landmarker = Many(), Anywhere()
+    track = Tracker(detector, landmarker, TrackConfig(max_faces=0, every=1000))
+    frames = [Frame(np.zeros((100, 2000, 3), np.uint8), "many", i, i / 30, 0.0) for i in range(3)]
+    for frame in frames:
+        assert len(track(frame).tracks) == count
+    assert set(landmarker.batches) == {count}
+
+
 def test_every_stage_that_ran_is_timed() -> None:
     track, _, _ = tracker(every=100)
     results = [track(scene([(60, 100)], i)) for i in range(10)]
@@ -203,7 +309,7 @@ def test_every_stage_that_ran_is_timed() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_faces": 0}, {"every": 0}, {"min_confidence": 1.5}, {"patience_s": -1.0}, {"patience_s": float("nan")}],
+    [{"max_faces": -1}, {"every": 0}, {"min_confidence": 1.5}, {"patience_s": -1.0}, {"patience_s": float("nan")}],
 )
 def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
