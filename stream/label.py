@@ -1,6 +1,6 @@
 """Labels photos by what several landmark models agree on, for training: one line of JSON a face.
 
-    python -m stream.label photos/ --out labels.jsonl --teacher mesh:0.25 --teacher pfld.onnx --sheet sheet.jpg
+    python -m stream.label photos/ --out labels.jsonl --teacher b5.onnx --teacher pfld.onnx:0.5 --sheet sheet.jpg
 
 Each teacher sees a face on its own crop, first round the detector's box, then levelled round its points, each time also
 mirrored. The label is the mean of what all say; how far they lie apart says how much it can be trusted:
@@ -71,7 +71,7 @@ class LabelConfig:
     """The .jsonl file to write; it appears when all is done."""
     teacher: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model, as for `python -m stream --model`; name:0.3 gives it that weight in the mean, else 1. May be given
-    several times; without it the mesh teaches alone."""
+    several times; without it the student teaches alone."""
     max_disagreement: float = 6.0
     """A face on which two guesses are on average further apart than this is dropped. Percent of the distance of the
     eyes' outer corners."""
@@ -158,7 +158,7 @@ def label_folder(cfg: LabelConfig) -> Summary:
     disagreements: list[float] = []
     rng = np.random.default_rng(cfg.seed)
     with ExitStack() as stack:
-        teachers = _teachers(cfg.teacher or ("mesh",), stack)
+        teachers = _teachers(cfg.teacher or (engines.DEFAULT,), stack)
         schema = SCHEMAS[teachers[0].landmarker.card.schema]
         detector = stack.enter_context(ImageDetector(cfg.min_score, cfg.min_face_px))
         sheet = _Sheet(schema, cfg.seed) if cfg.sheet else None

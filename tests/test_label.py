@@ -150,7 +150,7 @@ def test_no_faces_give_no_labels_and_no_teachers_an_error() -> None:
         label_faces(picture(), [face_at(160, 120)], [], WFLW98)
 
 
-# ---- a folder, with the real detector and the embedded mesh
+# ---- a folder, with the real detector and the student
 
 
 @pytest.fixture
@@ -301,7 +301,8 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from stream.label import main
-sys.exit(main([{str(photos)!r}, "--out", {str(tmp_path / "labels.jsonl")!r}, "--teacher", "mesh", "--teacher", "mesh"]))
+teachers = ["--teacher", "student", "--teacher", "student"]
+sys.exit(main([{str(photos)!r}, "--out", {str(tmp_path / "labels.jsonl")!r}, *teachers]))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
