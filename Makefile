@@ -8,7 +8,10 @@ RUN ?= runs/b5
 # What `make b5` is judged on: folder, and how far its labels lie from pixel centres
 EVAL ?= $(addsuffix :0.5,$(wildcard ../shared/data/wflw-mini)) $(wildcard ../shared/data/wflw-hard-dev)
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# mediapipe is there without what it asks for, of which pip would warn each time
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
+# What the model that was asked for needs beside the serving packages
+MESH := $(if $(filter mesh mesh-fast,$(MODEL)),$(VENV)/.mesh)
 
 # What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in; for the tests a display, an RTSP
 # server, an MQTT broker, and a browser.
@@ -39,10 +42,10 @@ help:
 	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
 	@echo 'make clean                     removes the environment and the caches'
 
-stream: $(VENV)/.serve
+stream: $(VENV)/.serve $(MESH)
 	@$(PY) -m stream --source "$(SOURCE)" $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.demo $(MESH)
 	@$(PY) -m demo $(if $(filter-out 0 no false,$(SHARE)),--share) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 bench-demo: $(VENV)/.dev
@@ -56,7 +59,7 @@ bench-engines: $(VENV)/.train
 engine: $(VENV)/.train $(if $(shell command -v nvidia-smi),$(VENV)/.gpu)
 	@$(PY) -m engines.build $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-bench: $(VENV)/.serve
+bench: $(VENV)/.bench
 	@$(PY) -m stream.bench $(ARGS)
 
 soak: $(VENV)/.dev
@@ -65,7 +68,7 @@ soak: $(VENV)/.dev
 cluster-demo: $(VENV)/.cluster
 	@$(PY) -m tests.cluster_demo $(ARGS)
 
-fit-mesh: $(VENV)/.serve
+fit-mesh: $(VENV)/.mesh
 	@$(PY) -m engines.mesh_fit --data "$(or $(DATA),../shared/data/wflw-mini)"
 
 train: $(VENV)/.train
@@ -96,10 +99,12 @@ types: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt requirements-cluster.txt $(VENV)/.train
+$(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt requirements-cluster.txt \
+		requirements-bench.txt requirements-mesh.txt $(VENV)/.train
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib /usr/sbin/mosquitto,$(APT_TEST))
 	@$(call apt,command -v chromium || command -v google-chrome,$(APT_BROWSER))
 	@$(PIP) -r requirements-dev.txt
+	@$(MAKE) --no-print-directory $(VENV)/.mesh || echo 'going on without; the tests of it are skipped' >&2
 	@touch $@
 
 $(VENV)/.train: requirements-train.txt $(VENV)/.serve
@@ -124,18 +129,33 @@ $(VENV)/.cluster: requirements-cluster.txt $(VENV)/.serve
 	@$(PIP) -r requirements-cluster.txt
 	@touch $@
 
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.mesh
+	@echo "installing what MediaPipe's own API imports, some seconds, once"
+	@$(PIP) -r requirements-bench.txt
+	@touch $@
+
+$(VENV)/.mesh: requirements-mesh.txt $(VENV)/.serve
+	@echo 'installing the mesh models, some seconds, once'
+	@# only files of it are read, so on a Python that it has no wheel for the one for 3.12 does
+	@$(PIP) --upgrade --no-deps --only-binary=:all: -r requirements-mesh.txt \
+		--python-version "$$($(PY) -c 'import sys; print(f"3.{min(12, sys.version_info.minor)}")')" \
+		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" || { \
+		echo 'could not install mediapipe 0.10.21, which the mesh models are inside: it has wheels for Windows, macOS and' \
+			'Linux on x86-64; all other models run without' >&2; exit 1; }
+	@touch $@
+
 $(VENV)/.serve: requirements.txt | $(VENV)/bin/python
-	@echo 'installing the serving packages, about a minute, once'
+	@echo 'installing the serving packages, half a minute, once'
 	@$(PIP) -r requirements.txt
 	@touch $@
 
 $(VENV)/bin/python:
 	@$(call apt,/sbin/ldconfig -p | grep -q libGL.so.1 && $(if $(PYTHON),true,python3 -c "import ensurepip"),$(APT_SERVE))
-	@for python in $(PYTHON) python3.12 python3.11 python3; do \
-		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || continue; \
+	@for python in $(PYTHON) python3.12 python3.13 python3.14 python3.11 python3; do \
+		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null || continue; \
 		$$python -m venv $(VENV) && exit 0; \
 	done; \
-	echo "no Python 3.11 or 3.12 found (mediapipe 0.10.21 has no wheel for others);" \
+	echo "no Python 3.11 to 3.14 found, python3 is $$(python3 -V 2>&1);" \
 		"install one and name it: make stream PYTHON=/path/to/python3.12" >&2; exit 1
 
 # $(call apt,check,packages): where apt-get exists and the check fails, root installs the packages, others are told to.

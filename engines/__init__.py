@@ -1,4 +1,4 @@
-"""Landmark models made ready to run: those that ship, the embedded mesh, model files, and the way to ask for one."""
+"""Landmark models made ready to run: those that ship, MediaPipe's mesh, model files, and the way to ask for one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT = "student"
 MODELS = {
     "student": "a small net taught by larger ones on photos without labels; it also tells whether a face is there",
     "b5": "EfficientNet-B5 with Wing loss, the most accurate that ships; `make engine` builds it for a machine, once",
-    "mesh": "the face mesh and iris models inside the mediapipe package, mapped to the 98 points",
+    "mesh": "the face mesh and iris models inside the optional package mediapipe, mapped to the 98 points",
     "mesh-fast": "the same without the iris model: half the time, pupils and lids less exact",
 }
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -81,8 +81,15 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
 
 
 def ready() -> list[str]:
-    """Those of MODELS that load here without PyTorch: all but a b5 that is not built."""
-    return [name for name in MODELS if name != "b5" or fastest_built("b5")]
+    """Those of MODELS that load here without PyTorch: all but a b5 that is not built, and meshes without mediapipe."""
+    from engines import mesh
+
+    absent = set() if fastest_built("b5") else {"b5"}
+    try:
+        mesh.check_installed()
+    except LineamentError:
+        absent |= {"mesh", "mesh-fast"}
+    return [name for name in MODELS if name not in absent]
 
 
 def fastest_built(name: str) -> Path | None:

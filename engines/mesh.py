@@ -1,4 +1,4 @@
-"""The embedded landmarker: the mesh and iris models inside the mediapipe package, run by OpenVINO on our crops.
+"""The mesh landmarker: the mesh and iris models inside the mediapipe package, run by OpenVINO on our crops.
 
     with MeshLandmarker() as landmarker:
         points_unit, confidence = landmarker(rgb_NHWC)
@@ -29,6 +29,8 @@ INPUT_HW = (192, 192)
 CROP_SCALE = 1.65
 """best of 1.4 .. 2.0 by cross-validation; see the card"""
 
+_FACE_FILE, _IRIS_FILE = "face_landmark/face_landmark.tflite", "iris_landmark/iris_landmark.tflite"
+"""in the folder `modules` of mediapipe"""
 _EYE_CARD = ModelCard("iris", "eye", (64, 64), 2.3)
 """MediaPipe's own crop: 2.3 times the distance of an eye's corners"""
 _EYE_CORNERS = ((33, 133), (362, 263))
@@ -52,9 +54,9 @@ class MeshModels:
     """The two compiled graphs. Not for several threads at once: each graph has one set of buffers."""
 
     def __init__(self, iris: bool) -> None:
-        self._mesh = _Graph("face_landmark/face_landmark.tflite", batch=1)
+        self._mesh = _Graph(_FACE_FILE, batch=1)
         # both eyes of a face together cost less than one after the other; more faces at once gain nothing
-        self._eyes = _Graph("iris_landmark/iris_landmark.tflite", batch=len(_EYE_CORNERS)) if iris else None
+        self._eyes = _Graph(_IRIS_FILE, batch=len(_EYE_CORNERS)) if iris else None
 
     def __call__(self, rgb_NHWC: U8) -> Mesh:
         """rgb_NHWC: (N, 192, 192, 3)."""
@@ -85,7 +87,7 @@ class MeshModels:
 
 
 class MeshLandmarker:
-    """The default landmarks.types.Landmarker. It may be called from several threads; calls take turns."""
+    """The mesh as a landmarks.types.Landmarker. It may be called from several threads; calls take turns."""
 
     def __init__(self, iris: bool = True) -> None:
         """iris: look at each eye a second time. Without it a face costs less than half and pupils are guessed."""
@@ -126,6 +128,12 @@ class MeshLandmarker:
         self.close()
 
 
+def check_installed() -> None:
+    """Raises LineamentError, which says how to install them, where the mesh models are absent."""
+    for path in (_FACE_FILE, _IRIS_FILE):
+        _file(path)
+
+
 def load_card() -> ModelCard:
     """The card beside the fitted map; one that no longer fits this code is refused."""
     card = ModelCard.from_json(adapter.CARD_PATH.read_text())
@@ -137,6 +145,23 @@ def load_card() -> ModelCard:
     return card
 
 
+def _file(path: str) -> Path:
+    """One of the model files inside the package mediapipe, found without importing it."""
+    spec = importlib.util.find_spec("mediapipe")
+    if spec is None or spec.origin is None:
+        raise LineamentError(
+            "the mesh models are files inside the package mediapipe, which is not installed; `make stream MODEL=mesh` "
+            "installs it, and so does, for Python 3.11 and 3.12, `pip install --no-deps -r requirements-mesh.txt`"
+        )
+    file = Path(spec.origin).parent / "modules" / path
+    if not file.is_file():
+        raise LineamentError(
+            f"mediapipe has no {path} in {file.parents[1]}; install the version in requirements-mesh.txt, "
+            "the last that has"
+        )
+    return file
+
+
 class _Graph:
     """One .tflite of the mediapipe package, compiled for `batch` uint8 RGB pictures at a time, with one request."""
 
@@ -144,17 +169,8 @@ class _Graph:
         import openvino as ov
         from openvino.preprocess import PrePostProcessor
 
-        spec = importlib.util.find_spec("mediapipe")
-        if spec is None or spec.origin is None:
-            raise LineamentError(
-                "the mesh model ships inside the package mediapipe, which is not installed; "
-                "run `pip install -r requirements.txt`"
-            )
-        file = Path(spec.origin).parent / "modules" / path
-        if not file.is_file():
-            raise LineamentError(f"mediapipe has no {path} in {file.parent}; install the version in requirements.txt")
         core = ov.Core()
-        model = core.read_model(file)
+        model = core.read_model(_file(path))
         model.reshape([batch, *model.input().shape[1:]])
         steps = PrePostProcessor(model)
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))

@@ -106,7 +106,7 @@ def main() -> int:
     models = MeshModels(iris=True)
     views = views_of(data.read(args.data, "train"))
     problem = fit_crops(models, views)
-    arrays: dict[str, NDArray[Any]] = {"shape": mean_shape(problem).astype(np.float32)}
+    arrays: dict[str, Any] = {"shape": mean_shape(problem).astype(np.float32)}
     report = [f"# mesh-wflw98, {date.today()}", "", __doc__.partition("\n\n    ")[0], ""]
     fitted: dict[str, Adapter] = {}
     for name, part_of_features in (("iris", problem), ("mesh", problem.with_features(N_MESH))):

@@ -287,16 +287,8 @@ def _distances_px(a_NK2: F32, b_NK2: F32) -> F64:
 
 
 def _nncf() -> Any:
-    """NNCF, quiet. It reports home unless told that it runs in CI.
-
-    Its ONNX part says `DataType | dtype` of an enumeration of protobuf, which can do that from protobuf 5 on; mediapipe
-    holds this project at 4, so the one missing operator is lent to it.
-    """
-    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper  # type: ignore[import-untyped]
-
+    """NNCF, quiet. It reports home unless told that it runs in CI."""
     os.environ.setdefault("NNCF_CI", "1")
-    if "__or__" not in vars(EnumTypeWrapper):
-        EnumTypeWrapper.__or__ = lambda self, other: type(self) | other
     try:
         import nncf
         import nncf.onnx.quantization.quantizer_parameters

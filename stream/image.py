@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from landmarks.types import U8, LineamentError
 from stream import MAX_PIXELS
@@ -88,8 +87,6 @@ class _Header(NamedTuple):
     height: int
     kind: str | None
     """as Pillow calls it"""
-    orientation: int
-    """EXIF's, 1 to 8: where the first row and column are to be shown"""
 
 
 def _header(data: bytes) -> _Header | None:
@@ -98,18 +95,11 @@ def _header(data: bytes) -> _Header | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is odd about a header shows when it is decoded
             with Image.open(io.BytesIO(data)) as picture:
-                return _Header(picture.width, picture.height, picture.format, _orientation(picture))
+                return _Header(picture.width, picture.height, picture.format)
     except Image.DecompressionBombError:
-        return _Header(MAX_PIXELS + 1, 1, None, 1)
+        return _Header(MAX_PIXELS + 1, 1, None)
     except (OSError, ValueError, SyntaxError):
         return None
-
-
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):  # damaged notes beside a good picture
-        return 1
 
 
 def _decoded(data: bytes, header: _Header) -> U8 | None:
@@ -121,14 +111,7 @@ def _decoded(data: bytes, header: _Header) -> U8 | None:
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except (cv2.error, OSError, ValueError, SyntaxError):
         return None
-    if bgr is None:
-        return None
-    # of the kinds that can carry one, OpenCV honours all but this
-    return _upright(np.asarray(bgr, np.uint8), header.orientation if header.kind == "WEBP" else 1)
-
-
-def _upright(bgr: U8, orientation: int) -> U8:
-    return turned(bgr, 5 <= orientation <= 8, orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8))
+    return None if bgr is None else np.asarray(bgr, np.uint8)
 
 
 def turned(bgr: U8, transposed: bool, mirror_x: bool, mirror_y: bool) -> U8:

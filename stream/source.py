@@ -558,7 +558,7 @@ def _display_matrix(picture: av.VideoFrame) -> tuple[float, float, float, float]
 def _capture(number: int) -> cv2.VideoCapture:
     """A camera at up to 1280x720, with as little waiting in its buffer as the driver allows."""
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(round(READ_TIMEOUT_S)))
-    loud = cv2.setLogLevel(0)
+    loud = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         linux = sys.platform == "linux"
         capture = cv2.VideoCapture(number, cv2.CAP_V4L2 if linux else cv2.CAP_ANY)
@@ -571,4 +571,4 @@ def _capture(number: int) -> cv2.VideoCapture:
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         return capture
     finally:
-        cv2.setLogLevel(loud)
+        cv2.utils.logging.setLogLevel(loud)

@@ -25,14 +25,18 @@ if "LINEAMENT_FUZZ" not in os.environ:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what needs an NVIDIA GPU where there is none, and says why there is none."""
-    if item.get_closest_marker("gpu"):
-        from engines.cuda import first_gpu
+    """Skips what needs an NVIDIA GPU, or the mesh models, where there are none, and says why there are none."""
+    try:
+        if item.get_closest_marker("gpu"):
+            from engines.cuda import first_gpu
 
-        try:
             first_gpu()
-        except LineamentError as error:
-            pytest.skip(str(error))
+        if item.get_closest_marker("mesh"):
+            from engines.mesh import check_installed
+
+            check_installed()
+    except LineamentError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

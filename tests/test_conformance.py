@@ -1,7 +1,7 @@
 """What every landmark model does, whatever runs it: one set of properties for all backends.
 
-The model files are the tint, whose points can be worked out; the embedded mesh is held against itself, face by face.
-Those that need a GPU are skipped where there is none, and say so.
+The model files are the tint, whose points can be worked out; the student and the mesh are held against themselves, face
+by face. Those that need a GPU or mediapipe's files are skipped where there are none, and say so.
 """
 
 from __future__ import annotations
@@ -77,9 +77,11 @@ CASES: dict[str, Callable[[Path], Landmarker]] = {
     "onnxruntime, one thread": by("onnxruntime", threads=1),
     "torch": by_torch("cpu"),
     "student": lambda folder: engines.load("student"),
+    "tensorrt, played by numpy": lambda folder: engines.load(str(engine_file(folder / "tint.engine"))),
+}
+MESHES: dict[str, Callable[[Path], Landmarker]] = {
     "mesh": lambda folder: engines.load("mesh"),
     "mesh-fast": lambda folder: engines.load("mesh-fast"),
-    "tensorrt, played by numpy": lambda folder: engines.load(str(engine_file(folder / "tint.engine"))),
 }
 ON_GPU: dict[str, Callable[[Path], Landmarker]] = {
     "torch, cuda": by_torch("cuda"),
@@ -97,7 +99,14 @@ def test_the_tint_runs_on_whatever_device_its_crops_are_on() -> None:
     assert points.device.type == "meta" and points.shape == (2, 98, 2)
 
 
-@pytest.fixture(scope="module", params=[*CASES, *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        *CASES,
+        *(pytest.param(name, marks=pytest.mark.mesh) for name in MESHES),
+        *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU),
+    ],
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name = str(request.param)
     package = name.partition(",")[0]
@@ -107,7 +116,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         if name.endswith("played by numpy"):
             play_tensorrt(patch)
-        with (CASES | ON_GPU)[name](folder) as landmarker:
+        with (CASES | MESHES | ON_GPU)[name](folder) as landmarker:
             wanted = one_by_one(name) if name in engines.MODELS else tint.answer
             # ONNX Runtime lets a GPU round the factors of a matrix product to ten bits
             yield Case(landmarker, wanted, 2e-3 if name in ON_GPU and package == "onnxruntime" else 1e-4)

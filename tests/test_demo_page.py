@@ -343,6 +343,7 @@ def test_a_file_over_the_limit_is_refused_with_the_limit(browser: Browser, serve
         expect(page.get_by_text("maximum allowed size")).to_be_visible()
 
 
+@pytest.mark.mesh
 def test_two_models_are_shown_side_by_side_with_their_times(browser: Browser, server: Server) -> None:
     with visit(browser, server) as page:
         tab(page, "Compare")

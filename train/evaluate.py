@@ -228,7 +228,7 @@ def _predicted(predict: Predict, rgb_NHWC: U8, schema: Schema, flip: bool) -> F3
     if flip:
         mirrored = _asked(predict, np.ascontiguousarray(rgb_NHWC[:, :, ::-1]), schema)
         # a width of 2 makes it 1 - x
-        points_unit = (points_unit + schema.flipped(mirrored, 2.0)) / 2
+        points_unit = np.asarray((points_unit + schema.flipped(mirrored, 2.0)) / 2, np.float32)
     return points_unit
 
 

@@ -233,8 +233,9 @@ class _Frame:
     def on_lens(self, side: int, points_lens: Floats) -> F64:
         """(n, 2) of a lens -> (n, 2) px. side: 0 left, 1 right."""
         style = self._style
-        x = _BRIDGE + style.half_width * (1 + points_lens[:, 0])
-        y = style.drop + style.half_height * points_lens[:, 1]
+        x_lens, y_lens = np.asarray(points_lens, np.float64).T
+        x = _BRIDGE + style.half_width * (1 + x_lens)
+        y = style.drop + style.half_height * y_lens
         return self._project(np.column_stack([x if side else -x, y, self._depth(x, y)]))
 
     def _depth(self, x: F64, y: F64) -> F64:
