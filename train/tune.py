@@ -28,6 +28,7 @@ from matplotlib import pyplot
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from landmarks.command import ends_in_a_line
 from landmarks.types import LineamentError
@@ -118,7 +119,11 @@ def open_study(cfg: TuneConfig) -> optuna.Study:
             # heartbeats are "experimental"
             warnings.simplefilter("ignore", ExperimentalWarning)
             storage = optuna.storages.RDBStorage(
-                cfg.study, heartbeat_interval=HEARTBEAT_S, heartbeat_stale_trial_callback=_take_up
+                cfg.study,
+                # nobody closes a storage, so no connection is kept in a pool
+                engine_kwargs={"poolclass": NullPool},
+                heartbeat_interval=HEARTBEAT_S,
+                heartbeat_stale_trial_callback=_take_up,
             )
         study = optuna.create_study(
             storage=storage,
