@@ -73,19 +73,19 @@ def as_json(result: Result, schema: str) -> dict[str, object]:
     }
 
 
-def known(value: float) -> float | None:
+def known(value: float, digits: int = 3) -> float | None:
     """Rounded for JSON, which has no nan."""
-    return round(value, 3) if math.isfinite(value) else None
+    return round(value, digits) if math.isfinite(value) else None
 
 
 def _face(track: Track, frame: Frame, schema: str) -> dict[str, object]:
     points = convert(track.points, WFLW98, SCHEMAS[schema])
     return {
         "id": track.id,
-        "score": round(float(track.face.score), 3),
-        "confidence": round(float(track.confidence), 3),
-        "box_xyxy": [round(v, 1) for v in track.face.box_xyxy.tolist()],
-        "points": [[round(x, 2), round(y, 2)] for x, y in points.tolist()],
+        "score": known(float(track.face.score)),
+        "confidence": known(float(track.confidence)),
+        "box_xyxy": [known(v, 1) for v in track.face.box_xyxy.tolist()],
+        "points": [[known(x, 2), known(y, 2)] for x, y in points.tolist()],
         **measure(track, frame),
     }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,8 +35,8 @@ from engines.adopt import AdoptConfig, adopt
 from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, invert
 from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Frame, Landmarker, Result
-from stream.detect import StreamFaces
+from landmarks.types import F32, F64, U8, Frame, Landmarker, LineamentError, Result
+from stream.detect import VideoDetector
 from stream.draw import DrawConfig, draw
 from stream.pipeline import Pipeline
 from stream.report import Report
@@ -58,7 +59,11 @@ class BenchConfig:
     faces: tuple[int, ...] = (1, 2, 3)
     """Faces in the sample."""
     clips: Path | None = None
-    """A folder of clips to add to the sample, scaled to each size."""
+    """A clip, or a folder of them, to add to the sample, scaled to each size."""
+    clip_faces: int = 3
+    """Faces to follow in the clips."""
+    beside: Path | None = None
+    """Another checkout of Lineament, whose student takes its turn as well, in a process of its own."""
     peer: Path | None = None
     """PFLD_GhostOne as ONNX (112x112 BGR in, 98 points out), run behind our detector. Needs onnx and onnxruntime."""
     seconds: float = 10.0
@@ -106,7 +111,8 @@ def speed(cfg: BenchConfig) -> None:
             medians = {contender: median(values) for contender, values in rates.items()}
             shown = " ".join(f"{medians[c]:>9.0f} ±{np.ptp(rates[c]) / 2:>5.0f}  " for c in contenders)
             ours = medians["lineament"]
-            print(f"{name:>34} {size:>10} {shown} {ours / medians['mediapipe']:>6.2f}", flush=True)
+            than_beside = f"  {ours / medians['beside']:.2f} of beside's" if "beside" in medians else ""
+            print(f"{name:>34} {size:>10} {shown} {ours / medians['mediapipe']:>6.2f}{than_beside}", flush=True)
             _stages(path, faces)
 
 
@@ -117,6 +123,9 @@ def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int
         "mediapipe": lambda path, faces: _run_mediapipe(path, faces, refine=False),
         "mediapipe refined": lambda path, faces: _run_mediapipe(path, faces, refine=True),
     }
+    if cfg.beside:
+        beside = cfg.beside
+        contenders["beside"] = lambda path, faces: _run_beside(beside, path, faces)
     if cfg.peer:
         pfld = _adopted(cfg.peer, folder)
         contenders["pfld"] = lambda path, faces: _run_ours(path, faces, engines.load(pfld))
@@ -125,7 +134,7 @@ def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int
 
 def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> float:
     """Frames/s of the pipeline; models are loaded and warm before the clock starts."""
-    with StreamFaces() as detector:
+    with VideoDetector() as detector:
         warm = np.zeros((1, *landmarker.card.input_hw, 3), np.uint8)
         landmarker(warm), detector(np.zeros((480, 640, 3), np.uint8))
         began_s, count = time.perf_counter(), 0
@@ -135,6 +144,20 @@ def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> float:
         elapsed_s = time.perf_counter() - began_s
     landmarker.close()
     return count / elapsed_s
+
+
+def _run_beside(checkout: Path, path: Path, faces: int) -> float:
+    """Frames/s of another checkout's pipeline. It has a bench of its own."""
+    code = (
+        "import sys, cv2, engines; from pathlib import Path; import stream.bench as bench; cv2.setNumThreads(1); "
+        "print(bench._run_ours(Path(sys.argv[1]), int(sys.argv[2]), engines.load(engines.DEFAULT)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(faces)], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise LineamentError(f"{checkout} cannot be measured: {run.stderr.strip()[-300:]}")
+    return float(run.stdout.split()[-1])
 
 
 def _run_mediapipe(path: Path, faces: int, refine: bool) -> float:
@@ -160,7 +183,7 @@ def _run_mediapipe(path: Path, faces: int, refine: bool) -> float:
 def _stages(path: Path, faces: int) -> None:
     """One more run of ours, for where the time goes."""
     report = Report()
-    with StreamFaces() as detector, engines.load(engines.DEFAULT) as landmarker:
+    with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
         tracker = Tracker(detector, landmarker, TrackConfig(max_faces=faces))
         with Pipeline(VideoSource(path), tracker) as results:
             for result in results:
@@ -178,11 +201,12 @@ def _clips(cfg: BenchConfig, folder: Path) -> Iterator[tuple[str, int, str, Path
             sample = Sample(size_hw=(height, width), seconds=cfg.seconds, faces=faces)
             frames = (sample.render(i) for i in range(len(sample)))
             yield f"sample, {faces} faces", faces, size, _written(folder / "clip.mp4", frames, sample.fps)
-        for clip in sorted(cfg.clips.iterdir()) if cfg.clips else ():
+        clips = () if cfg.clips is None else sorted(cfg.clips.iterdir()) if cfg.clips.is_dir() else (cfg.clips,)
+        for clip in clips:
             with VideoSource(clip) as source:
                 frames_read = iter(source.read, None)
                 scaled = (cv2.resize(f.bgr, (width, height), interpolation=cv2.INTER_AREA) for f in frames_read if f)
-                yield clip.stem[:34], 3, size, _written(folder / "clip.mp4", scaled, source.fps or 30.0)
+                yield clip.stem[:34], cfg.clip_faces, size, _written(folder / "clip.mp4", scaled, source.fps or 30.0)
 
 
 def _written(path: Path, pictures: Iterator[Any], fps: float) -> Path:
@@ -210,7 +234,7 @@ def live(cfg: BenchConfig) -> None:
         sample = Sample(size_hw=(height, width), seconds=cfg.seconds)
         rendered = [sample.render(i) for i in range(len(sample))]
         report = Report()
-        with StreamFaces() as detector, engines.load(engines.DEFAULT) as landmarker:
+        with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
             source = PacedSource(SampleSource(_Rendered(sample, rendered)))
             with Pipeline(source, Tracker(detector, landmarker)) as results:
                 for result in results:
@@ -250,7 +274,7 @@ def steady(cfg: BenchConfig) -> None:
 
 def _jitter_and_lag(sample: Sample, smooth: bool) -> tuple[float, float]:
     seen: dict[int, F32] = {}
-    with StreamFaces() as detector, engines.load(engines.DEFAULT) as landmarker:
+    with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
         tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth, max_faces=1))
         for i in range(len(sample)):
             frame = Frame(sample.render(i), "sample", i, i / sample.fps, 0.0)
@@ -287,7 +311,7 @@ def memory(cfg: BenchConfig) -> None:
     print(f"\n## memory: {cfg.frames} frames of the sample at 640x480, resident MiB")
     sample = Sample(seconds=cfg.frames / 30)
     with (
-        StreamFaces() as detector,
+        VideoDetector() as detector,
         engines.load(engines.DEFAULT) as landmarker,
         Pipeline(SampleSource(sample), Tracker(detector, landmarker)) as results,
     ):

@@ -28,11 +28,13 @@ from landmarks.types import F32, F64, U8, Face, LineamentError
 MIN_SCORE = 0.4
 """keeps every face of the hard ones that it was measured on; the landmark model's presence judges what it proposes"""
 MIN_SCORE_TURNED = 0.5
-"""the same in a turned view: faces that lie are rare, so more of what looks like one is none"""
+"""the same in a turned view, whose faces are looked at again"""
 MERGE_IOU = 0.3
 """boxes that overlap more than this are one face; CenterFace's own value"""
-MERGE_IOU_TURNED = 0.1
-"""the same for boxes turned against each other: one of them is a view's guess at a face that lies there for it"""
+RIVAL_IOU = 0.1
+"""the same for a box of a turned view and one of an upright view"""
+SURELY_UPRIGHT = 0.2
+"""a score better by so much than that of a turned view needs no other look"""
 STRIDE = 4
 """pixels of a view in a cell of the answer"""
 OVERLAP = 0.2
@@ -60,10 +62,14 @@ _NEAR_PX = 32.0
 """in NEAR: a face where it is expected, as its points bound it"""
 _SMALLEST = 1 / 40
 """of a frame's longer side: in a video no smaller face is looked for, so that a search costs the same at any size"""
+_CLOSE_PX = (32.0, 44.0)
+"""in NEAR: sizes at which it is told which way up a face is; of 261 faces, both together get all right"""
+_FOR_UPRIGHT = 0.07
+"""score in favour of an upright face, as most are"""
 _OTHER_EVERY = 4
 """searches of a video, for one more view of those that seldom show a face"""
 
-_CENTER_DOWN, _WIDE, _HIGH = 0.14, 1.02, 0.78
+_CENTER_DOWN, _WIDE, _HIGH = 0.11, 1.02, 0.78
 """CenterFace's box reaches up to the hair, the points do not: from its box to theirs, in its height, width and height;
 medians over 746 faces"""
 _FIVE = np.array([-0.18 - 0.18j, 0.18 - 0.18j, 0.02j, -0.15 + 0.17j, 0.15 + 0.17j])
@@ -111,10 +117,30 @@ class _Detector:
         raise NotImplementedError
 
     def _look(self, bgr: U8, views: Sequence[View]) -> tuple[Face, ...]:
-        upright = self._min_score
-        turned = max(upright, MIN_SCORE_TURNED)
-        seen = [self._net(bgr, view, turned if math.cos(view.roll_rad) < 0.5 else upright) for view in views]
-        return _merged(np.concatenate(seen)) if seen else ()
+        faces = _merged([self._net(bgr, view, self._min_score) for view in views if not view.roll_rad])
+        for face in _merged([self._net(bgr, view, MIN_SCORE_TURNED) for view in views if view.roll_rad]):
+            rivals = [other for other in faces if _overlap(face, other) > RIVAL_IOU]
+            if any(other.score > face.score + SURELY_UPRIGHT for other in rivals):
+                continue
+            # the net takes many a face for one upside down, too; close to, it likes it best as it is
+            *others, liking = (self._liking(bgr, guess) for guess in (*rivals, face))
+            if liking > max(others, default=self._min_score):
+                faces = [other for other in faces if _overlap(face, other) <= RIVAL_IOU]
+                faces.append(face)
+        return tuple(sorted(faces, key=lambda face: -face.score))
+
+    def _liking(self, bgr: U8, face: Face) -> float:
+        """How much the net sees a face here when it looks closely; a little more where it is upright, as most are."""
+        looks = [self._near(bgr, face, face_px) for face_px in _CLOSE_PX]
+        return sum(float(rows[:, 5].max(initial=0)) for rows in looks) / len(looks) + _FOR_UPRIGHT * math.cos(
+            face.roll_rad
+        )
+
+    def _near(self, bgr: U8, face: Face, face_px: float) -> F32:
+        """What the net sees in one small view round a face, levelled by its roll and of face_px: rows as of _Net."""
+        x1, y1, x2, y2 = face.box_xyxy.tolist()
+        scale = face_px / max(x2 - x1, y2 - y1, 1.0)
+        return self._net(bgr, View((x1 + x2) / 2, (y1 + y2) / 2, scale, NEAR, face.roll_rad), self._min_score)
 
     def close(self) -> None:
         """Frees what the net holds; the next call takes it again."""
@@ -141,13 +167,7 @@ class VideoDetector(_Detector):
 
     def near(self, bgr: U8, faces: Sequence[Face]) -> tuple[Face, ...]:
         """What is there where these faces are expected: one small view round each, for a fraction of a search."""
-        views = []
-        for face in faces:
-            x1, y1, x2, y2 = face.box_xyxy.tolist()
-            scale = _NEAR_PX / max(x2 - x1, y2 - y1, 1.0)
-            views.append(View((x1 + x2) / 2, (y1 + y2) / 2, scale, NEAR, face.roll_rad))
-        # levelled by the face itself, so that a view which is turned is no less sure
-        return _merged(np.concatenate([self._net(bgr, view, self._min_score) for view in views])) if views else ()
+        return tuple(_merged([self._near(bgr, face, _NEAR_PX) for face in faces]))
 
     def _views(self, height: int, width: int) -> list[View]:
         whole = _whole(height, width)
@@ -256,19 +276,17 @@ def _decoded(
     row, column = np.nonzero(heat_HW >= min_score)
     if not len(row):
         return np.empty((0, 6), np.float32)
-    scores = heat_HW[row, column]
     high, wide = STRIDE * np.exp(sizes_2HW[:, row, column])
     # from edge coordinates to pixel centres
     y, x = STRIDE * (np.stack([row, column]) + offsets_2HW[:, row, column] + 0.5) - 0.5
-    kept = ~_cut(x, y, wide, high, frame_from_view, view.hw, frame_hw)
-    row, column, x, y, wide, high, scores = (v[kept] for v in (row, column, x, y, wide, high, scores))
     five = five_10HW[:, row, column].reshape(5, 2, -1) - 0.5
     # of the least-squares similarity from the upright five; a profile's eyes alone have no direction
     roll = np.angle(np.conj(_FIVE) @ (five[:, 1] * wide + 1j * five[:, 0] * high))
     down = _CENTER_DOWN * high
     center = apply(frame_from_view, np.stack([x - np.sin(roll) * down, y + np.cos(roll) * down], 1))
     half = np.stack([_WIDE * wide, _HIGH * high], 1) / view.scale / 2
-    return np.column_stack([center - half, center + half, roll + view.roll_rad, scores]).astype(np.float32)
+    rows = np.column_stack([center - half, center + half, roll + view.roll_rad, heat_HW[row, column]])
+    return rows.astype(np.float32)[~_cut(x, y, wide, high, frame_from_view, view.hw, frame_hw)]
 
 
 def _cut(
@@ -315,17 +333,20 @@ def _centerface() -> Path:
     return path
 
 
-def _merged(rows_N6: F32) -> tuple[Face, ...]:
-    """The best of each group of boxes that overlap."""
+def _merged(seen: Sequence[F32]) -> list[Face]:
+    """The best of each group of boxes that overlap, best first. seen: rows of _Net, by view."""
+    rows_N6 = np.concatenate(seen) if seen else np.empty((0, 6), np.float32)
     rows_N6 = rows_N6[np.argsort(-rows_N6[:, 5], kind="stable")]
     faces = []
     while len(rows_N6):
         best = rows_N6[0]
         faces.append(Face(best[:4].copy(), float(best[5]), math.remainder(float(best[4]), math.tau)))
-        rows_N6 = rows_N6[1:]
-        alike = np.cos(rows_N6[:, 4] - best[4]) > 0.7
-        rows_N6 = rows_N6[_iou(best[:4], rows_N6[:, :4]) < np.where(alike, MERGE_IOU, MERGE_IOU_TURNED)]
-    return tuple(faces)
+        rows_N6 = rows_N6[1:][_iou(best[:4], rows_N6[1:, :4]) < MERGE_IOU]
+    return faces
+
+
+def _overlap(face: Face, other: Face) -> float:
+    return float(_iou(face.box_xyxy, other.box_xyxy[None])[0])
 
 
 def _iou(box_xyxy: F32, boxes_N4: F32) -> F32:

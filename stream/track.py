@@ -336,9 +336,8 @@ class Tracker:
         may_be = ((gaps < _SAME_FACE) | np.eye(len(boxes), dtype=bool)) & seen[:, None]
         for i, j in _nearest_first(gaps, may_be).items():
             followed = self._followed[j]
-            # not of a face that another one may hide
-            alone = (np.delete(between[i], i) > 1).all()
-            if maybe_cut and alone and followed.frames and self._is_another(followed.points, points[i]):
+            alone = (np.delete(between[i], i) > 1).all()  # nobody hides it
+            if maybe_cut and alone and followed.frames and self._is_another(followed.points, points[i], frame):
                 followed.become_another()
             self._show(followed, points[i], confidences[i], frame.time_s)
             followed.doubtful = (
@@ -350,9 +349,10 @@ class Tracker:
         self._followed = kept[: int(min(self._limit, len(kept)))]
         return tuple(f.shown for f in self._followed if f.shown)
 
-    def _is_another(self, before: F32, now: F32) -> bool:
-        """Whether in the place of a face stands another one."""
-        return self._scene.face_likeness(before, now) < SAME_FACE
+    def _is_another(self, before: F32, now: F32, frame: Frame) -> bool:
+        """Whether in the place of a face stands another one; what the frame's edge cuts cannot tell."""
+        whole = max(_share_outside(_bounds(points), frame) for points in (before, now)) <= 0
+        return whole and self._scene.face_likeness(before, now) < SAME_FACE
 
     def _is_face(self, box_xyxy: F32, confidence: float, frame: Frame) -> bool:
         x, y = (box_xyxy[:2] + box_xyxy[2:]) / 2
@@ -366,7 +366,7 @@ class Tracker:
         middle: F32 = np.add.reduce(points, 0) / np.float32(len(points))
         elapsed_s, known = time_s - followed.middle_s, bool(followed.id) and not followed.recalled
         if known and elapsed_s >= _SHORTEST_S:
-            velocity = (middle - followed.middle) / np.float32(elapsed_s)
+            velocity = np.asarray((middle - followed.middle) / np.float32(elapsed_s), np.float32)
             followed.velocity = (followed.velocity + velocity) / 2 if followed.frames > 1 else velocity
         if not known or elapsed_s >= _SHORTEST_S:
             followed.middle, followed.middle_s = middle, time_s
@@ -453,8 +453,8 @@ def _gap(a_xyxy: F32, b_xyxy: F32) -> float:
 def _share_outside(box_xyxy: F32, frame: Frame) -> float:
     """How far a box sticks out of the frame, over its own size."""
     height, width = frame.bgr.shape[:2]
-    x1, y1, x2, y2 = map(float, box_xyxy)
-    return max(-x1, -y1, x2 - width, y2 - height) / max(x2 - x1, y2 - y1, 1e-6)
+    x1, y1, x2, y2 = box_xyxy.tolist()
+    return float(max(-x1, -y1, x2 - width, y2 - height) / max(x2 - x1, y2 - y1, 1e-6))
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def test_a_source_that_cannot_be_opened_is_one_clear_error(source: str, says: st
     [
         (["--model", "b7"], "b7"),
         (["--out", "clip.xyz"], "clip.xyz"),
-        (["--max-faces", "0"], "max_faces"),
+        (["--max-faces", "-1"], "max_faces"),
         (["--every", "-3"], "every"),
         (["--min-score", "2"], "min_score"),
         (["--max-age-s", "0"], "max_age_s"),
