@@ -366,8 +366,9 @@ class Tracker:
         middle: F32 = np.add.reduce(points, 0) / np.float32(len(points))
         elapsed_s, known = time_s - followed.middle_s, bool(followed.id) and not followed.recalled
         if known and elapsed_s >= _SHORTEST_S:
-            velocity = np.asarray((middle - followed.middle) / np.float32(elapsed_s), np.float32)
-            followed.velocity = (followed.velocity + velocity) / 2 if followed.frames > 1 else velocity
+            velocity = (middle - followed.middle) / np.float32(elapsed_s)
+            mean = (followed.velocity + velocity) / 2 if followed.frames > 1 else velocity
+            followed.velocity = np.asarray(mean, np.float32)
         if not known or elapsed_s >= _SHORTEST_S:
             followed.middle, followed.middle_s = middle, time_s
         followed.points, followed.time_s, followed.frames = points, time_s, followed.frames + 1
