@@ -66,8 +66,10 @@ _SMALLEST = 1 / 40
 """of a frame's longer side: in a video no smaller face is looked for, so that a search costs the same at any size"""
 _CLOSE_PX = (32.0, 44.0)
 """in NEAR: sizes at which it is told which way up a face is; of 261 faces, both together get all right"""
-_FOR_UPRIGHT = 0.07
-"""score in favour of an upright face, as most are"""
+_UPRIGHT = 0.7
+"""cosine of its roll, from which a face is upright"""
+_FOR_UPRIGHT, _FOR_TURNED = 0.1, 0.2
+"""score in favour of an upright face, and of a turned view if no face is upright"""
 _ROWS = 0.36
 """scale below which only every second row of a frame is read, and so on; at 1920x1080 that saves two milliseconds"""
 _FOR_PARTS = 0.75
@@ -117,9 +119,9 @@ class _Detector:
                 f"a detector got an array of shape {bgr.shape} and type {bgr.dtype}, wanted (H, W, 3) uint8 BGR; "
                 "convert with cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) or (255 * image).astype(np.uint8)"
             )
-        return self._look(bgr, self._views(bgr.shape[0], bgr.shape[1]))
+        return self._faces(bgr)
 
-    def _views(self, height: int, width: int) -> list[View]:
+    def _faces(self, bgr: U8) -> tuple[Face, ...]:
         raise NotImplementedError
 
     def _look(self, bgr: U8, views: Sequence[View]) -> tuple[Face, ...]:
@@ -128,21 +130,29 @@ class _Detector:
         faces = _merged([self._net(bgr, view, score) for view, score in zip(upright, scores)])
         for face in _merged([self._net(bgr, view, MIN_SCORE_TURNED) for view in views if view.roll_rad]):
             rivals = [other for other in faces if _overlap(face, other) > RIVAL_IOU]
-            if any(other.score > face.score + SURELY_UPRIGHT for other in rivals):
-                continue
-            # the net takes many a face for one upside down, too; close to, it likes it best as it is
-            *others, liking = (self._liking(bgr, guess) for guess in (*rivals, face))
-            if liking > max(others, default=self._min_score):
-                faces = [other for other in faces if _overlap(face, other) <= RIVAL_IOU]
-                faces.append(face)
+            if (
+                not any(self._prefers(bgr, rival, face) for rival in rivals)
+                and self._liking(bgr, face) > self._min_score
+            ):
+                faces = [*(other for other in faces if _overlap(face, other) <= RIVAL_IOU), face]
         return tuple(sorted(faces, key=lambda face: -face.score))
 
+    def _prefers(self, bgr: U8, rival: Face, turned: Face) -> bool:
+        """Whether a face that overlaps one of a turned view is the right one of the two.
+
+        The net takes many a face for one upside down, too; close to, it likes it best as it is. An upright face has an
+        advantage, as most are. One that lies for an upright view as well has none: a turned view shows it better.
+        """
+        if math.cos(rival.roll_rad) < _UPRIGHT:
+            return self._liking(bgr, rival) > self._liking(bgr, turned) + _FOR_TURNED
+        if rival.score > turned.score + SURELY_UPRIGHT:
+            return True
+        return self._liking(bgr, rival) > self._liking(bgr, turned) - _FOR_UPRIGHT
+
     def _liking(self, bgr: U8, face: Face) -> float:
-        """How much the net sees a face here when it looks closely; a little more where it is upright, as most are."""
+        """The net's score for a face when it looks closely, 0..1."""
         looks = [self._near(bgr, face, face_px) for face_px in _CLOSE_PX]
-        return sum(float(rows[:, 5].max(initial=0)) for rows in looks) / len(looks) + _FOR_UPRIGHT * math.cos(
-            face.roll_rad
-        )
+        return sum(float(rows[:, 5].max(initial=0)) for rows in looks) / len(looks)
 
     def _near(self, bgr: U8, face: Face, face_px: float) -> F32:
         """What the net sees in one small view round a face, levelled by its roll and of face_px: rows as of _Net."""
@@ -165,8 +175,9 @@ class VideoDetector(_Detector):
     """For video: a call, or search, looks at the whole frame and, where that is large, at some parts, which take turns.
 
     So a search stays cheap, a near face is seen at once, and one of smallest_px, or a fortieth of the frame's longer
-    side, within four searches, or in the first, which takes every view. Faces that lie or fill more than the frame are
-    looked for in every fourth search. It remembers whose turn it is: use one for each source, from one thread.
+    side, within four searches, or in the first, which looks at every part. Faces that lie or fill more than the frame
+    are looked for in the first search if it finds no other, in the next four, and then in every fourth. It remembers
+    whose turn it is: use one for each source, from one thread.
     """
 
     def __init__(self, min_score: float = MIN_SCORE, smallest_px: float = 48, precision: Precision = "auto") -> None:
@@ -177,17 +188,22 @@ class VideoDetector(_Detector):
         """What is there where these faces are expected: one small view round each, for a fraction of a search."""
         return tuple(_merged([self._near(bgr, face, _NEAR_PX) for face in faces]))
 
-    def _views(self, height: int, width: int) -> list[View]:
+    def _faces(self, bgr: U8) -> tuple[Face, ...]:
+        height, width = bgr.shape[:2]
         scale = _SMALL_PX / max(self._smallest_px, _SMALLEST * max(height, width))
         whole, parts = _whole(height, width, WHOLE), []
         if whole.scale < scale:
             whole, parts = _whole(height, width, COARSE), _parts(height, width, scale, PART)
-        others = [_within_border(height, width), *_turned(height, width)]
+        others = [*_turned(height, width), _within_border(height, width)]
         n, self._searches = self._searches, self._searches + 1
         if n == 0:
-            return [whole, *parts, *others]
+            return self._look(bgr, [whole, *parts]) or self._look(bgr, others)
         views = [whole, parts[n % len(parts)]] if parts else [whole]
-        return [*views, others[n // _OTHER_EVERY % len(others)]] if n % _OTHER_EVERY == 0 else views
+        if n <= len(others):
+            views.append(others[n - 1])
+        elif n % _OTHER_EVERY == 0:
+            views.append(others[n // _OTHER_EVERY % len(others)])
+        return self._look(bgr, views)
 
 
 class ImageDetector(_Detector):
@@ -196,11 +212,12 @@ class ImageDetector(_Detector):
     def __init__(self, min_score: float = MIN_SCORE, smallest_px: float = 24, precision: Precision = "auto") -> None:
         super().__init__(min_score, smallest_px, precision)
 
-    def _views(self, height: int, width: int) -> list[View]:
+    def _faces(self, bgr: U8) -> tuple[Face, ...]:
+        height, width = bgr.shape[:2]
         fine = _parts(height, width, _SURE_PX / self._smallest_px, *PICTURE)
         # faces too large for one part
         coarse = [_whole(height, width, PICTURE[1:3])] if len(fine) > 1 else []
-        return [*fine, *coarse, _within_border(height, width), *_turned(height, width)]
+        return self._look(bgr, [*fine, *coarse, _within_border(height, width), *_turned(height, width)])
 
 
 StreamFaces, StillFaces = VideoDetector, ImageDetector
@@ -222,7 +239,7 @@ def _turned(height: int, width: int) -> list[View]:
     """All of a frame by quarter turns."""
     scale = TURNED[0] / max(height, width)
     return [
-        View((width - 1) / 2, (height - 1) / 2, scale, TURNED, roll) for roll in (math.pi / 2, -math.pi / 2, math.pi)
+        View((width - 1) / 2, (height - 1) / 2, scale, TURNED, roll) for roll in (math.pi, math.pi / 2, -math.pi / 2)
     ]
 
 

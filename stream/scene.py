@@ -6,7 +6,6 @@ import math
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from landmarks.card import ModelCard
 from landmarks.geometry import crop_from_frame, warp
@@ -71,9 +70,9 @@ class Scene:
 def _thumbnail(bgr: U8) -> F32:
     """(cells, cells) grey levels from a few pixels each: some microseconds at any size of frame."""
     n = _CELLS * _SAMPLES
-    rows, columns = (np.arange(n) * length // n for length in bgr.shape[:2])
-    green: NDArray[np.float32] = bgr[rows[:, None], columns, 1].astype(np.float32)
-    return np.asarray(green.reshape(_CELLS, _SAMPLES, _CELLS, _SAMPLES).mean((1, 3)), np.float32)
+    few = cv2.resize(bgr, (n, n), interpolation=cv2.INTER_NEAREST)
+    green = np.ascontiguousarray(few[..., 1], np.float32)
+    return np.asarray(cv2.resize(green, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _correlation(a: F32, b: F32) -> float:

@@ -137,6 +137,7 @@ class Tracker:
     ) -> None:
         self._detector, self._landmarker, self._cfg, self._still = detector, landmarker, cfg or TrackConfig(), still
         self._on_frame = landmarker.on_frame if isinstance(landmarker, FrameLandmarker) else None
+        self._near = detector.near if isinstance(detector, NearDetector) else None
         self._schema = SCHEMAS[landmarker.card.schema]
         self.unusable = 0
         """faces not seen because a model gave a box or points that cannot be a face's, each once a frame"""
@@ -202,7 +203,7 @@ class Tracker:
         """
         asked = [(f, r) for f, r in zip(self._followed, regions) if f.doubtful or f.shown is None]
         asked = [(f, r) for f, r in asked if _side(_bounds(r), frame)]
-        near = self._detector.near if isinstance(self._detector, NearDetector) else None
+        near = self._near
         if self._search_is_due(frame.time_s) or (asked and not near):
             with _timed(ms, "detect"):
                 faces = self._detector(frame.bgr)
@@ -231,8 +232,8 @@ class Tracker:
 
         Returns how many are left out because max_faces are followed.
 
-        A face in sight needs no detection, unless its points have slid away from it: a neck can look like a face to
-        a landmark model that is shown nothing else.
+        A face in sight needs no detection, unless its points have slid away from it or stand on their head: a neck, or
+        a face upside down, can look right to a landmark model that is shown nothing else.
 
         regions: (K, 2) points to crop round, one for each followed face; corrected and added to here.
         """
@@ -245,7 +246,11 @@ class Tracker:
         nearest = np.minimum(gaps, _gaps(boxes, [_bounds(followed.points) for followed in self._followed]))
         reach = np.array([_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN for followed in self._followed])
         owners = _nearest_first(nearest, nearest < reach)
-        strayed = [(faces[k], i) for k, i in owners.items() if not self._followed[i].shown or gaps[k, i] > _SLID_OFF]
+        strayed = [
+            (faces[k], i)
+            for k, i in owners.items()
+            if not self._followed[i].shown or gaps[k, i] > _SLID_OFF or self._is_turned(faces[k], regions[i])
+        ]
         room = self._limit - sum(followed.shown is not None for followed in self._followed)
         newcomers = [(face, None) for k, face in enumerate(faces) if k not in owners]
         left_out = max(0, len(newcomers) - int(min(room, len(newcomers))))
@@ -265,6 +270,14 @@ class Tracker:
                 self._followed[owner].score = face.score
                 regions[owner] = points_frame
         return left_out
+
+    def _is_turned(self, face: Face, region: F32) -> bool:
+        """Whether a face lies, for the detector, otherwise than the points that follow it.
+
+        Of upright ones it says nothing: a face that has rolled over, and is followed, may look upright to it.
+        """
+        upright = math.cos(face.roll_rad) > 0.7
+        return not upright and math.cos(face.roll_rad - self._schema.roll_rad(region)) < 0
 
     def _settle(self, frame: Frame, regions: Sequence[F32], ms: dict[str, float]) -> tuple[list[F32], list[float]]:
         """Points of the faces expected at `regions`, (K, 2) frame px each; looked at again where they have moved on.
@@ -336,8 +349,8 @@ class Tracker:
         may_be = ((gaps < _SAME_FACE) | np.eye(len(boxes), dtype=bool)) & seen[:, None]
         for i, j in _nearest_first(gaps, may_be).items():
             followed = self._followed[j]
-            alone = (np.delete(between[i], i) > 1).all()  # nobody hides it
-            if maybe_cut and alone and followed.frames and self._is_another(followed.points, points[i], frame):
+            alone = maybe_cut and (np.delete(between[i], i) > 1).all()  # nobody hides it
+            if alone and followed.frames and self._is_another(followed.points, points[i], frame):
                 followed.become_another()
             self._show(followed, points[i], confidences[i], frame.time_s)
             followed.doubtful = (
@@ -436,6 +449,8 @@ def _side(box_xyxy: F32, frame: Frame) -> float:
 
 def _gaps(a_xyxy: Sequence[F32], b_xyxy: Sequence[F32]) -> F64:
     """(M, N): _gap of each of M boxes to each of N."""
+    if len(a_xyxy) * len(b_xyxy) < 10:
+        return np.array([[_gap(a, b) for b in b_xyxy] for a in a_xyxy], np.float64).reshape(len(a_xyxy), len(b_xyxy))
     a, b = (np.array(boxes, np.float64).reshape(-1, 4) for boxes in (a_xyxy, b_xyxy))
     apart = ((a[:, None] + np.roll(a, 2, 1)[:, None]) - (b + np.roll(b, 2, 1)))[..., :2] / 2
     sizes = [(boxes[:, 2:] - boxes[:, :2]).max(1) if len(boxes) else np.empty(0) for boxes in (a, b)]
@@ -445,10 +460,10 @@ def _gaps(a_xyxy: Sequence[F32], b_xyxy: Sequence[F32]) -> F64:
 def _gap(a_xyxy: F32, b_xyxy: F32) -> float:
     """Distance of two boxes' centres in units of their mean size."""
     # four numbers each: plain floats are several times faster here than arrays
-    ax1, ay1, ax2, ay2 = map(float, a_xyxy)
-    bx1, by1, bx2, by2 = map(float, b_xyxy)
+    ax1, ay1, ax2, ay2 = a_xyxy.tolist()
+    bx1, by1, bx2, by2 = b_xyxy.tolist()
     size = (max(ax2 - ax1, ay2 - ay1) + max(bx2 - bx1, by2 - by1)) / 2
-    return hypot(ax1 + ax2 - bx1 - bx2, ay1 + ay2 - by1 - by2) / 2 / max(size, 1e-6)
+    return float(hypot(ax1 + ax2 - bx1 - bx2, ay1 + ay2 - by1 - by2) / 2 / max(size, 1e-6))
 
 
 def _share_outside(box_xyxy: F32, frame: Frame) -> float:
