@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,10 @@ def _confined(output: str, folder: Path, where: str) -> str:
         return _filled_in(output, where)
     try:
         target = (folder / output).resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, or a letter that is none
+        # from Python 3.13 on, a loop of links shows only here
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            target.stat()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or an invalid character
         raise LineamentError(f"{where} writes to {output!r}, which is no path; give one below the file") from None
     if not target.is_relative_to(folder.resolve()) or target == folder.resolve():
         raise LineamentError(f"{where} writes to {output!r}, outside the folder of its file; give a path below it")

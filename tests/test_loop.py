@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_a_run_leaves_all_that_its_folder_should_hold(tmp_path: Path) -> None:
     assert fitted.nme == min(nme for _, nme in epochs)
     card = model.read_header(fitted.best)[1]
     assert card.nme["held out"] == pytest.approx(fitted.nme, abs=1e-3) and card.crop_scale == CropConfig().scale
-    assert json.loads((fitted.run / "environment.json").read_text())["torch"] == torch.__version__
+    assert json.loads((fitted.run / "environment.json").read_text())["torch"] == version("torch")
 
 
 def test_an_epoch_that_is_run_again_after_a_resume_is_listed_once(tmp_path: Path) -> None:
