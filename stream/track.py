@@ -241,9 +241,9 @@ class Tracker:
         faces = [face for face in detected if _side(face.box_xyxy, frame) and math.isfinite(face.roll_rad)]
         self.unusable += len(detected) - len(faces)
         boxes = [face.box_xyxy for face in faces]
-        gaps = _gaps(boxes, [_bounds(region) for region in regions])
+        gaps = _gaps(boxes, _boxes(regions))
         # whose velocity was wrong is nearer to where it was
-        nearest = np.minimum(gaps, _gaps(boxes, [_bounds(followed.points) for followed in self._followed]))
+        nearest = np.minimum(gaps, _gaps(boxes, _boxes([followed.points for followed in self._followed])))
         reach = np.array([_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN for followed in self._followed])
         owners = _nearest_first(nearest, nearest < reach)
         strayed = [
@@ -286,22 +286,23 @@ class Tracker:
         out somewhere between where it was expected and where it is. A face without usable points has confidence nan.
         """
         points, confidences = list(regions), [math.nan] * len(regions)
+        boxes = _boxes(regions)
         # after a long pause, a velocity may carry a face anywhere
-        unsettled = [i for i, region in enumerate(regions) if _side(_bounds(region), frame)]
+        unsettled = [i for i, box in enumerate(boxes) if _side(box, frame)]
         for _ in range(_MAX_LOOKS):
             looked_at = [points[i] for i in unsettled]
             rolls_rad = [self._schema.roll_rad(region) for region in looked_at]
             for i, new, confidence in zip(unsettled, *self._landmarks(frame, looked_at, rolls_rad, ms)):
                 points[i], confidences[i] = new, confidence
-            unsettled = [
-                i
-                for i, region in zip(unsettled, looked_at)
-                if confidences[i] >= self._cfg.min_confidence
-                and _side(_bounds(points[i]), frame)
-                and _gap(_bounds(points[i]), _bounds(region)) > _SETTLED
-            ]
+            moved = []
+            for i, box in zip(unsettled, _boxes([points[i] for i in unsettled])):
+                seen = confidences[i] >= self._cfg.min_confidence and _side(box, frame)
+                if seen and _gap(box, boxes[i]) > _SETTLED:
+                    moved.append(i)
+                boxes[i] = box
+            unsettled = moved
         for i, region in enumerate(regions):
-            if not _side(_bounds(points[i]), frame):
+            if not _side(boxes[i], frame):
                 self.unusable += confidences[i] >= self._cfg.min_confidence
                 points[i], confidences[i] = region, math.nan
         return points, confidences
@@ -334,8 +335,8 @@ class Tracker:
 
         maybe_cut: between the frame before and this one, so that it takes more than the right place to be the same face
         """
-        expected = [_bounds(followed.expected(frame.time_s)) for followed in self._followed]
-        boxes = [_bounds(p) for p in points]
+        expected = _boxes([followed.expected(frame.time_s) for followed in self._followed])
+        boxes = _boxes(points)
         gaps, between = _gaps(boxes, expected), _gaps(boxes, boxes)
         # a crop that slid onto a neighbour's face brings the neighbour's points: the less expected copy goes
         newcomer = [followed.shown is None for followed in self._followed]
@@ -439,9 +440,17 @@ def _bounds(points: F32) -> F32:
     return np.concatenate((points.min(0), points.max(0)))
 
 
+def _boxes(points: Sequence[F32]) -> list[F32]:
+    """_bounds of each (K, 2), at once: much faster where there are many."""
+    if not points:
+        return []
+    stacked = np.stack(points)
+    return list(np.concatenate([stacked.min(1), stacked.max(1)], 1))
+
+
 def _side(box_xyxy: F32, frame: Frame) -> float:
     """The shorter side of a box, px; 0 for one that no face has: under a pixel, absurdly far away or not finite."""
-    x1, y1, x2, y2 = map(float, box_xyxy)
+    x1, y1, x2, y2 = box_xyxy.tolist()
     farthest, side = _FARTHEST * max(frame.bgr.shape[:2]), min(x2 - x1, y2 - y1)
     near = -farthest <= x1 and -farthest <= y1 and x2 <= farthest and y2 <= farthest
     return side if near and side >= 1 else 0.0
