@@ -43,6 +43,8 @@ SEARCHES = 5
 """of a video's detector: the first and the four within which it looks everywhere"""
 PIECES, PIECE_HW = 200, (240, 320)
 SAME_IOU = 0.3
+VIDEO_PX = 48
+"""what a video's detector is made for, and more"""
 YUNET_SURE = 0.8
 YUNET = "peers/yunet_2026may.onnx"
 
@@ -289,20 +291,23 @@ def agree(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
     photos, model = _wider(cfg), cfg.shared / YUNET
     if not photos or not model.exists():
         return
-    seen, total = dict.fromkeys(detectors, 0), 0
+    seen, total = {name: [0, 0] for name in detectors}, [0, 0]
     looks, yunet = {name: _First(make) for name, make in detectors.items()}, YuNet(model, YUNET_SURE)
     for path in photos:
         bgr = np.asarray(cv2.imread(str(path)), np.uint8)
-        sure = yunet(bgr)
-        total += len(sure)
-        for name, look in looks.items():
-            found = look(bgr)
-            seen[name] += sum(_matches(face.box_xyxy, found) for face in sure)
+        found = {name: look(bgr) for name, look in looks.items()}
+        for face in yunet(bgr):
+            large = float((face.box_xyxy[2:] - face.box_xyxy[:2]).max()) >= VIDEO_PX
+            for kind in range(1 + large):
+                total[kind] += 1
+                for name, faces in found.items():
+                    seen[name][kind] += _matches(face.box_xyxy, faces)
     print(
-        f"\nof {total} faces to which YuNet gives {YUNET_SURE} in {len(photos)} photos; a video's in its first search"
+        f"\nof {total[0]} faces to which YuNet gives {YUNET_SURE} in {len(photos)} photos, and of the {total[1]} of "
+        f"{VIDEO_PX} px or more; a video's in its first search"
     )
-    for name, count in seen.items():
-        print(f"{name:18}{count:6}{100 * count / total:8.1f} %", flush=True)
+    for name, (of_all, of_large) in seen.items():
+        print(f"{name:18}{100 * of_all / total[0]:8.1f} %{100 * of_large / total[1]:8.1f} %", flush=True)
 
 
 def _wider(cfg: DetectBenchConfig) -> list[Path]:

@@ -46,7 +46,7 @@ class TrackConfig:
     stand alone show every face."""
     every: int = 10
     """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most. While nobody
-    is in sight, it is ten times a second, or every frame with 1."""
+    is in sight, or somebody is lost, it is six times a second, or every frame with 1."""
     min_confidence: float = 0.5
     """Of the landmark model, 0..1: below it a face counts as not seen in this frame."""
     patience_s: float = 1.5
@@ -163,10 +163,11 @@ class Tracker:
                 with self._changing:
                     self._followed, self._searched_s = [], -math.inf
         regions = [followed.expected(frame.time_s) for followed in self._followed]
+        awaited = {i for i, f in enumerate(self._followed) if f.shown or frame.time_s - f.time_s <= _AWAITED_S}
         left_out = 0
-        if (faces := self._detected(frame, regions, ms)) is not None:
-            left_out = self._take_in(faces, regions, frame, ms)
-        points, confidences = self._settle(frame, regions, ms)
+        if (faces := self._detected(frame, regions, awaited, ms)) is not None:
+            left_out = self._take_in(faces, regions, awaited, frame, ms)
+        points, confidences = self._settle(frame, regions, awaited, ms)
         with _timed(ms, "track"), self._changing:
             tracks = self._update(frame, points, confidences, likeness < SURELY_SAME_SCENE)
         return Result(frame, tracks, ms, left_out)
@@ -196,13 +197,15 @@ class Tracker:
                     _Followed(f.score, f.points, frame.time_s, id=f.id, recalled=True) for f in state.faces
                 ]
 
-    def _detected(self, frame: Frame, regions: Sequence[F32], ms: dict[str, float]) -> tuple[Face, ...] | None:
+    def _detected(
+        self, frame: Frame, regions: Sequence[F32], awaited: set[int], ms: dict[str, float]
+    ) -> tuple[Face, ...] | None:
         """What the detector says of this frame, or of where it is asked; None where it rests.
 
-        Who is in doubt or out of sight is looked for where expected: that is cheap, so searches may be seldom.
+        Who is in doubt or just out of sight is looked for where expected: that is cheap, so searches may be seldom.
         """
-        asked = [(f, r) for f, r in zip(self._followed, regions) if f.doubtful or f.shown is None]
-        asked = [(f, r) for f, r in asked if _side(_bounds(r), frame)]
+        expected = [(self._followed[i], regions[i]) for i in sorted(awaited)]
+        asked = [(f, r) for f, r in expected if (f.doubtful or f.shown is None) and _side(_bounds(r), frame)]
         near = self._near
         if self._search_is_due(frame.time_s) or (asked and not near):
             with _timed(ms, "detect"):
@@ -227,7 +230,9 @@ class Tracker:
         """Of the faces that are followed."""
         return self._cfg.max_faces or math.inf
 
-    def _take_in(self, faces: Sequence[Face], regions: list[F32], frame: Frame, ms: dict[str, float]) -> int:
+    def _take_in(
+        self, faces: Sequence[Face], regions: list[F32], awaited: set[int], frame: Frame, ms: dict[str, float]
+    ) -> int:
         """Gives each detected face to its owner: one in sight, one out of sight, or a new one.
 
         Returns how many are left out because max_faces are followed.
@@ -235,7 +240,8 @@ class Tracker:
         A face in sight needs no detection, unless its points have slid away from it or stand on their head: a neck, or
         a face upside down, can look right to a landmark model that is shown nothing else.
 
-        regions: (K, 2) points to crop round, one for each followed face; corrected and added to here.
+        regions: (K, 2) points to crop round, one for each followed face; corrected and added to here. awaited: the
+        faces that will be looked at there.
         """
         detected = faces
         faces = [face for face in detected if _side(face.box_xyxy, frame) and math.isfinite(face.roll_rad)]
@@ -264,11 +270,13 @@ class Tracker:
                 self.unusable += not side and owner is None and confidence >= self._cfg.min_confidence
                 continue
             if owner is None:
+                owner = len(regions)
                 self._followed.append(_Followed(face.score, points_frame, frame.time_s))
                 regions.append(points_frame)
             else:
                 self._followed[owner].score = face.score
                 regions[owner] = points_frame
+            awaited.add(owner)
         return left_out
 
     def _is_turned(self, face: Face, region: F32) -> bool:
@@ -279,16 +287,19 @@ class Tracker:
         upright = math.cos(face.roll_rad) > 0.7
         return not upright and math.cos(face.roll_rad - self._schema.roll_rad(region)) < 0
 
-    def _settle(self, frame: Frame, regions: Sequence[F32], ms: dict[str, float]) -> tuple[list[F32], list[float]]:
-        """Points of the faces expected at `regions`, (K, 2) frame px each; looked at again where they have moved on.
+    def _settle(
+        self, frame: Frame, regions: Sequence[F32], awaited: set[int], ms: dict[str, float]
+    ) -> tuple[list[F32], list[float]]:
+        """Points of the faces awaited at `regions`, (K, 2) frame px each; looked at again where they have moved on.
 
         A model is at its best with the face in the middle of the crop, and a face that jumped is not: its points come
-        out somewhere between where it was expected and where it is. A face without usable points has confidence nan.
+        out somewhere between where it was expected and where it is. A face without usable points, or not awaited, has
+        confidence nan.
         """
         points, confidences = list(regions), [math.nan] * len(regions)
         boxes = _boxes(regions)
         # after a long pause, a velocity may carry a face anywhere
-        unsettled = [i for i, box in enumerate(boxes) if _side(box, frame)]
+        unsettled = [i for i in sorted(awaited) if _side(boxes[i], frame)]
         for _ in range(_MAX_LOOKS):
             looked_at = [points[i] for i in unsettled]
             rolls_rad = [self._schema.roll_rad(region) for region in looked_at]
@@ -399,7 +410,9 @@ _SAME_FACE = 0.4
 """two boxes whose centres lie nearer than this, in face sizes, show one face"""
 _CARRIED_S = 0.5
 """for so long a face out of sight is expected to go on as it went"""
-_PAUSE_S = 0.095
+_AWAITED_S = 0.2
+"""for so long it is looked at there in every frame; then only searches find it"""
+_PAUSE_S = 0.16
 """between searches while nobody is in sight, or somebody is lost"""
 _SLID_OFF = 0.2
 """points whose middle is further than this from the detector's, in face sizes, are not on the face; where they are,
