@@ -43,10 +43,10 @@ OVERLAP = 0.2
 Hw = tuple[int, int]
 """height and width, px"""
 
-WHOLE: tuple[Hw, ...] = ((224, 288), (160, 288), (288, 224), (288, 160))
-"""views for the whole frame; the one in which it is largest is taken"""
-COARSE: tuple[Hw, ...] = ((160, 224), (128, 224), (224, 160), (224, 128))
-"""the same for a large frame, beside its parts: what they do not hold is near"""
+WHOLE: tuple[Hw, ...] = ((160, 224), (128, 224), (224, 160), (224, 128))
+"""views for the whole of a video's frame; the one in which it is largest is taken"""
+FIRST: tuple[Hw, ...] = ((224, 288), (160, 288), (288, 224), (288, 160))
+"""the same for the first frame of a video, unless that is so large that it is looked at by parts as well"""
 TURNED: Hw = (256, 256)
 """for the whole frame, turned or within a border"""
 PART: Hw = (224, 384)
@@ -72,6 +72,8 @@ _FOR_UPRIGHT, _FOR_TURNED = 0.1, 0.2
 """score in favour of an upright face, and of a turned view if no face is upright"""
 _ROWS = 0.36
 """scale below which only every second row of a frame is read, and so on; at 1920x1080 that saves two milliseconds"""
+_ENOUGH = 0.9
+"""of the scale that is asked for: a view of the whole frame does without parts"""
 _FOR_PARTS = 0.75
 """of the score that is asked for elsewhere: small faces look less like one"""
 _OTHER_EVERY = 4
@@ -191,13 +193,16 @@ class VideoDetector(_Detector):
     def _faces(self, bgr: U8) -> tuple[Face, ...]:
         height, width = bgr.shape[:2]
         scale = _SMALL_PX / max(self._smallest_px, _SMALLEST * max(height, width))
-        whole, parts = _whole(height, width, WHOLE), []
-        if whole.scale < scale:
-            whole, parts = _whole(height, width, COARSE), _parts(height, width, scale, PART)
+        whole = _whole(height, width, WHOLE)
+        parts = _parts(height, width, scale, PART) if whole.scale < _ENOUGH * scale else []
+        if len(parts) == 1:
+            whole, parts = parts[0], []
         others = [*_turned(height, width), _within_border(height, width)]
         n, self._searches = self._searches, self._searches + 1
         if n == 0:
-            return self._look(bgr, [whole, *parts]) or self._look(bgr, others)
+            return self._look(bgr, [whole, *parts] if parts else [_whole(height, width, FIRST)]) or self._look(
+                bgr, others
+            )
         views = [whole, parts[n % len(parts)]] if parts else [whole]
         if n <= len(others):
             views.append(others[n - 1])

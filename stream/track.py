@@ -450,13 +450,13 @@ def _nearest_first(gaps_MN: F64, may_be_MN: NDArray[np.bool_]) -> dict[int, int]
 
 def _bounds(points: F32) -> F32:
     """(K, 2) -> (4,) xyxy."""
-    return np.concatenate((points.min(0), points.max(0)))
+    return np.concatenate((np.minimum.reduce(points, 0), np.maximum.reduce(points, 0)))
 
 
 def _boxes(points: Sequence[F32]) -> list[F32]:
     """_bounds of each (K, 2), at once: much faster where there are many."""
-    if not points:
-        return []
+    if len(points) < 2:
+        return [_bounds(one) for one in points]
     stacked = np.stack(points)
     return list(np.concatenate([stacked.min(1), stacked.max(1)], 1))
 

@@ -103,7 +103,9 @@ def test_a_face_out_of_sight_is_looked_for_where_it_was_and_six_times_a_second_a
     for i in range(10, 25):
         track(scene([(200, 100)], i))
     assert (detector.calls - before[0], len(detector.asked) - before[1]) == (3, 4)
-    assert [t.id for t in track(scene([(115, 105), (200, 100)], 25)).tracks] == [1, 2]
+    for i in range(25, 30):
+        back = [t.id for t in track(scene([(115, 105), (200, 100)], i)).tracks]
+    assert back == [1, 2]
 
 
 def test_a_newcomer_is_found_within_k_frames_and_faces_share_one_batch() -> None:
