@@ -95,6 +95,24 @@ def test_a_folder_of_pictures_gives_a_line_and_a_picture_each(astronaut: U8, tmp
     assert [Path(str(line["source"])).name for line in lines] == ["0.png", "1.png", "2.png"]
 
 
+def test_a_limit_says_whom_it_leaves_out_and_a_picture_shows_everybody(astronaut: U8, tmp_path: Path) -> None:
+    crowd = np.concatenate([astronaut[20:220, 125:325]] * 3, 1)
+    cv2.imwrite(str(tmp_path / "crowd.png"), crowd)
+    done = stream("--source", tmp_path / "crowd.png", "--max-faces", "1", "--jsonl", tmp_path / "p.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert [len(line["faces"]) for line in lines_of(tmp_path / "p.jsonl")] == [3]  # type: ignore[arg-type]
+    with av.open(str(tmp_path / "crowd.mp4"), "w") as container:
+        video = container.add_stream("mpeg4", rate=30, width=600, height=200, pix_fmt="yuv420p")
+        for _ in range(5):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(crowd, format="bgr24")))
+        container.mux(video.encode())
+    clip = ("--source", tmp_path / "crowd.mp4", "--no-window", "--jsonl", tmp_path / "v.jsonl")
+    done = stream(*clip, "--max-faces", "1")
+    assert "--max-faces 1 left out up to 2 faces a frame; --max-faces 0 follows all" in done.stderr
+    assert {len(line["faces"]) for line in lines_of(tmp_path / "v.jsonl")} == {1}  # type: ignore[arg-type]
+    assert "left out" not in stream(*clip, "--max-faces", "0").stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_every_file_whole(number: int, tmp_path: Path) -> None:
     video, points = tmp_path / "a.mp4", tmp_path / "a.jsonl"
