@@ -178,8 +178,8 @@ class VideoDetector(_Detector):
 
     So a search stays cheap, a near face is seen at once, and one of smallest_px, or a fortieth of the frame's longer
     side, within four searches, or in the first, which looks at every part. Faces that lie or fill more than the frame
-    are looked for in the first search if it finds no other, in the next four, and then in every fourth. It remembers
-    whose turn it is: use one for each source, from one thread.
+    are looked for in the first search if it finds no other, then in every fourth. It remembers whose turn it is: use
+    one for each source, from one thread.
     """
 
     def __init__(self, min_score: float = MIN_SCORE, smallest_px: float = 48, precision: Precision = "auto") -> None:
@@ -204,10 +204,8 @@ class VideoDetector(_Detector):
                 bgr, others
             )
         views = [whole, parts[n % len(parts)]] if parts else [whole]
-        if n <= len(others):
-            views.append(others[n - 1])
-        elif n % _OTHER_EVERY == 0:
-            views.append(others[n // _OTHER_EVERY % len(others)])
+        if n % _OTHER_EVERY == 0:
+            views.append(others[(n // _OTHER_EVERY - 1) % len(others)])
         return self._look(bgr, views)
 
 
