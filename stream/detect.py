@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,9 @@ medians over 746 faces"""
 _FIVE = np.array([-0.18 - 0.18j, 0.18 - 0.18j, 0.02j, -0.15 + 0.17j, 0.15 + 0.17j])
 """eyes, tip of the nose and corners of the mouth of an upright face as x + iy round their middle, in the height of its
 box; medians as well"""
+
+
+_COMPILING = threading.Lock()
 
 
 class View(NamedTuple):
@@ -275,14 +279,20 @@ class _Net:
         side = view.hw[1] / view.scale
         square = np.array([view.x - side / 2, view.y - side / 2, view.x + side / 2, view.y + side / 2])
         view_from_frame = crop_from_frame(square, _card(view.hw), view.roll_rad)
-        if view.hw not in self._requests:
-            self._requests[view.hw] = _compiled(view.hw, self._precision).create_infer_request()
+        request = self._request(view.hw)
         # a frame that is made much smaller need not be read whole: two or three of its rows for one of the view
         step = 1 + int(_ROWS / view.scale)
         pixels = warp(bgr[::step], compose(view_from_frame, np.array([[1.0, 0, 0], [0, step, 0]])), view.hw)
-        outputs = self._requests[view.hw].infer({0: pixels[None]}, share_inputs=True, share_outputs=True)
+        outputs = request.infer({0: pixels[None]}, share_inputs=True, share_outputs=True)
         heat, sizes, offsets, five = (outputs[i][0] for i in range(4))
         return _decoded(heat[0], sizes, offsets, five, invert(view_from_frame), view, bgr.shape[:2], min_score)
+
+    def _request(self, hw: Hw) -> Any:
+        if (request := self._requests.get(hw)) is None:
+            # one thread at a time: streams begin together, and each would compile the net for itself
+            with _COMPILING:
+                request = self._requests[hw] = _compiled(hw, self._precision).create_infer_request()
+        return request
 
     def close(self) -> None:
         self._requests.clear()

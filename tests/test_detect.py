@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -145,6 +147,24 @@ def test_close_may_be_called_twice_and_a_call_opens_again(detect: Detector, astr
         detect(np.zeros((64, 64, 3), np.uint8))
     detect.close()
     assert detect(astronaut)
+
+
+def test_streams_may_begin_and_end_together(astronaut: U8) -> None:
+    """Each thread with a detector of its own and frames of its own shape, closed by another while it looks."""
+    shapes = [(160, 220), (480, 640), (640, 480), (720, 1280), (1280, 720), (300, 900)]
+    frames = [np.asarray(cv2.resize(astronaut, shape[::-1]), np.uint8) for shape in shapes]
+    detectors = [VideoDetector() for _ in frames]
+
+    def run(i: int) -> int:
+        return sum(len(detectors[i](frames[i])) for _ in range(4))
+
+    with ThreadPoolExecutor(len(frames)) as pool:
+        runs = [pool.submit(run, i) for i in range(len(frames))]
+        while not all(run.done() for run in runs):
+            for detector in detectors:
+                detector.close()
+            time.sleep(0.01)
+        assert all(run.result() >= 0 for run in runs)
 
 
 def test_bad_arguments_are_named() -> None:
