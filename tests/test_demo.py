@@ -325,7 +325,7 @@ def test_visitors_do_not_see_one_anothers_faces(astronaut: U8, models: Models) -
         for index in range(3):
             assert len(first(Frame(astronaut, "webcam", index, index / 30, 0.0)).tracks) == 1
         assert second(Frame(empty, "webcam", 0, 0.1, 0.0)).tracks == ()
-        assert second(Frame(astronaut, "webcam", 1, 0.2, 0.0)).tracks[0].id == 1
+        assert second(Frame(astronaut, "webcam", 1, 0.3, 0.0)).tracks[0].id == 1
 
 
 @pytest.mark.parametrize("hw", [(1, 7000), (7000, 1), (1, 1)])

@@ -177,7 +177,7 @@ def test_every_face_of_every_picture_under_a_folder_becomes_a_line(photos: Path,
     rows = rows_of(out)
     assert list(rows) == ["a.png", "inner/b.JPG"]
     straight, mirrored = (np.array(row["points"], np.float32) for row in rows.values())
-    np.testing.assert_allclose(straight[96:], [(202.5, 100), (246.5, 102)], atol=1.5)
+    np.testing.assert_allclose(straight[96:], [(202.5, 100), (246.5, 102)], atol=3)
     np.testing.assert_allclose(mirrored, WFLW98.flipped(straight, astronaut.shape[1]), atol=2)
     for row in rows.values():
         assert set(row) == {"image", "points", "box_xyxy", "weight", "disagreement", "score"}
