@@ -67,5 +67,4 @@ class Controls:
         return Settings().changed({name: values[control] for name, control in self.by_name.items()})
 
     def picture_settings(self, values: Values) -> Settings:
-        chosen = {name: values[control] for name, control in self.by_name.items() if name != "max_faces"}
-        return Settings(max_faces=0).changed(chosen)
+        return self.settings({**values, self.by_name["max_faces"]: 0})

@@ -80,6 +80,14 @@ def frame_from_unit(crop_from_frame: F64, input_hw: tuple[int, int]) -> F64:
     return compose(invert(crop_from_frame), crop_from_unit(input_hw))
 
 
+def iou(box_xyxy: Floats, boxes_N4: Floats) -> Floats:
+    """(N,) intersection over union of one box (4,) with each of N."""
+    low, high = np.maximum(box_xyxy[:2], boxes_N4[:, :2]), np.minimum(box_xyxy[2:], boxes_N4[:, 2:])
+    shared = np.maximum(high - low, 0).prod(1)
+    areas = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
+    return np.asarray(shared / ((box_xyxy[2:] - box_xyxy[:2]).prod() + areas - shared))
+
+
 def warp(image: U8, crop_from_frame: F64, input_hw: tuple[int, int]) -> U8:
     """Cuts the crop out of image (H, W, C) -> (height, width, C); black outside, and all of it beyond FARTHEST_PX.
 

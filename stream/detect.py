@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engines.openvino_backend import Precision, compiled
 from landmarks.card import ModelCard
-from landmarks.geometry import apply, compose, crop_from_frame, invert, warp
+from landmarks.geometry import apply, compose, crop_from_frame, invert, iou, warp
 from landmarks.types import F32, F64, U8, Face, LineamentError
 
 MIN_SCORE = 0.4
@@ -70,7 +70,7 @@ _CLOSE_PX = (32.0, 44.0)
 _UPRIGHT = 0.7
 """cosine of its roll, from which a face is upright"""
 _FOR_UPRIGHT, _FOR_TURNED = 0.1, 0.2
-"""score in favour of an upright face, and of a turned view if no face is upright"""
+"""score in favour of an upright face, as most are, and of a turned view over a face that an upright view sees lying"""
 _ROWS = 0.36
 """scale below which only every second row of a frame is read, and so on; at 1920x1080 that saves two milliseconds"""
 _ENOUGH = 0.9
@@ -136,24 +136,13 @@ class _Detector:
         faces = _merged([self._net(bgr, view, score) for view, score in zip(upright, scores)])
         for face in _merged([self._net(bgr, view, MIN_SCORE_TURNED) for view in views if view.roll_rad]):
             rivals = [other for other in faces if _overlap(face, other) > RIVAL_IOU]
-            if (
-                not any(self._prefers(bgr, rival, face) for rival in rivals)
-                and self._liking(bgr, face) > self._min_score
-            ):
+            if any(_upright(rival) and rival.score > face.score + SURELY_UPRIGHT for rival in rivals):
+                continue
+            # the net takes many a face for one upside down, too; close to, it likes it best as it is
+            liking = self._liking(bgr, face)
+            if liking > self._min_score and all(self._liking(bgr, rival) <= liking + _lead(rival) for rival in rivals):
                 faces = [*(other for other in faces if _overlap(face, other) <= RIVAL_IOU), face]
         return tuple(sorted(faces, key=lambda face: -face.score))
-
-    def _prefers(self, bgr: U8, rival: Face, turned: Face) -> bool:
-        """Whether a face that overlaps one of a turned view is the right one of the two.
-
-        The net takes many a face for one upside down, too; close to, it likes it best as it is. An upright face has an
-        advantage, as most are. One that lies for an upright view as well has none: a turned view shows it better.
-        """
-        if math.cos(rival.roll_rad) < _UPRIGHT:
-            return self._liking(bgr, rival) > self._liking(bgr, turned) + _FOR_TURNED
-        if rival.score > turned.score + SURELY_UPRIGHT:
-            return True
-        return self._liking(bgr, rival) > self._liking(bgr, turned) - _FOR_UPRIGHT
 
     def _liking(self, bgr: U8, face: Face) -> float:
         """The net's score for a face when it looks closely, 0..1."""
@@ -204,9 +193,8 @@ class VideoDetector(_Detector):
         others = [*_turned(height, width), _within_border(height, width)]
         n, self._searches = self._searches, self._searches + 1
         if n == 0:
-            return self._look(bgr, [whole, *parts] if parts else [_whole(height, width, FIRST)]) or self._look(
-                bgr, others
-            )
+            upright = [whole, *parts] if parts else [_whole(height, width, FIRST)]
+            return self._look(bgr, upright) or self._look(bgr, others)
         views = [whole, parts[n % len(parts)]] if parts else [whole]
         if n % _OTHER_EVERY == 0:
             views.append(others[(n // _OTHER_EVERY - 1) % len(others)])
@@ -229,6 +217,15 @@ class ImageDetector(_Detector):
 
 StreamFaces, StillFaces = VideoDetector, ImageDetector
 """their names until now; they go with the next release"""
+
+
+def _upright(face: Face) -> bool:
+    return math.cos(face.roll_rad) >= _UPRIGHT
+
+
+def _lead(rival: Face) -> float:
+    """By how much a closer look may like a face of an upright view better than one of a turned view that wins."""
+    return -_FOR_UPRIGHT if _upright(rival) else _FOR_TURNED
 
 
 def _whole(height: int, width: int, shapes: Sequence[Hw]) -> View:
@@ -382,17 +379,9 @@ def _merged(seen: Sequence[F32]) -> list[Face]:
     while len(rows_N6):
         best = rows_N6[0]
         faces.append(Face(best[:4].copy(), float(best[5]), math.remainder(float(best[4]), math.tau)))
-        rows_N6 = rows_N6[1:][_iou(best[:4], rows_N6[1:, :4]) < MERGE_IOU]
+        rows_N6 = rows_N6[1:][iou(best[:4], rows_N6[1:, :4]) < MERGE_IOU]
     return faces
 
 
 def _overlap(face: Face, other: Face) -> float:
-    return float(_iou(face.box_xyxy, other.box_xyxy[None])[0])
-
-
-def _iou(box_xyxy: F32, boxes_N4: F32) -> F32:
-    """Intersection over union of one box with each of N."""
-    low, high = np.maximum(box_xyxy[:2], boxes_N4[:, :2]), np.minimum(box_xyxy[2:], boxes_N4[:, 2:])
-    shared = np.maximum(high - low, 0).prod(1)
-    areas = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
-    return np.asarray(shared / ((box_xyxy[2:] - box_xyxy[:2]).prod() + areas - shared), np.float32)
+    return float(iou(face.box_xyxy, other.box_xyxy[None])[0])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +30,7 @@ import numpy as np
 import tyro
 
 import engines
+from landmarks.geometry import iou
 from landmarks.types import F32, F64, U8, Detector, Face, Frame
 from stream.bench import machine, mediapipe_runs
 from stream.detect import ImageDetector, VideoDetector
@@ -69,9 +70,8 @@ class DetectBenchConfig:
 def main() -> None:
     cfg = tyro.cli(DetectBenchConfig, prog="python -m stream.detect_bench")
     cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_ERROR
-    )  # OpenCV 5 warns whenever YuNet is given another size
+    # OpenCV 5 warns whenever YuNet is given another size
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     print(machine())
     detectors = _detectors(cfg.shared)
     for part in cfg.parts:
@@ -234,10 +234,10 @@ def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
     print(f"\nof {count} hard faces in {len(photos)} photos; a video's in its first search, turned ones in 17")
     print(f"{'':18}  upright    90   180  degrees")
     for name, make in detectors.items():
-        looks = (_First(make), _First(make, TURNED_SEARCHES), _First(make, TURNED_SEARCHES))
+        upright, turned = _First(make), _First(make, TURNED_SEARCHES)
         hits = [
-            sum(_recalled(look, *_turned(bgr, boxes, turns)) for bgr, boxes in photos)
-            for turns, look in enumerate(looks)
+            sum(_recalled(turned if turns else upright, *_turned(bgr, boxes, turns)) for bgr, boxes in photos)
+            for turns in (0, 1, 2)
         ]
         print(f"{name:18}{hits[0]:9}{hits[1]:6}{hits[2]:6}", flush=True)
     with engines.load(engines.DEFAULT) as landmarker, ImageDetector() as detector:
@@ -277,13 +277,8 @@ def _recalled(look: Detector, bgr: U8, boxes: list[F32]) -> int:
     return sum(_matches(box, found) for box in boxes)
 
 
-def _matches(box_xyxy: F32, faces: Any) -> bool:
-    return any(_iou(box_xyxy, face.box_xyxy) >= SAME_IOU for face in faces)
-
-
-def _iou(a: F32, b: F32) -> float:
-    shared = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0).prod()
-    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
+def _matches(box_xyxy: F32, faces: Sequence[Face]) -> bool:
+    return any(iou(box_xyxy, face.box_xyxy[None])[0] >= SAME_IOU for face in faces)
 
 
 # ---- agree

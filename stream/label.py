@@ -38,7 +38,7 @@ from tqdm import tqdm
 import engines
 from landmarks.card import ModelCard
 from landmarks.command import ends_in_a_line
-from landmarks.geometry import FARTHEST_PX, apply, crop_from_frame, frame_from_unit, warp
+from landmarks.geometry import FARTHEST_PX, apply, crop_from_frame, frame_from_unit, iou, warp
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
 from stream.detect import ImageDetector
@@ -289,17 +289,9 @@ def _empty_box(bgr: U8, faces: Sequence[Face], rng: np.random.Generator) -> F64 
         middles_N2 = (boxes_N4[:, :2] + boxes_N4[:, 2:]) / 2
         holds_a_middle = (np.abs(middles_N2 - center) < 0.6 * half).all(1).any()
         inside = bool((center >= 0).all() and (center < limit).all())
-        if inside and not holds_a_middle and not (_overlap(box_xyxy, boxes_N4) > _EMPTY_OVERLAP).any():
+        if inside and not holds_a_middle and not (iou(box_xyxy, boxes_N4) > _EMPTY_OVERLAP).any():
             return box_xyxy
     return None
-
-
-def _overlap(box_xyxy: F64, boxes_N4: F64) -> F64:
-    """Intersection over union with each."""
-    low, high = np.maximum(box_xyxy[:2], boxes_N4[:, :2]), np.minimum(box_xyxy[2:], boxes_N4[:, 2:])
-    shared = np.maximum(high - low, 0).prod(1)
-    areas = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
-    return np.asarray(shared / ((box_xyxy[2:] - box_xyxy[:2]).prod() + areas - shared), np.float64)
 
 
 def _teachers(specs: Sequence[str], stack: ExitStack) -> list[Teacher]:

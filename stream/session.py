@@ -145,7 +145,7 @@ class Session:
                 "--max-faces 0 follows all"
             )
         if self.tracker is not None and (unusable := self.tracker.unusable):
-            lines.append(f"{unusable} times the model gave points that cannot be a face's; those were dropped")
+            lines.append(f"dropped {unusable} faces with unusable points")
         lines += [f"{count} did not reach {output}" for output, count in self.lost_messages.items() if count]
         return "\n".join(lines)
 

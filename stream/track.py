@@ -45,8 +45,8 @@ class TrackConfig:
     """Of a video, follow at most this many, 0 for no limit; while all are in sight, the detector rests. Pictures that
     stand alone show every face."""
     every: int = 10
-    """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most. While nobody
-    is in sight, or somebody is lost, it is six times a second, or every frame with 1."""
+    """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most. Six times
+    a second while nobody is in sight or somebody is lost; with 1, every frame."""
     min_confidence: float = 0.5
     """Of the landmark model, 0..1: below it a face counts as not seen in this frame."""
     patience_s: float = 1.5
@@ -259,8 +259,8 @@ class Tracker:
         ]
         room = self._limit - sum(followed.shown is not None for followed in self._followed)
         newcomers = [(face, None) for k, face in enumerate(faces) if k not in owners]
-        left_out = max(0, len(newcomers) - int(min(room, len(newcomers))))
-        found: list[tuple[Face, int | None]] = [*strayed, *newcomers[: len(newcomers) - left_out]]
+        taken = int(min(room, len(newcomers)))
+        found: list[tuple[Face, int | None]] = [*strayed, *newcomers[:taken]]
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
         looks = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
         for (face, owner), points_frame, confidence in zip(found, *looks):
@@ -277,15 +277,15 @@ class Tracker:
                 self._followed[owner].score = face.score
                 regions[owner] = points_frame
             awaited.add(owner)
-        return left_out
+        return len(newcomers) - taken
 
     def _is_turned(self, face: Face, region: F32) -> bool:
         """Whether a face lies, for the detector, otherwise than the points that follow it.
 
         Of upright ones it says nothing: a face that has rolled over, and is followed, may look upright to it.
         """
-        upright = math.cos(face.roll_rad) > 0.7
-        return not upright and math.cos(face.roll_rad - self._schema.roll_rad(region)) < 0
+        lies = math.cos(face.roll_rad) <= _UPRIGHT
+        return lies and math.cos(face.roll_rad - self._schema.roll_rad(region)) < 0
 
     def _settle(
         self, frame: Frame, regions: Sequence[F32], awaited: set[int], ms: dict[str, float]
@@ -417,6 +417,8 @@ _PAUSE_S = 0.16
 _SLID_OFF = 0.2
 """points whose middle is further than this from the detector's, in face sizes, are not on the face; where they are,
 on hard ones it is 0.13 in nine of ten and 0.24 in 99 of 100, and looking again does no harm"""
+_UPRIGHT = 0.7
+"""cosine of its roll, up to which a face lies"""
 _CUT_OFF = 0.1
 """a face with more of its box outside the frame than this is doubtful: a model imagines the rest"""
 _SHORTEST_S = 0.02
@@ -473,10 +475,10 @@ def _gaps(a_xyxy: Sequence[F32], b_xyxy: Sequence[F32]) -> F64:
     """(M, N): _gap of each of M boxes to each of N."""
     if len(a_xyxy) * len(b_xyxy) < 10:
         return np.array([[_gap(a, b) for b in b_xyxy] for a in a_xyxy], np.float64).reshape(len(a_xyxy), len(b_xyxy))
-    a, b = (np.array(boxes, np.float64).reshape(-1, 4) for boxes in (a_xyxy, b_xyxy))
-    apart = ((a[:, None] + np.roll(a, 2, 1)[:, None]) - (b + np.roll(b, 2, 1)))[..., :2] / 2
-    sizes = [(boxes[:, 2:] - boxes[:, :2]).max(1) if len(boxes) else np.empty(0) for boxes in (a, b)]
-    return np.asarray(np.hypot(apart[..., 0], apart[..., 1]) / np.maximum((sizes[0][:, None] + sizes[1]) / 2, 1e-6))
+    a, b = (np.array(boxes, np.float64) for boxes in (a_xyxy, b_xyxy))
+    apart_MN2 = ((a[:, :2] + a[:, 2:])[:, None] - (b[:, :2] + b[:, 2:])) / 2
+    size_M, size_N = ((boxes[:, 2:] - boxes[:, :2]).max(1) for boxes in (a, b))
+    return np.asarray(np.hypot(*apart_MN2.transpose(2, 0, 1)) / np.maximum((size_M[:, None] + size_N) / 2, 1e-6))
 
 
 def _gap(a_xyxy: F32, b_xyxy: F32) -> float:
