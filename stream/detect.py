@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -193,6 +193,7 @@ class VideoDetector(_Detector):
         others = [*_turned(height, width), _within_border(height, width)]
         n, self._searches = self._searches, self._searches + 1
         if n == 0:
+            self._net.prepare([NEAR, *(view.hw for view in (whole, *parts, *others))])
             upright = [whole, *parts] if parts else [_whole(height, width, FIRST)]
             return self._look(bgr, upright) or self._look(bgr, others)
         views = [whole, parts[n % len(parts)]] if parts else [whole]
@@ -284,6 +285,11 @@ class _Net:
         heat, sizes, offsets, five = (outputs[i][0] for i in range(4))
         return _decoded(heat[0], sizes, offsets, five, invert(view_from_frame), view, bgr.shape[:2], min_score)
 
+    def prepare(self, shapes: Iterable[Hw]) -> None:
+        """Compiles these ahead, so that a live stream waits once, at its first frame."""
+        for hw in shapes:
+            self._request(hw)
+
     def _request(self, hw: Hw) -> Any:
         if (request := self._requests.get(hw)) is None:
             # one thread at a time: streams begin together, and each would compile the net for itself
@@ -356,6 +362,8 @@ def _compiled(hw: Hw, precision: Precision) -> Any:
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": True}
     if precision != "auto":
         config["INFERENCE_PRECISION_HINT"] = precision
+    elif hw != NEAR:  # as for the first shape: where bf16 cannot be had, one line says so
+        config["INFERENCE_PRECISION_HINT"] = _compiled(NEAR, "auto").get_property("INFERENCE_PRECISION_HINT")
     return compiled(core, graph.build(), config, path)
 
 

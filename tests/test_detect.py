@@ -149,6 +149,21 @@ def test_close_may_be_called_twice_and_a_call_opens_again(detect: Detector, astr
     assert detect(astronaut)
 
 
+@pytest.mark.parametrize("hw", [(480, 640), (720, 1280), (1080, 1920), (1920, 1080)])
+def test_a_stream_waits_for_the_net_at_its_first_frame_alone(astronaut: U8, hw: tuple[int, int]) -> None:
+    from stream.detect import _compiled
+
+    bgr = np.zeros((*hw, 3), np.uint8)
+    bgr[:480, :480] = astronaut[:480, :480]
+    with VideoDetector() as detect:
+        faces = detect(bgr)
+        compiled = _compiled.cache_info().misses
+        for _ in range(17):
+            detect(bgr)
+        detect.near(bgr, faces)
+    assert _compiled.cache_info().misses == compiled
+
+
 def test_streams_may_begin_and_end_together(astronaut: U8) -> None:
     """Each thread with a detector of its own and frames of its own shape, closed by another while it looks."""
     shapes = [(160, 220), (480, 640), (640, 480), (720, 1280), (1280, 720), (300, 900)]
