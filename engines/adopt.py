@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from engines.engine_file import CARD_KEY, INPUT, POINTS
-from landmarks.card import ModelCard
+from landmarks.card import CropScale, ModelCard, is_crop_scale
 from landmarks.command import ends_in_a_line
 from landmarks.schema import SCHEMAS
 from landmarks.types import F32, U8, LineamentError
@@ -47,8 +47,9 @@ class AdoptConfig:
     """Where the wrapped model goes."""
     schema: str = "wflw98"
     """The points' schema: wflw98 or ibug68."""
-    crop_scale: float = 1.2
-    """Side of the square crop that it was trained on, over the longer side of the box round the points."""
+    crop_scale: CropScale = 1.2
+    """Size of the crop that it was trained on, over the box round the points. One number: a square, from the box's
+    longer side. Two: width and height, each from its own side, stretched to the model's input."""
     bgr: bool = False
     """It takes BGR; without this, RGB."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -61,8 +62,8 @@ class AdoptConfig:
     def __post_init__(self) -> None:
         if self.schema not in SCHEMAS:
             raise LineamentError(f"schema is {self.schema!r}, expected one of {', '.join(SCHEMAS)}")
-        if not 0 < self.crop_scale < float("inf"):
-            raise LineamentError(f"crop_scale is {self.crop_scale}, expected a number over 0, such as 1.2")
+        if not is_crop_scale(self.crop_scale):
+            raise LineamentError(f"crop_scale is {self.crop_scale}, expected one or two numbers over 0, such as 1.2")
         if not np.isfinite([*self.mean, *self.std]).all() or 0 in self.std:
             raise LineamentError(f"mean {self.mean} and std {self.std} must be finite, and std not 0")
 
@@ -144,11 +145,13 @@ def _ports_of(model: onnx.ModelProto, cfg: AdoptConfig) -> tuple[onnx.ValueInfoP
     if inputs[0].type.tensor_type.elem_type not in (1, 10):  # FLOAT, FLOAT16
         raise LineamentError(f"{cfg.peer} takes numbers of ONNX type {inputs[0].type.tensor_type.elem_type}, not float")
     n_values = 2 * len(SCHEMAS[cfg.schema])
-    outputs = [port for port in model.graph.output if 0 not in _shape(port)[1:] and _count(port) == n_values]
+    sized = [port for port in model.graph.output if 0 not in _shape(port)[1:]]
+    # some models go on after the points, with a pose or the state of the eyes
+    outputs = [port for port in sized if _count(port) == n_values] or [p for p in sized if _count(p) > n_values]
     if len(outputs) != 1:
         listed = ", ".join(f"{port.name!r} {_shape(port)}" for port in model.graph.output)
         raise LineamentError(
-            f"{cfg.peer} gives {listed}, expected one output of {n_values} numbers a picture, "
+            f"{cfg.peer} gives {listed}, expected one output of {n_values} numbers a picture or more, points first, "
             f"as {cfg.schema} has {n_values // 2} points; is the schema right?"
         )
     return inputs[0], outputs[0]
@@ -222,9 +225,12 @@ def _wrapped(
     ]
     if not cfg.bgr:
         del before[4], consts["bgr"]
+    consts["first"] = np.arange(2 * len(SCHEMAS[cfg.schema]))
     after = [
-        helper.make_node("Cast", [_PREFIX + output.name], ["points_float"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["points_float", "points_shape"], [POINTS]),
+        helper.make_node("Cast", [_PREFIX + output.name], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["numbers"], ["row"]),
+        helper.make_node("Gather", ["row", "first"], ["values"], axis=1),
+        helper.make_node("Reshape", ["values", "points_shape"], [POINTS]),
     ]
     size: int | str = "N" if batch is None else batch
     rgb = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [size, *card.input_hw, 3])
@@ -256,7 +262,8 @@ def _run_foreign(
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         reason = " ".join(str(error).split())[-300:]
         raise LineamentError(f"ONNX Runtime cannot run {cfg.peer}: {reason}; export it again") from error
-    return np.asarray(np.stack(found), np.float32).reshape(len(crops), -1, 2)
+    n_points = len(SCHEMAS[cfg.schema])
+    return np.asarray(np.stack(found), np.float32).reshape(len(crops), -1)[:, : 2 * n_points].reshape(-1, n_points, 2)
 
 
 def _differs(wrapped: onnx.ModelProto, crops: U8, wanted: F32) -> str | None:

@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from landmarks.card import ModelCard
+from landmarks.card import ModelCard, is_crop_scale
 from landmarks.schema import SCHEMAS
 from landmarks.types import F32, U8, Landmarks, LineamentError
 
@@ -78,9 +78,10 @@ def parse_card(path: Path, text: str) -> ModelCard:
             f"the model card in {path} has input_hw {card.input_hw!r}, expected height and width in pixels, "
             f"at most {LARGEST_PX}; {REMAKE}"
         )
-    scale = card.crop_scale
-    if type(scale) not in (int, float) or not 0 < scale < 1e9:
-        raise LineamentError(f"the model card in {path} has crop_scale {scale!r}, expected a number over 0; {REMAKE}")
+    if not is_crop_scale(card.crop_scale):
+        raise LineamentError(
+            f"the model card in {path} has crop_scale {card.crop_scale!r}, expected one or two numbers over 0; {REMAKE}"
+        )
     return card
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from landmarks.card import ModelCard
-from landmarks.schema import SCHEMAS
-from landmarks.types import U8, Landmarker, LineamentError
+from landmarks.schema import SCHEMAS, Schema
+from landmarks.types import F32, U8, Landmarker, LineamentError
 
 
 def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float = 0.0) -> U8:
@@ -63,3 +63,19 @@ def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0
         return scores.total.nme
 
     return nme
+
+
+def test_faces(data: Path, schema: Schema, label_shift_px: float = 0.0) -> Iterator[tuple[U8, F32, frozenset[str]]]:
+    """Each labelled face of the test list: its picture (H, W, 3) BGR, points (K, 2) px less the shift, attributes."""
+    from train.data import read, shifted
+
+    for sample in shifted(read(data, "test", schema), label_shift_px):
+        if np.isfinite(sample.points).all():
+            yield sample.bgr(), sample.points, sample.attributes
+
+
+def nme(points: F32, truth: F32, schema: Schema) -> float:
+    """Of one face, (K, 2) each, in percent."""
+    from train import metrics
+
+    return float(metrics.point_errors(points[None], truth[None], schema).mean())

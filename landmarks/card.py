@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+CropScale = float | tuple[float, float]
+"""Size of a crop over the box round the points. A number: the crop is square, and counts from the box's longer side. A
+pair: width and height, each from its own side, and the crop stretches the box to the input"""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
@@ -18,8 +22,8 @@ class ModelCard:
     """name of the landmarks.schema.Schema that the points follow, in order"""
     input_hw: tuple[int, int]
     """height and width of the crop in pixels"""
-    crop_scale: float
-    """side of the square crop over the longer side of the box round the points"""
+    crop_scale: CropScale
+    """size of the crop over the box round the points"""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """RGB, 0..1 scale; applied inside the graph, kept here for the record"""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -47,14 +51,20 @@ class ModelCard:
         unknown, missing = set(values) - known, {"name", "schema", "input_hw", "crop_scale"} - set(values)
         if unknown or missing:
             raise ValueError(f"model card has unknown fields {sorted(unknown)} and lacks {sorted(missing)}")
-        for name in ("input_hw", "mean", "std"):
-            if name in values:
+        for name in ("input_hw", "mean", "std", "crop_scale"):
+            if isinstance(values.get(name), list) or (name in values and name != "crop_scale"):
                 values[name] = tuple(values[name])
         card = cls(**values)
         for name, (fits, wanted) in _CHECKS.items():
             if not fits(getattr(card, name)):
                 raise ValueError(f"its {name} is {str(getattr(card, name))[:60]}, expected {wanted}")
         return card
+
+
+def is_crop_scale(value: Any) -> bool:
+    """Whether it is a CropScale: finite numbers over 0."""
+    pair = value if isinstance(value, tuple) else (value, value)
+    return len(pair) == 2 and all(type(scale) in (int, float) and 0 < scale < 1e9 for scale in pair)
 
 
 def _is_text(value: Any) -> bool:

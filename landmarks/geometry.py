@@ -18,6 +18,8 @@ from landmarks.types import F32, F64, U8, Floats
 FARTHEST_PX = 1e6
 """a crop that reaches further from the frame's origin is left black: it shows a speck at most, and the coordinates that
 OpenCV counts in end somewhere"""
+_NARROWEST = 0.25
+"""least side of what is stretched, over its longer side; faces in profile have 0.5"""
 _ENDLESS_PX = 1e30
 """the size of a region beyond may not be finite"""
 
@@ -26,8 +28,8 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
     """The matrix of the square crop, levelled by roll_rad, that shows `region` as `card` wants to see it.
 
     region: (4,) box_xyxy or (K, 2) points, frame px. Points are bounded after levelling, a box is taken as it is.
-    The crop's side is card.crop_scale times the longer side of those bounds. Raises ValueError on a region that is
-    empty, or not finite in float32.
+    The crop is a square of card.crop_scale times the longer side of those bounds; where that is a pair, width and
+    height times it, stretched to the input. Raises ValueError on a region that is empty, or not finite in float32.
     """
     if not np.abs(region).max() < _ENDLESS_PX:
         raise ValueError(f"cannot crop round a region that is not finite: {region.tolist()}")
@@ -35,17 +37,23 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
     level = np.array([[cos_roll, sin_roll], [-sin_roll, cos_roll]])
     if region.ndim == 1:
         center_level = level @ ((region[:2] + region[2:]) / 2)
-        extent = float(max(region[2:] - region[:2]))
+        extent_wh = region[2:] - region[:2]
     else:
         points_level = region @ level.T
         low, high = points_level.min(0), points_level.max(0)
-        center_level, extent = (low + high) / 2, float(max(high - low))
+        center_level, extent_wh = (low + high) / 2, high - low
+    extent = float(max(extent_wh))
     if extent <= 0:
         raise ValueError(f"cannot crop round an empty region: {region.tolist()}")
     height, width = card.input_hw
-    scale = width / (extent * card.crop_scale)
-    offset = np.array([(width - 1) / 2, (height - 1) / 2]) - scale * center_level
-    return np.column_stack([scale * level, offset])
+    if isinstance(card.crop_scale, tuple):
+        # points on one line bound no area that could be stretched
+        crop_wh = np.maximum(extent_wh, extent * _NARROWEST) * card.crop_scale
+        scale_xy = np.array([width, height]) / crop_wh
+    else:
+        scale_xy = np.full(2, width / (extent * card.crop_scale))
+    offset = np.array([(width - 1) / 2, (height - 1) / 2]) - scale_xy * center_level
+    return np.column_stack([scale_xy[:, None] * level, offset])
 
 
 def apply(matrix: F64, points: Floats) -> F32:

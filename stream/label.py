@@ -2,13 +2,15 @@
 
     python -m stream.label photos/ --out labels.jsonl --teacher b5.onnx --teacher pfld.onnx:0.5 --sheet sheet.jpg
 
-Each teacher sees a face on its own crop, first round the detector's box, then levelled round its points, each time also
-mirrored. The label is the mean of what all say; how far they lie apart says how much it can be trusted:
+Each teacher sees a face on its own crop, first round the detector's box, then levelled round its points, a bit closer
+and a bit wider, each time also mirrored. The label is the weighted mean of all guesses; how far they lie apart says
+how much a face, and each of its points, can be trusted:
 
-    {"image": "a.jpg", "points": [[x, y], ...], "box_xyxy": [...], "weight": 0.7, "disagreement": 3.1, "score": 0.93}
+    {"image": "a.jpg", "points": [[x, y], ...], "box_xyxy": [...], "weight": 0.7, "point_weights": [1.1, ...],
+     "disagreement": 3.1, "score": 0.93}
     {"image": "a.jpg", "points": null, "box_xyxy": [...]}
 
-The second kind, with --empty, is a box without a face.
+The second kind, with --empty, is a box without a face. --check says first how good the teachers are themselves.
 image is relative to the file's folder, or absolute where it lies outside; points and box are px of that picture.
 Suffixes: N faces, T teachers, K points.
 """
@@ -25,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -36,7 +38,8 @@ import tyro
 from tqdm import tqdm
 
 import engines
-from landmarks.card import ModelCard
+from engines import labelled
+from landmarks.card import CropScale, ModelCard
 from landmarks.command import ends_in_a_line
 from landmarks.geometry import FARTHEST_PX, apply, crop_from_frame, frame_from_unit, iou, warp
 from landmarks.schema import SCHEMAS, Schema
@@ -47,13 +50,16 @@ from stream.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
 
 log = logging.getLogger("lineament")
 
-PASSES = 2
-"""looks at a face: round the detector's box, then round the points of the look before"""
-HALF_TRUST = 4.0
-"""disagreement, in percent, at which a label weighs half: about the error of a good teacher on WFLW"""
-SMALLEST_OCULAR = 0.25
-"""the eye corners of a profile coincide, which would make any disagreement huge: their distance counts as no less than
-this share of the points' extent; it is about 0.55 on a face seen from the front"""
+LOOKS = ((1.0,), (0.95, 1.05))
+"""crops of a face, as shares of the card's crop_scale: round the detector's box, then round the points seen there"""
+HALF_TRUST = 8.0
+"""disagreement, in percent, at which a label weighs half: twice the error of a good teacher on WFLW, because teachers
+disagree most on faces in profile, and are still far better there than a student without such faces"""
+ASTRAY_IOU = 0.3
+"""least overlap of the detector's box and the points' bounds: below it the teachers slid onto something else"""
+SMALLEST_OCULAR = 0.5
+"""the eye corners of a profile coincide, which would make any disagreement huge, and drop just the faces that are rare:
+their distance counts as no less than this share of the points' extent; it is about 0.55 on a face seen from the front"""
 _TRIES, _EMPTY_OVERLAP = 40, 0.15
 """how often to look for an empty box in a picture, and how much of a face it may touch, as intersection over union"""
 _READ_AHEAD = 8
@@ -79,8 +85,11 @@ class LabelConfig:
     """A face whose box is smaller is left out."""
     min_score: float = 0.5
     """Of the detector, 0 to 1."""
+    check: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A labelled set (WFLW's folder, CSV, JSONL): before labelling, print the teachers' NME on its test faces.
+    folder:0.5 takes 0.5 px off its labels. May be given several times."""
     sheet: Path | None = None
-    """Also write a picture of some labelled faces, to look at."""
+    """Also write a picture of some labelled faces, to look at, and beside it one of those dropped: x-dropped.jpg."""
     empty: float = 0.0
     """Also write boxes in which there is no face, so that training with --presence learns to tell: 0.3 is one in three
     of the pictures that hold a face. Half of them lie beside a face, where a lost track would slide to."""
@@ -112,13 +121,27 @@ class Label:
     """(K, 2) frame px"""
     disagreement: float
     """mean distance of two guesses, percent of the inter-ocular distance"""
+    disagreements: F32
+    """(K,) the same of each point"""
     confidence: float
     """the lowest of the teachers', 0..1"""
 
     @property
     def weight(self) -> float:
         """0..1: what the label should count in training."""
-        return self.confidence / (1 + (self.disagreement / HALF_TRUST) ** 2)
+        return self.confidence * float(_trust(np.float32(self.disagreement)))
+
+    @property
+    def point_weights(self) -> F32:
+        """(K,) what each point should count beside the others; 1 on average."""
+        trust_K = _trust(self.disagreements)
+        return np.asarray(trust_K / trust_K.mean(), np.float32)
+
+    @property
+    def astray(self) -> bool:
+        """Whether the points are not those of the detector's face."""
+        bounds = np.concatenate([self.points.min(0), self.points.max(0)])
+        return not iou(self.face.box_xyxy, bounds[None])[0] > ASTRAY_IOU
 
 
 class Summary(NamedTuple):
@@ -132,6 +155,8 @@ class Summary(NamedTuple):
     small: int
     disputed: int
     """dropped above max_disagreement"""
+    astray: int
+    """dropped for points that lie elsewhere than the detector's box"""
     kept: int
     empty: int
     """boxes without a face"""
@@ -160,8 +185,10 @@ def label_folder(cfg: LabelConfig) -> Summary:
     with ExitStack() as stack:
         teachers = _teachers(cfg.teacher or (engines.DEFAULT,), stack)
         schema = SCHEMAS[teachers[0].landmarker.card.schema]
+        for spec in cfg.check:
+            log.info("%s", _checked(spec, teachers, schema))
         detector = stack.enter_context(ImageDetector(cfg.min_score, cfg.min_face_px))
-        sheet = _Sheet(schema, cfg.seed) if cfg.sheet else None
+        kept, dropped = _Sheet(schema, cfg.seed), _Sheet(schema, cfg.seed)
         try:
             cfg.out.parent.mkdir(parents=True, exist_ok=True)
             stack.callback(part.unlink, missing_ok=True)
@@ -181,13 +208,13 @@ def label_folder(cfg: LabelConfig) -> Summary:
                 for label in _labels(bgr, faces, teachers, schema, cfg, counts):
                     if math.isfinite(label.disagreement):
                         disagreements.append(label.disagreement)
-                    if not label.disagreement <= cfg.max_disagreement:
-                        counts["disputed"] += 1
-                        continue
-                    file.write(json.dumps(_row(path, cfg.out, label)) + "\n")
-                    counts["kept"] += 1
-                    if sheet:
-                        sheet.add(bgr, label)
+                    disputed = not label.disagreement <= cfg.max_disagreement
+                    fate = "disputed" if disputed else "astray" if label.astray else "kept"
+                    counts[fate] += 1
+                    if fate == "kept":
+                        file.write(json.dumps(_row(path, cfg.out, label)) + "\n")
+                    if cfg.sheet and math.isfinite(label.disagreement):
+                        (kept if fate == "kept" else dropped).add(bgr, label)
             file.close()
             os.replace(part, cfg.out)
         except OSError as error:
@@ -199,9 +226,11 @@ def label_folder(cfg: LabelConfig) -> Summary:
     if disagreements:
         shown = "  ".join(f"p{p} {np.percentile(disagreements, p):.1f}" for p in (10, 50, 90, 99))
         log.info("disagreement in percent: %s", shown)
-    if sheet and cfg.sheet and summary.kept:
-        write_image(cfg.sheet, sheet.picture())
-        log.info("wrote %s", cfg.sheet)
+    if cfg.sheet:
+        for sheet, at in ((kept, cfg.sheet), (dropped, cfg.sheet.with_stem(f"{cfg.sheet.stem}-dropped"))):
+            if sheet.seen:
+                write_image(at, sheet.picture())
+                log.info("wrote %s", at)
     return summary
 
 
@@ -214,47 +243,74 @@ def label_faces(bgr: U8, faces: Sequence[Face], teachers: Sequence[Teacher], sch
         raise ValueError("a label takes at least one teacher")
     if not faces:
         return []
-    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    rgb = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
     guesses, weights, confidences = [], [], []
     for teacher in teachers:
-        straight_NK2, mirrored_NK2, confidence_N = _guess(np.asarray(rgb, np.uint8), faces, teacher.landmarker, schema)
-        guesses += [straight_NK2, mirrored_NK2]
-        weights += [teacher.weight, teacher.weight]
+        guesses_GNK2, confidence_N = _guesses(rgb, faces, teacher.landmarker, schema)
+        guesses += list(guesses_GNK2)
+        weights += [teacher.weight] * len(guesses_GNK2)
         confidences.append(confidence_N)
     with np.errstate(all="ignore"):
         points_NK2 = np.average(guesses, axis=0, weights=weights)
-        apart_N = np.mean([np.linalg.norm(a - b, axis=-1).mean(-1) for a, b in combinations(guesses, 2)], axis=0)
-        disagreement_N = 100 * apart_N / _ocular(points_NK2, schema)
+        apart_NK = np.mean([np.linalg.norm(a - b, axis=-1) for a, b in combinations(guesses, 2)], axis=0)
+        disagreements_NK = 100 * apart_NK / _ocular(points_NK2, schema)[:, None]
     return [
-        Label(face, points.astype(np.float32), float(disagreement), float(confidence))
-        for face, points, disagreement, confidence in zip(
-            faces, points_NK2, disagreement_N, np.min(confidences, axis=0), strict=True
+        Label(face, points, float(disagreements.mean()), disagreements, float(confidence))
+        for face, points, disagreements, confidence in zip(
+            faces,
+            points_NK2.astype(np.float32),
+            disagreements_NK.astype(np.float32),
+            np.min(confidences, axis=0),
+            strict=True,
         )
     ]
 
 
-def _guess(rgb: U8, faces: Sequence[Face], landmarker: Landmarker, schema: Schema) -> tuple[F32, F32, F32]:
-    """One teacher's points (N, K, 2) in frame px, on the crops and on their mirror images; and its confidence (N,)."""
-    hw = landmarker.card.input_hw
+def _trust(disagreement: Floats | np.float32) -> Floats:
+    """0..1 of a disagreement in percent."""
+    return np.asarray(1 / (1 + (disagreement / HALF_TRUST) ** 2))
+
+
+def _guesses(rgb: U8, faces: Sequence[Face], landmarker: Landmarker, schema: Schema) -> tuple[F32, F32]:
+    """One teacher's points (G, N, K, 2) in frame px, on each crop of the last look and on its mirror image; and its
+    confidence (N,)."""
+    card, n = landmarker.card, len(faces)
     regions: list[Floats] = [face.box_xyxy for face in faces]
     rolls_rad = [face.roll_rad for face in faces]
-    n = len(faces)
-    for _ in range(PASSES):
-        matrices = [crop_from_frame(r, landmarker.card, roll_rad) for r, roll_rad in zip(regions, rolls_rad)]
-        crops = np.stack([warp(rgb, matrix, hw) for matrix in matrices])
+    for shares in LOOKS:
+        cards = [replace(card, crop_scale=_times(card.crop_scale, share)) for share in shares]
+        matrices = [crop_from_frame(r, c, roll_rad) for c in cards for r, roll_rad in zip(regions, rolls_rad)]
+        crops = np.stack([warp(rgb, matrix, card.input_hw) for matrix in matrices])
         points_unit, confidence = landmarker(np.concatenate([crops, crops[:, :, ::-1]]))
         # unit coordinates mirror as 1 - x
-        both = np.stack([points_unit[:n], schema.flipped(points_unit[n:], 2)])
-        straight_NK2, mirrored_NK2 = (
-            np.stack([apply(frame_from_unit(matrix, hw), unit) for matrix, unit in zip(matrices, guess)])
-            for guess in both
-        )
+        both = np.concatenate([points_unit[: len(crops)], schema.flipped(points_unit[len(crops) :], 2)])
+        guesses = np.stack(
+            [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip([*matrices, *matrices], both)]
+        ).reshape(2 * len(shares), n, -1, 2)
         with np.errstate(over="ignore", invalid="ignore"):
-            means_NK2 = (straight_NK2 + mirrored_NK2) / 2
+            means_NK2 = guesses.mean(0)
         for i, points in enumerate(means_NK2):
             if np.abs(points).max() < FARTHEST_PX and np.ptp(points, axis=0).max() >= 1:  # else it stays where it was
                 regions[i], rolls_rad[i] = points, schema.roll_rad(points)
-    return straight_NK2, mirrored_NK2, np.asarray((confidence[:n] + confidence[n:]) / 2, np.float32)
+    return guesses, np.asarray(confidence.reshape(-1, n).mean(0), np.float32)
+
+
+def _times(scale: CropScale, share: float) -> CropScale:
+    return (scale[0] * share, scale[1] * share) if isinstance(scale, tuple) else scale * share
+
+
+def _checked(spec: str, teachers: Sequence[Teacher], schema: Schema) -> str:
+    """The teachers' NME on a labelled set, each face found by the box round its true points."""
+    path, shift_px = _parsed(spec, without=0.0)
+    errors, poses = [], []
+    for bgr, points, attributes in labelled.test_faces(Path(path), schema, shift_px):
+        face = Face(np.concatenate([points.min(0), points.max(0)]), 1.0)
+        (label,) = label_faces(bgr, [face], teachers, schema)
+        errors.append(labelled.nme(label.points, points, schema))
+        poses.append("pose" in attributes)
+    of_poses = [error for error, pose in zip(errors, poses) if pose]
+    turned = f", {np.mean(of_poses):.2f} on the {len(of_poses)} of large pose" if of_poses else ""
+    return f"the teachers have an NME of {np.mean(errors):.2f} on the {len(errors)} test faces of {path}{turned}"
 
 
 def _ocular(points_NK2: Floats, schema: Schema) -> Floats:
@@ -298,7 +354,9 @@ def _teachers(specs: Sequence[str], stack: ExitStack) -> list[Teacher]:
     """Opened on the stack. Raises LineamentError when they do not speak of the same points."""
     teachers = []
     for spec in specs:
-        model, weight = _parsed(spec)
+        model, weight = _parsed(spec, without=1.0)
+        if not 0 < weight < np.inf:
+            raise LineamentError(f"teacher {spec!r} has weight {weight}, expected a number over 0")
         teachers.append(Teacher(stack.enter_context(engines.load(model)), weight))
     schemas = {teacher.landmarker.card.schema for teacher in teachers}
     if len(schemas) > 1:
@@ -306,16 +364,13 @@ def _teachers(specs: Sequence[str], stack: ExitStack) -> list[Teacher]:
     return teachers
 
 
-def _parsed(spec: str) -> tuple[str, float]:
+def _parsed(spec: str, without: float) -> tuple[str, float]:
     """'pfld.onnx:0.3' -> ('pfld.onnx', 0.3); a colon that no number follows belongs to the path."""
-    model, _, last = spec.rpartition(":")
+    name, _, last = spec.rpartition(":")
     try:
-        weight = float(last) if model else 1.0
+        return (name, float(last)) if name else (spec, without)
     except ValueError:
-        return spec, 1.0
-    if not 0 < weight < np.inf:
-        raise LineamentError(f"teacher {spec!r} has weight {weight}, expected a number over 0")
-    return model or spec, weight
+        return spec, without
 
 
 def _images(folder: Path) -> list[Path]:
@@ -357,6 +412,7 @@ def _row(path: Path, out: Path, label: Label) -> dict[str, object]:
         "points": [[round(float(x), 2), round(float(y), 2)] for x, y in label.points],
         "box_xyxy": _rounded(label.face.box_xyxy),
         "weight": round(label.weight, 4),
+        "point_weights": [round(float(w), 2) for w in label.point_weights],
         "disagreement": round(label.disagreement, 3),
         "score": round(label.face.score, 4),
     }
@@ -369,13 +425,13 @@ class _Sheet:
         self._schema = schema
         self._random = random.Random(seed)
         self._cells: list[U8] = []
-        self._seen = 0
+        self.seen = 0
 
     def add(self, bgr: U8, label: Label) -> None:
-        self._seen += 1
+        self.seen += 1
         if len(self._cells) < _SHEET_FACES:
             self._cells.append(self._drawn(bgr, label))
-        elif (place := self._random.randrange(self._seen)) < _SHEET_FACES:
+        elif (place := self._random.randrange(self.seen)) < _SHEET_FACES:
             self._cells[place] = self._drawn(bgr, label)
 
     def picture(self) -> U8:
@@ -390,7 +446,7 @@ class _Sheet:
         points = apply(cell_from_frame, label.points)
         face = Face(np.concatenate([points.min(0), points.max(0)]), label.face.score)
         frame = Frame(warp(bgr, cell_from_frame, card.input_hw), "sheet", 0, 0.0, 0.0)
-        result = Result(frame, (Track(self._seen, face, points, label.weight),))
+        result = Result(frame, (Track(self.seen, face, points, label.weight),))
         return draw(result, self._schema, DrawConfig(draw="both"), f"{label.disagreement:.1f} %")
 
 

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from landmarks.card import ModelCard
+from landmarks.card import CropScale, ModelCard, is_crop_scale
 from landmarks.geometry import apply, crop_from_frame, invert, warp
 from landmarks.schema import Schema
 from landmarks.types import F32, F64, U8, Floats, LineamentError
@@ -44,15 +44,15 @@ class CropConfig:
     """Round what: the labelled points (as a tracked face is cropped), the list's rect, or a detector's box."""
     boxes: Path | None = None
     """For 'detector': the .jsonl that `python -m stream.label` wrote for the same pictures."""
-    scale: float = 1.3
-    """Side of the crop over the longer side of what it is round: the forehead is above the points."""
+    scale: CropScale = 1.3
+    """Size of the crop over what it is round: the forehead is above the points. See landmarks.card.CropScale."""
     level: bool = True
     """Turn the crop so that the eyes lie level, as serving does with a face it follows; only round points."""
     margin: float = 1.5
     """Side of the cached crop over that of the input: 1.42 shows a square turned by 45 degrees whole."""
 
     def __post_init__(self) -> None:
-        if not self.scale > 0 or not self.margin >= 1:
+        if not is_crop_scale(self.scale) or not self.margin >= 1:
             raise ValueError(f"scale {self.scale} and margin {self.margin}: wanted above 0, and at least 1")
         if (self.source == "detector") != (self.boxes is not None):
             raise ValueError("source 'detector' and boxes go together: give both or neither")

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from landmarks.card import ModelCard
+from landmarks.card import CropScale, ModelCard
 from landmarks.schema import SCHEMAS
 from landmarks.types import F32, U8, LineamentError
 from train.heads import Coordinates, Head, HeadName, Heatmap, Prediction, SimCC, Star
@@ -270,7 +270,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def new_card(net: LandmarkNet, name: str, crop_scale: float) -> ModelCard:
+def new_card(net: LandmarkNet, name: str, crop_scale: CropScale) -> ModelCard:
     """The card of a net in training: what serving must know, scores still to come."""
     packages = ("torch", "timm", "albumentations")
     return ModelCard(
