@@ -146,8 +146,10 @@ def _ports_of(model: onnx.ModelProto, cfg: AdoptConfig) -> tuple[onnx.ValueInfoP
         raise LineamentError(f"{cfg.peer} takes numbers of ONNX type {inputs[0].type.tensor_type.elem_type}, not float")
     n_values = 2 * len(SCHEMAS[cfg.schema])
     sized = [port for port in model.graph.output if 0 not in _shape(port)[1:]]
-    # some models go on after the points, with a pose or the state of the eyes
-    outputs = [port for port in sized if _count(port) == n_values] or [p for p in sized if _count(p) > n_values]
+    # some models go on after the points, with a pose or the state of the eyes; others have another schema's points
+    others = {2 * len(schema) for schema in SCHEMAS.values()}
+    longer = [port for port in sized if _count(port) > n_values and _count(port) not in others]
+    outputs = [port for port in sized if _count(port) == n_values] or longer
     if len(outputs) != 1:
         listed = ", ".join(f"{port.name!r} {_shape(port)}" for port in model.graph.output)
         raise LineamentError(

@@ -4,9 +4,9 @@
 
 After 300W-LP (Zhu et al., "Face Alignment Across Large Poses: A 3D Solution", CVPR 2016): the face mesh gives a photo
 depth, a ring round it stands for the sides of the head, and the picture is drawn again as seen from the side. A face
-that is turned already is turned further, so that the side that comes into view was seen. The points are turned along:
-`turned/labels.jsonl` holds them. What lies behind a cheek is where geometry has it, not where a person would mark it, so
-labels for training come from `python -m stream.label turned/`, which asks the teachers.
+that is turned already is turned further, so that the side that comes into view was seen. turned/labels.jsonl holds the
+points, turned along. A hidden point is where geometry has it, not where a person would mark it, so labels for training
+come from `python -m stream.label turned/`, which asks the teachers.
 
 Suffixes: V vertices, T triangles, K points.
 """
@@ -255,7 +255,7 @@ def _delaunay(points_V2: F64) -> Triangles:
     for i, (x, y) in enumerate(points.tolist()):
         division.insert((x, y))
         index[x, y] = i
-    corners = division.getTriangleList().reshape(-1, 3, 2).tolist()
+    corners = np.asarray(division.getTriangleList()).reshape(-1, 3, 2).tolist()
     triangles = [[index[x, y] for x, y in three] for three in corners if all((x, y) in index for x, y in three)]
     return np.array(triangles, np.int32)
 

@@ -30,7 +30,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -59,7 +59,7 @@ ASTRAY_IOU = 0.3
 """least overlap of the detector's box and the points' bounds: below it the teachers slid onto something else"""
 SMALLEST_OCULAR = 0.5
 """the eye corners of a profile coincide, which would make any disagreement huge, and drop just the faces that are rare:
-their distance counts as no less than this share of the points' extent; it is about 0.55 on a face seen from the front"""
+their distance counts as no less than this share of the points' extent, about 0.55 on a face seen from the front"""
 _TRIES, _EMPTY_OVERLAP = 40, 0.15
 """how often to look for an empty box in a picture, and how much of a face it may touch, as intersection over union"""
 _READ_AHEAD = 8
@@ -72,7 +72,8 @@ class LabelConfig:
     """Which photos, by whom, and what is kept."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Photos; folders within it are searched too."""
+    """Photos; folders within it are searched too. Or a labelled .jsonl: its faces are labelled again where they are,
+    without a detector, and keep their group."""
     out: Path
     """The .jsonl file to write; it appears when all is done."""
     teacher: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -177,7 +178,8 @@ def main(args: list[str] | None = None) -> int:
 
 def label_folder(cfg: LabelConfig) -> Summary:
     """Writes cfg.out, whole or not at all."""
-    paths = _images(cfg.folder)
+    given = _given(cfg.folder) if cfg.folder.suffix == ".jsonl" else None
+    paths = list(given) if given is not None else _images(cfg.folder)
     part = cfg.out.with_name(cfg.out.name + ".part")
     counts: Counter[str] = Counter(images=len(paths))
     disagreements: list[float] = []
@@ -199,7 +201,9 @@ def label_folder(cfg: LabelConfig) -> Summary:
                 if bgr is None:
                     counts["unreadable"] += 1
                     continue
-                faces = detector(bgr)
+                known = None if given is None else [_face(row, schema) for row in given[path]]
+                faces = detector(bgr) if known is None else known
+                groups = {} if given is None else {id(f): row.get("group") for f, row in zip(faces, given[path])}
                 box_xyxy = _empty_box(bgr, faces, rng) if rng.random() < cfg.empty else None
                 if box_xyxy is not None:
                     row = {"image": _image(path, cfg.out), "points": None, "box_xyxy": _rounded(box_xyxy)}
@@ -212,7 +216,9 @@ def label_folder(cfg: LabelConfig) -> Summary:
                     fate = "disputed" if disputed else "astray" if label.astray else "kept"
                     counts[fate] += 1
                     if fate == "kept":
-                        file.write(json.dumps(_row(path, cfg.out, label)) + "\n")
+                        group = groups.get(id(label.face))
+                        row = _row(path, cfg.out, label) | ({"group": group} if group else {})
+                        file.write(json.dumps(row) + "\n")
                     if cfg.sheet and math.isfinite(label.disagreement):
                         (kept if fate == "kept" else dropped).add(bgr, label)
             file.close()
@@ -371,6 +377,27 @@ def _parsed(spec: str, without: float) -> tuple[str, float]:
         return (name, float(last)) if name else (spec, without)
     except ValueError:
         return spec, without
+
+
+def _given(path: Path) -> dict[Path, list[dict[str, Any]]]:
+    """The faces of a labelled list, by picture."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        listed: dict[Path, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["points"] is not None:
+                listed.setdefault(path.parent / row["image"], []).append(row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LineamentError(f"cannot read labels from {path}: {error}; give a .jsonl of stream.label") from None
+    if not listed:
+        raise LineamentError(f"{path} holds no face; give a .jsonl that has labels")
+    return listed
+
+
+def _face(row: dict[str, Any], schema: Schema) -> Face:
+    """Where a labelled face is."""
+    points = np.array(row["points"], np.float32)
+    return Face(np.concatenate([points.min(0), points.max(0)]), 1.0, schema.roll_rad(points))
 
 
 def _images(folder: Path) -> list[Path]:

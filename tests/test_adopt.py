@@ -35,14 +35,18 @@ def foreign(
     mixes: bool = False,
     second_output: bool = False,
     opset: int = 11,
+    extra: int = 0,
 ) -> Path:
     """A model as exporters leave it, batch 1 throughout: pixels @ MATRIX.
 
     mixes: the pictures of a batch are averaged, which batch 1 does not show. as_constant: the shape of its Reshape is
-    a node, not a weight.
+    a node, not a weight. extra: as many numbers after the points.
     """
     dtype = np.float16 if element == TensorProto.FLOAT16 else np.float32
-    weights = {"matrix": MATRIX.astype(dtype), "out_shape": np.array([1, *output_shape[1:]])}
+    if extra:
+        output_shape = (1, output_shape[1] + extra)
+    matrix = np.column_stack([MATRIX, np.ones((len(MATRIX), extra))])
+    weights = {"matrix": matrix.astype(dtype), "out_shape": np.array([1, *output_shape[1:]])}
     if mixes:
         weights |= {"flat_shape": np.array(reshape)}
         nodes = [
@@ -137,6 +141,14 @@ def test_a_half_precision_model_is_adopted(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     adopt(AdoptConfig(foreign(tmp_path / "peer.onnx", element=TensorProto.FLOAT16), out))
     np.testing.assert_allclose(run(out, crops(2)), answer(crops(2)), atol=2e-2)
+
+
+def test_of_an_output_that_goes_on_after_the_points_the_first_numbers_count(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    adopt(AdoptConfig(foreign(tmp_path / "peer.onnx", extra=7), out, crop_scale=(1.2, 1.3)))
+    np.testing.assert_allclose(run(out, crops(3)), answer(crops(3)), atol=1e-4)
+    with engines.load(str(out)) as landmarker:
+        assert landmarker.card.crop_scale == (1.2, 1.3)
 
 
 def test_adopting_twice_writes_the_same_bytes(tmp_path: Path) -> None:

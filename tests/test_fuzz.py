@@ -35,7 +35,7 @@ from PIL import Image
 import engines
 from engines.engine_file import parse_card
 from engines.plan_file import MAGIC, read_header, read_plans
-from landmarks.card import ModelCard
+from landmarks.card import ModelCard, is_crop_scale
 from landmarks.schema import SCHEMAS
 from landmarks.types import LineamentError
 from stream.cameras import read_cameras
@@ -348,7 +348,7 @@ def engine_of(header: Any, length: int | None = None) -> bytes:
 
 def check_card(card: ModelCard) -> None:
     """It is what its class says, so that nobody who uses it needs to look."""
-    assert isinstance(card.name, str) and card.schema in SCHEMAS and 0 < card.crop_scale < math.inf
+    assert isinstance(card.name, str) and card.schema in SCHEMAS and is_crop_scale(card.crop_scale)
     assert len(card.input_hw) == 2 and all(type(side) is int and 0 < side <= 4096 for side in card.input_hw)
     for three in (card.mean, card.std):
         assert len(three) == 3 and all(type(number) in (int, float) and math.isfinite(number) for number in three)

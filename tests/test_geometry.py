@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -55,6 +57,16 @@ def test_the_centre_of_a_box_is_the_centre_of_its_crop(box: F32, roll: float) ->
 def test_the_crop_is_scale_times_the_longer_side(box: F32, roll: float) -> None:
     scale = np.sqrt(np.linalg.det(crop_from_frame(box, CARD, roll)[:, :2]))
     assert scale == pytest.approx(192 / (1.5 * max(box[2:] - box[:2])), rel=1e-5)
+
+
+@given(boxes)
+def test_a_pair_of_scales_stretches_the_box_to_the_input(box: F32) -> None:
+    card = replace(CARD, input_hw=(128, 96), crop_scale=(1.2, 1.3))
+    width, height = box[2:] - box[:2]
+    crop = crop_from_frame(box, card)
+    assert crop[0, 0] == pytest.approx(96 / (1.2 * max(width, height / 4)), rel=1e-5)
+    assert crop[1, 1] == pytest.approx(128 / (1.3 * max(height, width / 4)), rel=1e-5)
+    assert crop[0, 1] == crop[1, 0] == 0
 
 
 @given(boxes)

@@ -56,10 +56,10 @@ def test_a_point_outside_the_crop_comes_back_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["coords", "simcc", "heatmap", "star"])
-def test_the_loss_is_least_at_the_truth_and_one_number_a_face(name: str) -> None:
+def test_the_loss_is_least_at_the_truth_and_one_number_a_point(name: str) -> None:
     codec, points = head(name), inside()
     at_truth = codec.loss(codec.encode(points), points)
-    assert at_truth.shape == (2,)
+    assert at_truth.shape == (2, K)
     for off in (0.02, 0.1):
         elsewhere = codec.loss(codec.encode(points + off), points)
         assert (elsewhere > at_truth).all()
@@ -131,7 +131,7 @@ def test_wing_counts_in_pixels_of_a_256_px_crop() -> None:
     # 3 px in x, 20 px in y: below and above w = 10
     off = torch.tensor([[[3 / 256, 20 / 256]]])
     near, far = 10 * math.log(1 + 3 / 2), 20 - (10 - 10 * math.log(1 + 10 / 2))
-    torch.testing.assert_close(losses.wing(off, truth), torch.tensor([(near + far) / 2]))
+    torch.testing.assert_close(losses.wing(off, truth), torch.tensor([[(near + far) / 2]]))
 
 
 def test_wing_is_continuous_where_its_halves_meet() -> None:

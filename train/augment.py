@@ -37,7 +37,7 @@ from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, invert, warp
 from landmarks.schema import SCHEMAS, WFLW98, Schema
 from landmarks.types import F32, F64, U8, LineamentError
-from train import glasses
+from train import glasses, worn
 from train.crops import CropConfig, Crops
 from train.data import read
 from train.sheet import Tile, sheet
@@ -57,8 +57,8 @@ ONE_OF = (
 )
 """at most one of these happens to a crop"""
 SWITCHES = (
-    *("flip", "rotate", "shift_scale_rotate", "upside_down", "elastic", "occlusion", "glasses"),
-    *("brightness_contrast", "colour", "grey"),
+    *("flip", "rotate", "shift_scale_rotate", "upside_down", "elastic", "occlusion", "glasses", "worn"),
+    *("brightness_contrast", "colour", "cast", "duotone", "grey", "dark"),
     *ONE_OF,
 )
 """the fields of AugmentConfig that are probabilities"""
@@ -72,7 +72,7 @@ class AugmentConfig:
     """Mirror, with left and right points exchanged: doubles the faces."""
     rotate: float = 0.6
     """Turn in the plane. Crops are levelled by the last points, which may be wrong or, for a new face, absent."""
-    rotate_deg: float = 45.0
+    rotate_deg: float = 60.0
     """Farthest turn to either side."""
     shift_scale_rotate: float = 0.8
     """Move, zoom and turn a little, as a detector's box and a tracker's last points differ from the true ones."""
@@ -98,6 +98,8 @@ class AugmentConfig:
     """Sides of a patch, as shares of the input's."""
     glasses: float = 0.2
     """Put on glasses, which hide lids and brows behind rims, tints and glare. Only where the schema is wflw98."""
+    worn: float = 0.15
+    """Draw a mask, a cap, a hand or a microphone where people have them. Only where the schema is wflw98."""
     brightness_contrast: float = 0.4
     """Rooms at night, windows behind."""
     brightness_limit: float = 0.35
@@ -106,8 +108,18 @@ class AugmentConfig:
     """Greatest change of the factor 1."""
     colour: float = 0.3
     """Other hue and saturation: lamps, screens, cheap white balance."""
+    cast: float = 0.1
+    """Weigh the channels: stage lights, sodium lamps, sunsets."""
+    cast_gain: tuple[float, float] = (0.45, 1.5)
+    """Least and greatest factor of a channel."""
+    duotone: float = 0.05
+    """Paint light and shade in two colours: screens in the dark, face paint, posters."""
     grey: float = 0.1
     """Drop colour: infrared cameras."""
+    dark: float = 0.1
+    """Little light and the noise that comes with it, brightened again by the camera or not."""
+    dark_gain: tuple[float, float] = (0.08, 0.5)
+    """Least and greatest share of the light that is left."""
     gauss_noise: float = 0.08
     """Sensor noise in the dark."""
     noise_std: tuple[float, float] = (0.01, 0.08)
@@ -194,6 +206,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("resolution", 0.05, 1),
     ("quality", 1, 100),
     ("gamma_percent", 10, 1000),
+    ("cast_gain", 0, 4),
+    ("dark_gain", 0.01, 1),
 )
 _STEEPEST = 0.15
 """neighbouring knots may differ by four times their spread, and the bend must stay below a pixel a pixel"""
@@ -211,30 +225,33 @@ class Augment:
         steps: list[Any] = [Geometry(cfg, schema, window_hw)]
         if window_hw != input_hw:
             steps.append(Resize(*input_hw, area_for_downscale="image"))
-        if cfg.glasses and schema is not WFLW98:
-            log.info("no glasses are drawn: they take the points of %s, these are of %s", WFLW98.name, schema.name)
-        elif cfg.glasses:
-            steps.append(Glasses(p=cfg.glasses))
+        if (cfg.glasses or cfg.worn) and schema is not WFLW98:
+            log.info("no glasses, masks or caps are drawn: they take points of %s, not %s", WFLW98.name, schema.name)
+        else:
+            steps += [kind(p=p) for kind, p in ((Glasses, cfg.glasses), (Worn, cfg.worn)) if p]
         if cfg.occlusion:
             steps.append(Occlusion(cfg, p=cfg.occlusion))
         steps += _photometric(cfg)
         # points may lie outside
-        keypoints = A.KeypointParams("xy", remove_invisible=False, check_each_transform=False)
+        keypoints = A.KeypointParams("xys", remove_invisible=False, check_each_transform=False)
         self._compose = A.Compose(steps, keypoint_params=keypoints)
 
     def __call__(self, rgb: U8, points: F32, seed: int) -> tuple[U8, F32]:
-        """rgb: (S, S, 3) uint8, points: (K, 2) px of it -> (height, width, 3), (K, 2) px of that. The same seed gives
-        the same."""
-        if rgb.dtype != np.uint8 or rgb.ndim != 3 or points.shape != (len(self._schema), 2):
+        """rgb: (S, S, 3) uint8, points: (K, 2) px of it, or (K, 3) with a weight that stays with its point ->
+        (height, width, 3), and points of that as they came. The same seed gives the same."""
+        k, columns = len(self._schema), points.shape[-1]
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or points.shape not in ((k, 2), (k, 3)):
             raise ValueError(
-                f"wanted (S, S, 3) uint8 and ({len(self._schema)}, 2) points of {self._schema.name}, "
+                f"wanted (S, S, 3) uint8 and ({k}, 2) or ({k}, 3) points of {self._schema.name}, "
                 f"got {rgb.shape} {rgb.dtype} and {points.shape}"
             )
         # one stream of numbers for all: Compose.set_random_seed would start each transform's own from the same seed, so
         # that all of equal probability happened together
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        done = self._compose(image=rgb, keypoints=np.asarray(points, np.float32))
-        return np.asarray(done["image"], np.uint8), np.asarray(done["keypoints"], np.float32)
+        # what albumentations calls a keypoint's scale is here its weight
+        weighted = points if columns == 3 else np.column_stack([points, np.ones(k)])
+        done = self._compose(image=rgb, keypoints=np.asarray(weighted, np.float32))
+        return np.asarray(done["image"], np.uint8), np.asarray(done["keypoints"], np.float32)[:, :columns]
 
 
 def _photometric(cfg: AugmentConfig) -> list[Any]:
@@ -259,8 +276,14 @@ def _photometric(cfg: AugmentConfig) -> list[Any]:
         steps.append(A.RandomBrightnessContrast(**limits, p=cfg.brightness_contrast))
     if cfg.colour:
         steps.append(A.HueSaturationValue(12, 40, 0, p=cfg.colour))
+    if cfg.cast:
+        steps.append(Cast(cfg.cast_gain, p=cfg.cast))
+    if cfg.duotone:
+        steps.append(Duotone(p=cfg.duotone))
     if cfg.grey:
         steps.append(A.ToGray(p=cfg.grey))
+    if cfg.dark:
+        steps.append(Dark(cfg.dark_gain, p=cfg.dark))
     chosen = [one_of[name](p) for name in ONE_OF if (p := getattr(cfg, name))]
     if chosen:
         steps.append(A.OneOf(chosen, p=min(1.0, sum(step.p for step in chosen))))
@@ -371,6 +394,61 @@ class Glasses(A.ImageOnlyTransform):  # type: ignore[misc]
 
     def apply(self, img: U8, points: F32, style: glasses.Style, **params: Any) -> U8:
         return glasses.draw(img, points, style)
+
+
+class Worn(A.ImageOnlyTransform):  # type: ignore[misc]
+    """One of train.worn."""
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        return {"points": data["keypoints"][:, :2].copy(), "kind": self.py_random.choice(worn.KINDS)}
+
+    def apply(self, img: U8, points: F32, kind: worn.Kind, **params: Any) -> U8:
+        return worn.draw(img, points, kind, self.py_random)
+
+
+class Cast(A.ImageOnlyTransform):  # type: ignore[misc]
+    """A factor a channel."""
+
+    def __init__(self, gain: tuple[float, float], p: float) -> None:
+        super().__init__(p=p)
+        self._gain = gain
+
+    def apply(self, img: U8, **params: Any) -> U8:
+        gains = np.array([self.py_random.uniform(*self._gain) for _ in range(3)])
+        levels = np.clip(np.arange(256)[:, None] * gains, 0, 255).astype(np.uint8)
+        return np.asarray(cv2.LUT(img, levels[None]), np.uint8)
+
+
+class Duotone(A.ImageOnlyTransform):  # type: ignore[misc]
+    """From one colour in the shade to another in the light, over what is left of the picture's own."""
+
+    def apply(self, img: U8, **params: Any) -> U8:
+        draw = self.py_random
+        shade = np.array([draw.uniform(0, 110) for _ in range(3)])
+        light = np.array([draw.uniform(90, 255) for _ in range(3)])
+        share = np.linspace(0, 1, 256)[:, None]
+        levels = (shade + (light - shade) * share).astype(np.uint8)
+        grey = cv2.cvtColor(img, cv2.COLOR_RGB2GRAY)
+        painted = cv2.LUT(cv2.merge([grey, grey, grey]), levels[None])
+        alpha = draw.uniform(0.5, 1.0)
+        return np.asarray(cv2.addWeighted(painted, alpha, img, 1 - alpha, 0), np.uint8)
+
+
+class Dark(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Less light, the shot and read noise of a sensor at that light, then some of it brightened again."""
+
+    def __init__(self, gain: tuple[float, float], p: float) -> None:
+        super().__init__(p=p)
+        self._gain = gain
+
+    def apply(self, img: U8, **params: Any) -> U8:
+        draw = self.py_random
+        gain = draw.uniform(*self._gain)
+        light = img * np.float32(gain)
+        spread = np.sqrt(light * np.float32(draw.uniform(0.0, 0.25)) + np.float32(draw.uniform(0.2, 2.0) ** 2))
+        noisy = light + spread * self.random_generator.standard_normal(img.shape, np.float32)
+        brighter = gain ** -draw.choice((0.0, draw.uniform(0.0, 0.9)))
+        return np.asarray(np.clip(noisy * brighter, 0, 255), np.uint8)
 
 
 class Occlusion(A.ImageOnlyTransform):  # type: ignore[misc]

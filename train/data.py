@@ -6,7 +6,8 @@ What is read:
 
     WFLW     the official folder: WFLW_images/ and WFLW_annotations/list_98pt_rect_attr_train_test/
     JSONL    a line a face: {"image": "a.jpg", "points": [[x, y], ...]}, and if there: "box_xyxy": [4 numbers],
-             "attributes": ["pose", ...], "weight": 0..1, "group": "a person". Points null: no face is there, but a box.
+             "attributes": ["pose", ...], "weight": 0..1, "point_weights": [one a point, 1 on average],
+             "group": "a person". Points null: no face is there, but a box.
     CSV      image,x0,y0,x1,y1,... and if there: left,top,right,bottom (the box), attributes ("pose blur"), weight
     .pts     as of 300W: beside each picture a file of the same name; its numbers count from 1. Folders named test,
              testset, ibug, 01_Indoor and 02_Outdoor are the test split, all others train
@@ -87,6 +88,8 @@ class Sample:
     image_path: Path
     weight: float = 1.0
     """multiplies this face's loss: how far a pseudo-label is trusted, how far a label is doubted"""
+    point_weights: F32 | None = None
+    """(K,) what each point counts beside the others, 1 on average; None: all alike"""
     group: str = ""
     """faces of one group are held out together; without one, see group_of"""
 
@@ -320,6 +323,8 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
             attributes = frozenset(row.get("attributes") or ())
             weight = float(1.0 if row.get("weight") is None else row["weight"])
             group = row.get("group") or ""
+            each = row.get("point_weights")
+            point_weights = None if each is None or given is None else np.array(each, np.float64)
             if not isinstance(name, str) or not isinstance(group, str):
                 raise TypeError(f"image is {name!r} and group {group!r}, wanted a path and a name")
             if given is None and box is None:
@@ -341,12 +346,25 @@ def _jsonl(path: Path, schema: Schema) -> Iterator[_Row | Problem]:
             what = f"box_xyxy is {str(box)[:60]}, expected 4 numbers"
             yield Problem(path.name, number, "wrong count", what, "give left, top, right, bottom, or leave it out")
             continue
-        if not _are_finite(rect, [weight]) or (given is not None and not _are_finite(points)):
+        if point_weights is not None and (point_weights.shape != (len(schema),) or not (point_weights >= 0).all()):
+            what = f"point_weights of shape {point_weights.shape}, expected {len(schema)} numbers of at least 0"
+            yield Problem(path.name, number, "wrong count", what, "give one a point, or leave them out")
+            continue
+        if not _are_finite(rect, [weight], () if point_weights is None else point_weights) or (
+            given is not None and not _are_finite(points)
+        ):
             what = "holds a number that is not finite, or too large for a picture"
             yield Problem(path.name, number, "bad number", what, "correct or delete the row")
             continue
         sample = Sample(
-            name, points.astype(np.float32), rect.astype(np.float32), attributes, path.parent / name, weight, group
+            name,
+            points.astype(np.float32),
+            rect.astype(np.float32),
+            attributes,
+            path.parent / name,
+            weight,
+            None if point_weights is None else point_weights.astype(np.float32),
+            group,
         )
         yield _checked(sample, path.name, number)
 

@@ -119,13 +119,13 @@ def draw(rgb: U8, points: F32, style: Style) -> U8:
     """
     if points.shape != (len(WFLW98), 2):
         raise ValueError(f"glasses take {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
-    camera = _camera(points)
+    camera = camera_of(points)
     # the vertical axis keeps its length in a face that turns away
     eye_px = float(np.hypot(*camera[1]))
     if not SMALLEST_PX <= eye_px < np.inf:
         return rgb
     frame = _Frame(points, camera, style)
-    canvas = _Canvas(rgb, [*frame.outer_px, *frame.solid_px], eye_px)
+    canvas = Canvas(rgb, [*frame.outer_px, *frame.solid_px], eye_px)
     if canvas.empty:
         return rgb
     solid = canvas.mask(frame.solid_px)
@@ -195,7 +195,7 @@ def _solve() -> tuple[list[int], F64]:
     return rigid, np.asarray(np.linalg.pinv(homogeneous * weight[:, None]) * weight, np.float64)
 
 
-def _camera(points: F32) -> F64:
+def camera_of(points: F32) -> F64:
     """(4, 2): [x y z 1]_face @ camera = px."""
     rigid, solve = _solve()
     return np.asarray(solve @ points[rigid].astype(np.float64), np.float64)
@@ -304,7 +304,7 @@ def _random_glare(rng: random.Random) -> Glare:
 # ---- paint
 
 
-class _Canvas:
+class Canvas:
     """The part of a picture that the glasses can touch, and masks (H, W) 0..255 uint8 of that size."""
 
     def __init__(self, rgb: U8, polygons_px: list[F64], eye_px: float) -> None:

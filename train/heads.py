@@ -42,7 +42,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loss(self, raw: Any, points_BK2: Tensor) -> Tensor:
-        """(B,)."""
+        """(B, K)."""
         raise NotImplementedError
 
 
@@ -134,11 +134,11 @@ class SimCC(Head):
 
     def loss(self, raw: tuple[Tensor, Tensor], points_BK2: Tensor) -> Tensor:
         """Cross-entropy of both axes, less the target's own entropy: zero at best."""
-        total = points_BK2.new_zeros(len(points_BK2))
+        total = points_BK2.new_zeros(points_BK2.shape[:2])
         for logits, wanted in zip(raw, self.encode(points_BK2)):
             total = total + F.kl_div(
                 logits.float().log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none"
-            ).sum(-1).mean(1)
+            ).sum(-1)
         return total
 
 
@@ -214,11 +214,11 @@ class Heatmap(Head):
         # offsets matter where the peak may come out
         near = (heat_wanted > 0.3).float()
         share = near / near.sum((2, 3), keepdim=True).clamp_min(1)
-        total = points_BK2.new_zeros(len(points_BK2))
+        total = points_BK2.new_zeros(points_BK2.shape[:2])
         for output in raw:
             heat, dx, dy = output.float().split(self.n_points, 1)
             away = ((dx - dx_wanted).abs() + (dy - dy_wanted).abs()) * share
-            total = total + losses.adaptive_wing(heat.sigmoid(), heat_wanted) + 0.5 * away.sum((2, 3)).mean(1)
+            total = total + losses.adaptive_wing(heat.sigmoid(), heat_wanted) + 0.5 * away.sum((2, 3))
         return total / len(raw)
 
     def _grid(self) -> Tensor:
@@ -259,12 +259,12 @@ class Star(Heatmap):
     def loss(self, raw: list[Tensor], points_BK2: Tensor) -> Tensor:
         cells = self._cells(points_BK2)
         wanted = self.encode(points_BK2)[0][:, : self.n_points].flatten(2).log_softmax(-1)
-        total = points_BK2.new_zeros(len(points_BK2))
+        total = points_BK2.new_zeros(points_BK2.shape[:2])
         for output in raw:
             # the unused offsets are tied to nothing else; without this DDP would wait for their gradients
-            unused = 0.0 * output[:, self.n_points :].float().mean((1, 2, 3))
+            unused = 0.0 * output[:, self.n_points :].float().mean((1, 2, 3))[:, None]
             log_share = output[:, : self.n_points].float().flatten(2).log_softmax(-1)
-            astray = F.kl_div(log_share, wanted, log_target=True, reduction="none").sum(-1).mean(1)
+            astray = F.kl_div(log_share, wanted, log_target=True, reduction="none").sum(-1)
             total = total + losses.star(*self._moments(output), cells) + self.GUIDE * astray + unused
         return total / len(raw)
 

@@ -312,9 +312,9 @@ class Run:
     def _loss(self, raw: Any, presence: Tensor | None, points: Tensor, weight: Tensor) -> Tensor:
         """This process's share of the mean over the global batch. A sample without points teaches presence alone."""
         there = torch.isfinite(points).all((1, 2))
-        per_face = self.net.head.loss(raw, torch.nan_to_num(points, nan=0.5))
+        per_point = self.net.head.loss(raw, torch.nan_to_num(points, nan=0.5))
         # a product with 0 would let a nan through
-        loss = torch.where(there, per_face * weight, 0.0).sum()
+        loss = torch.where(there, (per_point * weight).mean(1), 0.0).sum()
         if presence is not None:
             wrong = nn.functional.binary_cross_entropy_with_logits(presence.float(), there.float(), reduction="none")
             loss = loss + PRESENCE_WEIGHT * wrong.sum()
@@ -481,7 +481,9 @@ class Run:
         for i in range(min(24, len(self.crops))):
             rgb, points, weight = shown[(0, i)]
             tiles.append(
-                Tile(rgb, points * self.cfg.input_px - 0.5 if np.isfinite(points).all() else None, f"{weight:.2f}")
+                Tile(
+                    rgb, points * self.cfg.input_px - 0.5 if np.isfinite(points).all() else None, f"{weight.mean():.2f}"
+                )
             )
         sheet(tiles, run / "train.jpg", columns=6)
 
@@ -536,7 +538,7 @@ class Batch(NamedTuple):
     points: Tensor
     """(B, K, 2) unit coordinates; nan for a sample without points"""
     weight: Tensor
-    """(B,)"""
+    """(B, K)"""
 
 
 class Batches:
@@ -572,7 +574,7 @@ class Batches:
             yield [(self._epoch, int(i)) for i in chosen[self._here.rank :: self._here.world]]
 
 
-class _Augmented(Dataset[tuple[Any, F32, float]]):
+class _Augmented(Dataset[tuple[Any, F32, F32]]):
     """Crops as a step sees them."""
 
     def __init__(self, crops: Crops, cfg: TrainConfig) -> None:
@@ -583,22 +585,19 @@ class _Augmented(Dataset[tuple[Any, F32, float]]):
     def __len__(self) -> int:
         return len(self._crops)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, F32, float]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, F32, F32]:
         epoch, i = key
-        crop = self._crops[i]
+        crop, sample = self._crops[i], self._crops.samples[i]
         seed = int(np.random.SeedSequence([self._seed, epoch, i]).generate_state(1)[0])
-        rgb, points = self._augment(crop.rgb, crop.points, seed)
+        relative = np.ones(len(crop.points)) if sample.point_weights is None else sample.point_weights
+        rgb, weighted = self._augment(crop.rgb, np.column_stack([crop.points, relative]), seed)
         height, width = self._hw
-        return rgb, np.asarray((points + 0.5) / (width, height), np.float32), self._crops.samples[i].weight
+        points_unit = np.asarray((weighted[:, :2] + 0.5) / (width, height), np.float32)
+        return rgb, points_unit, np.asarray(sample.weight * weighted[:, 2], np.float32)
 
 
-def _collate(items: list[tuple[Any, F32, float]]) -> Batch:
-    rgb, points, weight = zip(*items)
-    return Batch(
-        torch.from_numpy(np.stack(rgb)),
-        torch.from_numpy(np.stack(points)),
-        torch.tensor(weight, dtype=torch.float32),
-    )
+def _collate(items: list[tuple[Any, F32, F32]]) -> Batch:
+    return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items)))
 
 
 def _quiet_worker(number: int) -> None:

@@ -1,4 +1,4 @@
-"""What a prediction costs. Every loss here returns one number a face, (B,), for the loop to weigh and average.
+"""What a prediction costs. Every loss here returns one number a point, (B, K), for the loop to weigh and average.
 
 Suffixes: B faces, K points, H W of a heatmap.
 """
@@ -16,19 +16,20 @@ WING_PX = 256.0
 
 
 def wing(pred_BK2: Tensor, truth_BK2: Tensor, w: float = 10.0, epsilon: float = 2.0) -> Tensor:
-    """Wing loss (Feng et al., "Wing Loss for Robust Facial Landmark Localisation", CVPR 2018), (B,). Unit coordinates.
+    """Wing loss (Feng et al., "Wing Loss for Robust Facial Landmark Localisation", CVPR 2018), (B, K).
 
+    Of unit coordinates:
     w ln(1 + |x| / epsilon) for |x| below w, then |x| - C; x in pixels of a WING_PX wide crop.
     """
     x = (pred_BK2 - truth_BK2).abs() * WING_PX
     c = w - w * math.log(1 + w / epsilon)
-    return torch.where(x < w, w * torch.log1p(x / epsilon), x - c).mean((1, 2))
+    return torch.where(x < w, w * torch.log1p(x / epsilon), x - c).mean(2)
 
 
 def adaptive_wing(
     pred_BKHW: Tensor, truth_BKHW: Tensor, omega: float = 14.0, theta: float = 0.5, epsilon: float = 1.0
 ) -> Tensor:
-    """Adaptive Wing loss on heatmaps in 0..1 (Wang, Bo, Li, "Adaptive Wing Loss", ICCV 2019) -> (B,).
+    """Adaptive Wing loss on heatmaps in 0..1 (Wang, Bo, Li, "Adaptive Wing Loss", ICCV 2019) -> (B, K).
 
     With its weight map: pixels on and next to a point count eleven times those of the background.
     """
@@ -41,7 +42,7 @@ def adaptive_wing(
     near = omega * torch.log1p(torch.pow((away / epsilon).clamp_min(1e-6), power))
     loss = torch.where(away < theta, near, slope * away - c)
     near_a_point = F.max_pool2d(truth_BKHW, 3, 1, 1) >= 0.2
-    return (loss * (1 + 10 * near_a_point)).mean((1, 2, 3))
+    return (loss * (1 + 10 * near_a_point)).mean((2, 3))
 
 
 def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restriction: float = 0.1) -> Tensor:
@@ -62,4 +63,4 @@ def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restricti
     # a distribution narrower than half a cell is sure enough: dividing by less would reward and then punish certainty
     scaled = error / spread.detach().clamp_min(0.25).sqrt()
     # held down to a cell: pressed further, the distribution would freeze where it is
-    return (scaled.sum(-1) + restriction * (spread.sqrt() - 1).clamp_min(0).sum(-1)).mean(1)
+    return scaled.sum(-1) + restriction * (spread.sqrt() - 1).clamp_min(0).sum(-1)

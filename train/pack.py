@@ -155,6 +155,8 @@ def _packed_faces(samples: list[Sample], cfg: PackConfig, schema: Schema) -> Ite
             row["attributes"] = sorted(sample.attributes)
         if sample.weight != 1:
             row["weight"] = sample.weight
+        if sample.point_weights is not None:
+            row["point_weights"] = [round(float(weight), 2) for weight in sample.point_weights]
         yield Packed(row, jpeg.tobytes())
 
 
