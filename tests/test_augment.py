@@ -18,7 +18,7 @@ from landmarks.adapter import mean_shape
 from landmarks.geometry import apply
 from landmarks.schema import IBUG68, WFLW98
 from landmarks.types import F32, U8
-from train import glasses
+from train import glasses, worn
 from train.augment import ONE_OF, SWITCHES, Augment, AugmentConfig, main
 from train.sheet import Tile, sheet
 
@@ -26,7 +26,7 @@ HW = (128, 128)
 WIDE = 192
 OFF = AugmentConfig.off()
 GEOMETRIC = ("flip", "rotate", "shift_scale_rotate", "upside_down", "elastic")
-HIDING = ("glasses", "occlusion")
+HIDING = ("glasses", "worn", "occlusion")
 PHOTOMETRIC = tuple(name for name in SWITCHES if name not in GEOMETRIC + HIDING)
 
 
@@ -60,6 +60,7 @@ def nearest_dot(image: U8, point: F32, reach: int = 9) -> F32 | None:
     if not (reach < x < image.shape[1] - reach and reach < y < image.shape[0] - reach):
         return None
     part = image[y - reach : y + reach + 1, x - reach : x + reach + 1, 0].astype(np.float64)
+    part -= part.min()
     ys, xs = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     return np.array([x + (xs * part).sum() / part.sum(), y + (ys * part).sum() / part.sum()], np.float32)
 
@@ -287,6 +288,49 @@ def test_a_face_too_small_or_out_of_the_picture_gets_no_glasses() -> None:
         assert glasses.draw(rgb, face() + np.float32(offset), style).shape == rgb.shape
     flat = np.repeat(face()[:1], 98, 0)
     np.testing.assert_array_equal(glasses.draw(rgb, flat, style), rgb)
+
+
+@pytest.mark.parametrize("kind", worn.KINDS)
+@pytest.mark.parametrize("pose", [(0, 0), (40, 0), (-40, 25)])
+def test_what_is_worn_covers_its_own_part_of_the_face_and_leaves_the_rest(
+    kind: worn.Kind, pose: tuple[int, int]
+) -> None:
+    points, image = face(yaw_deg=pose[0], roll_deg=pose[1]), texture()
+    changed = np.zeros((WIDE, WIDE), bool)
+    for seed in range(12):
+        changed |= (worn.draw(image, points, kind, random.Random(seed)) != image).any(2)
+        assert not changed.all()
+    inside = [bool(changed[int(y), int(x)]) for x, y in np.round(points)]
+    hit = {part: any(inside[i] for i in indices) for part, indices in WFLW98.parts.items()}
+    match kind:
+        case "mask":
+            assert hit["inner_lips"] and not hit["left_brow"] and not hit["right_pupil"]
+        case "cap":
+            assert not hit["outer_lips"] and not hit["nose_base"] and changed.any()
+        case _:
+            assert hit["outer_lips"]
+
+
+def test_things_are_drawn_alike_by_the_same_dice() -> None:
+    for kind in worn.KINDS:
+        first, second = (worn.draw(texture(), face(), kind, random.Random(3)) for _ in range(2))
+        assert np.array_equal(first, second) and not np.array_equal(first, texture())
+
+
+def test_a_weight_stays_with_its_point_in_a_flip() -> None:
+    weighted = np.column_stack([face(), np.arange(98)]).astype(np.float32)
+    _, moved = Augment(OFF.only("flip"), WFLW98, HW)(texture(), weighted, 0)
+    assert moved.shape == (98, 3)
+    np.testing.assert_array_equal(moved[:, 2], np.array(WFLW98.flip))
+    _, all_at_once = Augment(AugmentConfig(), WFLW98, HW)(texture(), weighted, 5)
+    assert sorted(all_at_once[:, 2]) == list(range(98))
+
+
+def test_dark_pictures_are_darker_and_noisier() -> None:
+    grey = np.full((WIDE, WIDE, 3), 200, np.uint8)
+    seen = [Augment(OFF.only("dark"), WFLW98, HW)(grey, face(), seed)[0] for seed in range(20)]
+    assert min(float(picture.mean()) for picture in seen) < 60
+    assert all(picture.std() > 0.1 for picture in seen)
 
 
 def test_a_schema_without_glasses_is_told_so_and_goes_without(caplog: pytest.LogCaptureFixture) -> None:

@@ -183,6 +183,13 @@ def test_a_row_of_json_may_say_box_attributes_and_weight(tmp_path: Path) -> None
     assert (said.weight, said.attributes) == (0.5, {"pose"})
 
 
+def test_a_row_of_json_may_weigh_each_point(tmp_path: Path) -> None:
+    weights = [0.5] * 49 + [1.5] * 49
+    plain, said = read(jsonl(tmp_path, row(), row(point_weights=weights)), "train")
+    assert plain.point_weights is None and said.point_weights is not None
+    np.testing.assert_array_equal(said.point_weights, np.float32(weights))
+
+
 def test_pictures_lie_beside_the_list_or_anywhere(tmp_path: Path) -> None:
     far = picture(tmp_path / "far" / "b.png")
     (tmp_path / "set").mkdir()
@@ -210,6 +217,9 @@ def test_points_null_say_that_no_face_is_there(tmp_path: Path) -> None:
         (row(points=[]), "wrong count"),
         (row(box_xyxy=[1, 2, 3]), "wrong count"),
         (row(box_xyxy="abc"), "wrong count"),
+        (row(point_weights=[1.0]), "wrong count"),
+        (row(point_weights=[-1.0] * K), "wrong count"),
+        (row(point_weights="abc"), "malformed"),
         (row(points=[[1, None]] * K), "bad number"),
         (row(points=[[1, 1e300]] * K), "bad number"),
         (row(weight=float("nan")), "bad number"),

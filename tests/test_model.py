@@ -158,6 +158,37 @@ def test_initial_weights_come_from_a_backbone_or_from_an_earlier_run(net: Landma
         model.load_initial(LandmarkNet(replace(TINY, backbone="test_resnet")), tmp_path / "backbone.pth")
 
 
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_efficientnet", "test_resnet"])
+@pytest.mark.parametrize("head", ["heatmap", "simcc"])
+def test_any_head_begins_with_all_of_a_backbones_weights(backbone: str, head: str, tmp_path: Path) -> None:
+    source = timm.create_model(backbone, num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    torch.manual_seed(7)
+    fresh = LandmarkNet(replace(TINY, backbone=backbone, head=head))
+    model.load_initial(fresh, tmp_path / "weights.pth")
+    wanted = {name.replace(".", "_"): value for name, value in source.state_dict().items()}
+    taken = fresh.backbone.state_dict()
+    assert len(taken) > 0.8 * len(wanted)
+    for name, value in taken.items():
+        assert torch.equal(value, wanted[name.replace(".", "_")]), name
+
+
+def test_weights_of_other_names_are_taken_in_their_order(tmp_path: Path) -> None:
+    source = timm.create_model("test_efficientnet", num_classes=10)
+    foreign = {f"layer{i}": value for i, value in enumerate(source.state_dict().values())}
+    torch.save(foreign, tmp_path / "foreign.pth")
+    fresh = LandmarkNet(TINY)
+    model.load_initial(fresh, tmp_path / "foreign.pth")
+    assert torch.equal(fresh.backbone.state_dict()["conv_stem.weight"], source.state_dict()["conv_stem.weight"])
+
+
+def test_offline_weights_are_found_by_timms_name(tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match=r"no tf_efficientnet_b5\.safetensors, \.pth or \.bin"):
+        model.offline_weights(tmp_path, "tf_efficientnet_b5")
+    (tmp_path / "tf_efficientnet_b5.pth").touch()
+    assert model.offline_weights(tmp_path, "tf_efficientnet_b5") == tmp_path / "tf_efficientnet_b5.pth"
+
+
 def test_mirrored_crops_are_averaged_in_the_schemas_order(net: LandmarkNet) -> None:
     rgb = crops(4).numpy()
     plain, both = model.predictor(net)(rgb), model.predictor(net, flip=True)(rgb)

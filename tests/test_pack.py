@@ -35,7 +35,7 @@ def labelled(root: Path) -> Path:
     photo(root / "small.png", 120)
     turn = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
     rows = [
-        {"image": "large.png", "points": mean_face(450, 400, 180).tolist(), "weight": 0.5},
+        {"image": "large.png", "points": mean_face(450, 400, 180).tolist(), "weight": 0.5, "point_weights": [0.5, 1.5] * 49},
         {"image": "large.png", "points": (mean_face(0, 0, 120) @ turn.T + (300, 500)).tolist()},
         {"image": "small.png", "points": mean_face(60, 60, 20).tolist(), "attributes": ["blur", "pose"]},
         {"image": "small.png", "points": mean_face(8, 100, 20).tolist(), "group": "somebody"},
@@ -58,6 +58,7 @@ def test_a_run_sees_the_same_faces_from_a_pack_as_from_the_pictures(tmp_path: Pa
     seen = [Crops(samples, (PX, PX), CropConfig(), WFLW98, tmp_path / "cache") for samples in (before, after)]
     for i, (one, other) in enumerate(zip(before, after, strict=True)):
         assert (one.weight, one.attributes) == (other.weight, other.attributes)
+        np.testing.assert_array_equal(one.point_weights, other.point_weights)
         a, b = seen[0][i], seen[1][i]
         np.testing.assert_allclose(a.points, b.points, atol=0.15)
         difference = np.abs(a.rgb.astype(int) - b.rgb)

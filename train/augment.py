@@ -72,7 +72,7 @@ class AugmentConfig:
     """Mirror, with left and right points exchanged: doubles the faces."""
     rotate: float = 0.6
     """Turn in the plane. Crops are levelled by the last points, which may be wrong or, for a new face, absent."""
-    rotate_deg: float = 60.0
+    rotate_deg: float = 45.0
     """Farthest turn to either side."""
     shift_scale_rotate: float = 0.8
     """Move, zoom and turn a little, as a detector's box and a tracker's last points differ from the true ones."""
@@ -425,7 +425,7 @@ class Duotone(A.ImageOnlyTransform):  # type: ignore[misc]
     def apply(self, img: U8, **params: Any) -> U8:
         draw = self.py_random
         shade = np.array([draw.uniform(0, 110) for _ in range(3)])
-        light = np.array([draw.uniform(90, 255) for _ in range(3)])
+        light = np.array([draw.uniform(value + 40, 255) for value in shade])
         share = np.linspace(0, 1, 256)[:, None]
         levels = (shade + (light - shade) * share).astype(np.uint8)
         grey = cv2.cvtColor(img, cv2.COLOR_RGB2GRAY)

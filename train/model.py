@@ -237,23 +237,44 @@ def write_card(path: Path, card: ModelCard) -> None:
 
 
 def load_initial(net: LandmarkNet, path: Path) -> None:
-    """Starts net from a file: one of our own models, or a plain state dict of the timm backbone.
+    """Starts net from a file: one of our own models, or a state dict of the timm backbone, whatever the head.
 
-    Tensors of another shape (a classifier, a head for other points) are left as they are; if nothing fits, it raises.
+    Tensors of another shape (a classifier, a head for other points) are left as they are. A state dict whose names are
+    not timm's is taken in its order, if every shape is right. Raises LineamentError where neither fits.
     """
-    state = read_weights(path)
-    own = net.state_dict()
-    prefix = "" if any(name in own for name in state) else "backbone."
+    state, own = read_weights(path), net.state_dict()
+    # a backbone for a pyramid joins the parts of a name by underscores: stages_0.blocks for stages.0.blocks
+    by_name = {_flat(name).removeprefix("backbone_"): value for name, value in state.items()}
     fitting = {
-        prefix + name: value.float() if value.is_floating_point() else value
-        for name, value in state.items()
-        if prefix + name in own and own[prefix + name].shape == value.shape
+        name: by_name[flat]
+        for name, value in own.items()
+        if (flat := _flat(name).removeprefix("backbone_")) in by_name and by_name[flat].shape == value.shape
     }
-    if len(fitting) < len(own) / 4:
-        raise LineamentError(
-            f"{path} has {len(fitting)} of the {len(own)} tensors of {net.spec.backbone}; is it of another model?"
-        )
-    net.load_state_dict(fitting, strict=False)
+    backbone = [name for name in own if name.startswith("backbone.")]
+    if len(fitting) < len(backbone) / 4:
+        fitting = dict(zip(backbone, state.values()))
+        if len(fitting) < len(backbone) or any(own[name].shape != value.shape for name, value in fitting.items()):
+            raise LineamentError(
+                f"{path} does not fit {net.spec.backbone}, by name or in order; is it of another model?"
+            )
+    net.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in fitting.items()}, strict=False
+    )
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def offline_weights(folder: Path, backbone: str) -> Path:
+    """The file of a backbone in a folder of weights: <timm's name>.safetensors, .pth or .bin."""
+    for suffix in (".safetensors", ".pth", ".bin"):
+        if os.path.isfile(path := folder / f"{backbone}{suffix}"):
+            return path
+    raise LineamentError(
+        f"{folder} holds no {backbone}.safetensors, .pth or .bin; save timm's weights there under that name, "
+        "or train from scratch with --no-pretrained"
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
