@@ -5,7 +5,8 @@
 
 speed   frames/s from an MP4 on disk to tracks, by contender, as the median of `runs` alternating runs
 live    age of a frame, capture to drawn, of a 30 fps source
-steady  jitter and lag against the sample's true motion, with and without smoothing
+steady  jitter and lag against the sample's true motion, with and without smoothing; and jitter, blinks and openings of
+        the mouth in the clips
 memory  resident size over many frames
 """
 
@@ -37,6 +38,7 @@ from landmarks.command import ends_in_a_line
 from landmarks.geometry import apply, invert
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Frame, Landmarker, LineamentError, Result
+from stream import steadiness
 from stream.detect import VideoDetector
 from stream.draw import DrawConfig, draw
 from stream.pipeline import Pipeline
@@ -223,6 +225,10 @@ def _stages(path: Path, faces: int) -> None:
     print(f"{'':>34} {'':>10} ms p50/p95: {'  '.join(shown)}", flush=True)
 
 
+def _files(clips: Path | None) -> list[Path]:
+    return [] if clips is None else sorted(clips.iterdir()) if clips.is_dir() else [clips]
+
+
 def _clips(cfg: BenchConfig, folder: Path) -> Iterator[tuple[str, int, str, Path]]:
     """(name, faces, size, MP4) of every clip at every size, written as they are asked for."""
     for size in cfg.sizes:
@@ -231,8 +237,7 @@ def _clips(cfg: BenchConfig, folder: Path) -> Iterator[tuple[str, int, str, Path
             sample = Sample(size_hw=(height, width), seconds=cfg.seconds, faces=faces)
             frames = (sample.render(i) for i in range(len(sample)))
             yield f"sample, {faces} faces", faces, size, _written(folder / "clip.mp4", frames, sample.fps)
-        clips = () if cfg.clips is None else sorted(cfg.clips.iterdir()) if cfg.clips.is_dir() else (cfg.clips,)
-        for clip in clips:
+        for clip in _files(cfg.clips):
             with VideoSource(clip) as source:
                 frames_read = iter(source.read, None)
                 scaled = (cv2.resize(f.bgr, (width, height), interpolation=cv2.INTER_AREA) for f in frames_read if f)
@@ -300,6 +305,42 @@ def steady(cfg: BenchConfig) -> None:
     for name, smooth in (("raw", False), ("smoothed", True)):
         jitter, lag = _jitter_and_lag(sample, smooth)
         print(f"{name:>10}  jitter {100 * jitter:.3f} % of face size   lag {lag:+.2f} frames", flush=True)
+    if cfg.clips:
+        steady_clips(_files(cfg.clips))
+
+
+def steady_clips(clips: list[Path]) -> tuple[float, float]:
+    """Prints, of each face in the clips, the jitter while its head is nearly still, and what is left of its blinks and
+    opened mouths. Returns both means, as shares of the raw points'."""
+    print("  in the clips, jitter in per mille of the face's size while the head is nearly still")
+    ratios, left = [], []
+    for clip in clips:
+        raw, smoothed = (followed(clip, smooth) for smooth in (False, True))
+        for id_ in sorted(raw.keys() & smoothed.keys()):
+            times_s = sorted(raw[id_].keys() & smoothed[id_].keys())
+            before, after = (np.array([tracks[id_][t] for t in times_s]) for tracks in (raw, smoothed))
+            if len(times_s) < 30:
+                continue
+            left += steadiness.depths(after, before)
+            jitters = [steadiness.jitter(points, before, np.array(times_s)) for points in (before, after)]
+            if np.isfinite(jitters).all():
+                ratios.append(jitters[1] / jitters[0])
+                said = f"raw {jitters[0]:.2f}  smoothed {jitters[1]:.2f}  ratio {ratios[-1]:.2f}"
+                print(f"    {clip.name[:40]:40} face {id_}  {said}", flush=True)
+    means = tuple(float(np.mean(found)) if found else float("nan") for found in (ratios, left))
+    print(f"  mean ratio {means[0]:.2f}; of {len(left)} blinks and openings {means[1]:.2f} is left")
+    return means
+
+
+def followed(clip: Path, smooth: bool) -> dict[int, dict[float, F32]]:
+    """The points (98, 2) of each face in a clip, by id and time."""
+    seen: dict[int, dict[float, F32]] = {}
+    with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker, VideoSource(clip) as source:
+        tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth))
+        for frame in iter(source.read, None):
+            for track in tracker(frame).tracks if frame else ():
+                seen.setdefault(track.id, {})[frame.time_s] = track.points
+    return seen
 
 
 def _jitter_and_lag(sample: Sample, smooth: bool) -> tuple[float, float]:

@@ -217,8 +217,7 @@ def label_folder(cfg: LabelConfig) -> Summary:
                     counts[fate] += 1
                     if fate == "kept":
                         group = groups.get(id(label.face))
-                        row = _row(path, cfg.out, label) | ({"group": group} if group else {})
-                        file.write(json.dumps(row) + "\n")
+                        file.write(json.dumps(_row(path, cfg.out, label) | ({"group": group} if group else {})) + "\n")
                     if cfg.sheet and math.isfinite(label.disagreement):
                         (kept if fate == "kept" else dropped).add(bgr, label)
             file.close()

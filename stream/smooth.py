@@ -3,52 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi
+from math import exp, pi
 
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.types import F32
+from landmarks.types import F32, F64
 
 C128 = NDArray[np.complex128]
 """points as x + iy: a similarity is then one multiplication and one addition"""
 
 
 @dataclass(frozen=True, slots=True)
-class OneEuroConfig:
-    """One Euro's three numbers. Lengths are in face sizes, so that one setting fits a near and a far face."""
+class SmoothConfig:
+    """What is noise and what is movement. Lengths are in face sizes, or in the face's own noise, which is measured."""
 
-    min_cutoff_hz: float
-    """cut-off at rest: lower is steadier"""
-    beta: float
-    """Hz of cut-off gained per face size per second: higher follows a movement sooner"""
-    speed_cutoff_hz: float = 2.0
-    """cut-off of the speed that `beta` multiplies"""
+    min_cutoff_hz: float = 0.3
+    """One Euro's cut-off for the whole face at rest: lower is steadier"""
+    beta: float = 140.0
+    """Hz of cut-off gained per face size per second: high, for the motion of all points together is nearly noiseless"""
+    speed_cutoff_hz: float = 2.5
+    """cut-off of the velocity that beta multiplies"""
+    dead_band: float = 2.0
+    """a speed of so many times the noise a frame counts as none"""
+    own_rest_s: float = 1.0
+    """time constant of each point within the face at rest"""
+    own_noise: float = 1.2
+    """a point's deviation of so many times the noise is half believed: a blink is many times the noise"""
+    steepness: float = 4.0
+    """power of that ratio: higher holds still longer and then lets go sooner"""
+    noise_s: float = 3.0
+    """time constant of the noise's own measure"""
 
 
-SHARED = OneEuroConfig(min_cutoff_hz=1.0, beta=200.0)
-"""for the motion of the whole face: an average over all points, so it may follow at the first sign of one"""
-OWN = OneEuroConfig(min_cutoff_hz=0.5, beta=20.0, speed_cutoff_hz=5.0)
-"""for each point's motion within the face: quick enough for a blink, which lasts five frames"""
 _FARTHEST = 1e30
 """px: what lies further away is nowhere, and would end as infinite"""
+_NOISE = (5e-4, 8e-3)
+"""face sizes: noise that even a perfect model has; and the most that is believed, for a face that comes into sight is
+not yet what it will be"""
 
 
 class Smoother:
-    """One Euro filter (Casiez, Roussel, Vogel: "1 Euro Filter", CHI 2012), one per point, in the face's own motion.
+    """One Euro (Casiez, Roussel, Vogel: "1 Euro Filter", CHI 2012) for the face's motion, and a gate for each point.
 
-    A plain One Euro sees a face that moves as 98 points that all move, and must choose between lag and shimmer for
-    each of them. Here the motion that all points share (the least-squares similarity from the last smoothed points
-    to the new ones) is taken out first and filtered by One Euro as a whole: averaged over 98 points it is nearly
-    free of noise, so its filter may open early. What remains is expression and noise, filtered per point.
+    A filter of its own for each point sees a face that moves as 98 points that all move, and must choose between lag
+    and shimmer for each of them. Here the motion that all points share, a least-squares similarity, is taken out first.
+    What remains is expression and noise, and the median of it over the points is the noise, for an expression moves
+    few of them. The face is at rest while its velocity is within that noise; a point is, while its deviation is.
     """
 
-    def __init__(self, shared: OneEuroConfig = SHARED, own: OneEuroConfig = OWN) -> None:
-        self._shared, self._own = shared, own
+    def __init__(self, cfg: SmoothConfig | None = None) -> None:
+        self._cfg = cfg or SmoothConfig()
         self._points: C128 | None = None
+        self._raw = np.zeros(0, np.complex128)
         self._time_s = 0.0
-        self._shared_speed = 0.0
-        self._own_velocity: C128 | complex = 0j
+        self._turning = self._moving = 0j
+        self._noise = 0.0
 
     def __call__(self, points: F32, time_s: float) -> F32:
         """points: (K, 2) frame px at time_s, later than the call before -> (K, 2) smoothed.
@@ -60,27 +70,51 @@ class Smoother:
             return points
         new = _complex(points)
         if self._points is None or not time_s > self._time_s:
-            self._points, self._time_s, self._shared_speed, self._own_velocity = new, time_s, 0.0, 0j
+            self._points, self._raw, self._time_s, self._noise = new, new, time_s, 0.0
+            self._turning = self._moving = 0j
             return points
-        dt_s, self._time_s = time_s - self._time_s, time_s
-        old, center = self._points, new.mean()
-        flat = new - center
-        size = 2 * float(np.sqrt(_energy(flat) / len(flat))) or 1.0
+        cfg, old, dt_s = self._cfg, self._points, time_s - self._time_s
+        size = 2 * float(np.sqrt(_energy(new - new.mean()) / len(new))) or 1.0
 
-        # the whole face: how far it moved, and how much of that to believe
-        start = old - old.mean()
-        moved = start * (np.vdot(start, flat) / max(_energy(start), 1e-12)) + center
-        motion = moved - old
-        speed = float(np.sqrt(_energy(motion) / len(motion))) / size / dt_s
-        self._shared_speed += _gain(self._shared.speed_cutoff_hz, dt_s) * (speed - self._shared_speed)
-        follow = _gain(self._shared.min_cutoff_hz + self._shared.beta * self._shared_speed, dt_s)
+        # the whole face; its velocity is a vector, so that noise cancels out in it
+        turned, moved = _similarity(self._raw, new)
+        follow = _low_pass(cfg.speed_cutoff_hz, dt_s)
+        self._turning += follow * (turned / dt_s - self._turning)
+        self._moving += follow * (moved / dt_s - self._moving)
+        self._raw, self._time_s = new, time_s
+        turned, moved = _similarity(old, new)
+        motion = turned * (old - old.mean()) + moved
+        own = new - old - motion
+        noise = self._measured(float(np.median(np.abs(own))), dt_s, size)
+        speed = float(np.hypot(abs(self._moving), abs(self._turning) * size / 2))
+        speed = max(0.0, speed - cfg.dead_band * noise / dt_s) / size
+        follow = _low_pass(cfg.min_cutoff_hz + cfg.beta * speed, dt_s)
 
-        # each point's own movement within the face, seen from where the face was carried to
-        own = new - moved
-        self._own_velocity += _gain(self._own.speed_cutoff_hz, dt_s) * (own / (size * dt_s) - self._own_velocity)
-        rate = 2 * pi * dt_s * (self._own.min_cutoff_hz + self._own.beta * np.abs(self._own_velocity))
-        self._points = old + follow * motion + rate / (1 + rate) * own
+        # each point's own movement within the face; neighbours blink together and shimmer less so
+        beside = (np.roll(own, 1) + 2 * own + np.roll(own, -1)) / 4
+        off = np.sqrt(np.abs(own * beside)) / (cfg.own_noise * noise)
+        self._points = old + follow * motion + _believed(off, _gain(dt_s, cfg.own_rest_s), cfg.steepness) * own
         return self._points.view(np.float64).reshape(-1, 2).astype(np.float32)
+
+    def _measured(self, noise: float, dt_s: float, size: float) -> float:
+        """The face's noise in px, averaged over time."""
+        last = self._noise or noise
+        noise = last + _gain(dt_s, self._cfg.noise_s) * (noise - last)
+        self._noise = float(np.clip(noise, _NOISE[0] * size, _NOISE[1] * size))
+        return self._noise
+
+
+def _similarity(old: C128, new: C128) -> tuple[complex, complex]:
+    """(turned, moved) of the least-squares similarity: old - mean times turned, plus moved, is its displacement."""
+    start, center = old - old.mean(), new.mean()
+    turned = complex(np.vdot(start, new - center)) / max(_energy(start), 1e-12) - 1
+    return turned, complex(center - old.mean())
+
+
+def _believed(ratio: F64, at_rest: float, steepness: float) -> F64:
+    """Share of a deviation that is followed, from at_rest to 1; ratio: its size over that which is half believed."""
+    over = 1 / (1 + np.maximum(ratio, 1e-9) ** -steepness)
+    return np.asarray(at_rest + (1 - at_rest) * over)
 
 
 def _complex(points: F32) -> C128:
@@ -92,7 +126,12 @@ def _energy(values: C128) -> float:
     return float(np.vdot(values, values).real)
 
 
-def _gain(cutoff_hz: float, dt_s: float) -> float:
-    """The weight of a new sample in a first-order low-pass filter."""
+def _low_pass(cutoff_hz: float, dt_s: float) -> float:
+    """The weight of a new sample in One Euro's first-order low-pass filter."""
     rate = 2 * pi * cutoff_hz * dt_s
     return rate / (1 + rate)
+
+
+def _gain(dt_s: float, constant_s: float) -> float:
+    """The same by a time constant."""
+    return 1 - exp(-dt_s / constant_s)

@@ -27,6 +27,18 @@ def test_nme_is_in_percent_of_the_distance_of_the_outer_eye_corners() -> None:
     np.testing.assert_allclose(metrics.nme(truth + np.float32((3, 4)), truth), 10, rtol=1e-5)
 
 
+def test_a_profile_whose_corners_coincide_may_be_measured_by_its_extent() -> None:
+    truth = _faces(1)
+    truth[0, 72] = truth[0, 60] + np.float32((1e-3, 0))
+    size = np.ptp(truth[0], axis=0).max()
+    guess = truth + np.float32((3, 4))
+    assert metrics.nme(guess, truth)[0] > 1e5
+    assert metrics.nme(guess, truth, least_ocular=0.25)[0] == pytest.approx(100 * 5 / (0.25 * size), rel=1e-4)
+    np.testing.assert_array_equal(
+        metrics.nme(_faces() + 1, _faces(), least_ocular=0.1), metrics.nme(_faces() + 1, _faces())
+    )
+
+
 def test_nme_does_not_depend_on_the_size_of_the_picture() -> None:
     truth = _faces()
     guess = truth + np.random.default_rng(1).normal(0, 2, truth.shape).astype(np.float32)

@@ -35,7 +35,12 @@ def labelled(root: Path) -> Path:
     photo(root / "small.png", 120)
     turn = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
     rows = [
-        {"image": "large.png", "points": mean_face(450, 400, 180).tolist(), "weight": 0.5, "point_weights": [0.5, 1.5] * 49},
+        {
+            "image": "large.png",
+            "points": mean_face(450, 400, 180).tolist(),
+            "weight": 0.5,
+            "point_weights": [0.5, 1.5] * 49,
+        },
         {"image": "large.png", "points": (mean_face(0, 0, 120) @ turn.T + (300, 500)).tolist()},
         {"image": "small.png", "points": mean_face(60, 60, 20).tolist(), "attributes": ["blur", "pose"]},
         {"image": "small.png", "points": mean_face(8, 100, 20).tolist(), "group": "somebody"},

@@ -369,7 +369,7 @@ class Run:
         unit = predictor(self.judged, str(self.here.device))(np.stack([crop.rgb for crop in crops]))
         found = unit * self.cfg.input_px - 0.5
         schema = SCHEMAS[self.cfg.schema]
-        errors = metrics.nme(found[labelled], truth[labelled], schema)
+        errors = metrics.nme(found[labelled], truth[labelled], schema, LEAST_OCULAR)
         if self.writer and self.epoch % max(1, self.cfg.epochs // 10) in (0, 1):
             shown = np.flatnonzero(labelled)[:12]
             tiles = [
@@ -389,7 +389,7 @@ class Run:
         mean = np.broadcast_to(np.nanmean(known, axis=0), truth.shape)
         labelled = np.isfinite(truth).all((1, 2))
         if labelled.any():
-            errors = metrics.nme(mean[labelled], truth[labelled], SCHEMAS[self.cfg.schema])
+            errors = metrics.nme(mean[labelled], truth[labelled], SCHEMAS[self.cfg.schema], LEAST_OCULAR)
             log.info("the mean face of the training crops has a held-out NME of %.3f", errors.mean())
 
     def _save_best(self, nme: float) -> None:
@@ -530,6 +530,8 @@ def with_shared_statistics(net: LandmarkNet) -> LandmarkNet:
     return shared
 
 
+LEAST_OCULAR = 0.25
+"""of a held-out face's extent, by which its error is measured: see metrics.point_errors"""
 STAGES = ("forward", "backward", "optimizer", "average")
 """the parts of a step, as PyTorch's profiler sees them"""
 PRESENCE_WEIGHT = 2.0

@@ -1,0 +1,74 @@
+"""How steady a face's points are on real video, where no one knows the truth: while the head is nearly still, any
+movement that comes and goes within three frames is shimmer; and what a blink or a mouth lost by smoothing.
+
+Suffixes: T frames, K points of WFLW98.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from landmarks.schema import WFLW98
+from landmarks.types import F32, F64, Floats
+
+STILL = 0.12
+"""face sizes a second, below which a head is nearly still"""
+STANDS_OUT = (0.35, 0.25)
+"""an opening's extreme counts as a blink or an opened mouth from this share of its range, and of its median, on"""
+
+_LEFT, _RIGHT, _LIPS = (WFLW98.parts[part] for part in ("left_eye", "right_eye", "inner_lips"))
+_UPPER = {"eye": [*_LEFT[1:4], *_RIGHT[1:4]], "mouth": [*_LIPS[1:4]]}
+_LOWER = {"eye": [*_LEFT[:4:-1], *_RIGHT[:4:-1]], "mouth": [*_LIPS[:4:-1]]}
+
+
+def jitter(points_TK2: F32, raw_TK2: F32, times_s: F64) -> float:
+    """RMS second difference of the points over the frames in which the head is nearly still, per mille of its size.
+
+    raw_TK2: the same face unsmoothed, which says where the head is still. nan where it never is.
+    """
+    size = float(np.ptp(raw_TK2, axis=1).max(-1).mean())
+    speed = _median5(_speed(raw_TK2, times_s))
+    still = (speed[:-2] < STILL) & (speed[1:-1] < STILL) & (speed[2:] < STILL)
+    still[:4] = False  # a filter that has just begun
+    bend = points_TK2[2:] - 2 * points_TK2[1:-1] + points_TK2[:-2]
+    if still.sum() < 8:
+        return float("nan")
+    return 1e3 * float(np.sqrt((bend[still] ** 2).sum(-1).mean())) / size
+
+
+def depths(points_TK2: F32, raw_TK2: F32) -> list[float]:
+    """Of each blink and each opening of the mouth in the raw points: the share of it that is left in points_TK2."""
+    found = []
+    for part, opens in (("eye", -1.0), ("mouth", 1.0)):
+        raw, seen = (opens * _opening(points, part) for points in (raw_TK2, points_TK2))
+        away, left = raw - np.median(raw), seen - np.median(seen)
+        least = max(STANDS_OUT[0] * float(np.ptp(raw)), STANDS_OUT[1] * abs(float(np.median(raw))))
+        i = 1
+        while i < len(away) - 1:
+            if away[i] > least and away[i] >= away[i - 1] and away[i] >= away[i + 1]:
+                found.append(float(left[i - 1 : i + 3].max() / away[i]))
+                i += 2
+            i += 1
+    return found
+
+
+def _opening(points_TK2: F32, part: str) -> F64:
+    """(T,) px between upper and lower lids, mean of both eyes, or lips."""
+    gap = points_TK2[:, _UPPER[part]] - points_TK2[:, _LOWER[part]]
+    return np.asarray(np.linalg.norm(gap, axis=-1).mean(1), np.float64)
+
+
+def _speed(points_TK2: F32, times_s: F64) -> F64:
+    """(T,) RMS of the motion that all points share, face sizes a second; 0 in the first frame."""
+    flat = points_TK2.astype(np.float64).view(np.complex128)[..., 0]
+    center = flat.mean(1, keepdims=True)
+    shape = flat - center
+    size = 2 * np.sqrt((np.abs(shape) ** 2).mean(1))
+    turned = (np.conj(shape[:-1]) * shape[1:]).sum(1) / np.maximum((np.abs(shape[:-1]) ** 2).sum(1), 1e-12)
+    moved = shape[:-1] * turned[:, None] + center[1:] - flat[:-1]
+    speed = np.sqrt((np.abs(moved) ** 2).mean(1)) / np.maximum(size[1:], 1e-12) / np.maximum(np.diff(times_s), 1e-6)
+    return np.concatenate([[0.0], speed])
+
+
+def _median5(values: Floats) -> F64:
+    return np.array([np.median(values[max(0, i - 2) : i + 3]) for i in range(len(values))])
