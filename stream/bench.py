@@ -327,9 +327,9 @@ def steady_clips(clips: list[Path]) -> tuple[float, float]:
                 ratios.append(jitters[1] / jitters[0])
                 said = f"raw {jitters[0]:.2f}  smoothed {jitters[1]:.2f}  ratio {ratios[-1]:.2f}"
                 print(f"    {clip.name[:40]:40} face {id_}  {said}", flush=True)
-    means = tuple(float(np.mean(found)) if found else float("nan") for found in (ratios, left))
-    print(f"  mean ratio {means[0]:.2f}; of {len(left)} blinks and openings {means[1]:.2f} is left")
-    return means
+    ratio, share = (float(np.mean(found)) if found else float("nan") for found in (ratios, left))
+    print(f"  mean ratio {ratio:.2f}; of {len(left)} blinks and openings {share:.2f} is left")
+    return ratio, share
 
 
 def followed(clip: Path, smooth: bool) -> dict[int, dict[float, F32]]:
