@@ -204,10 +204,13 @@ def solid_of(rgb: U8, points: F32, models: MeshModels) -> Solid | None:
     edge_of_picture = np.column_stack([np.cos(angles), np.sin(angles)]) * OUT_HW[0] + OUT_HW[0] / 2
     back_V3 = np.column_stack([edge_of_picture, np.full(len(OVAL), face_V3[:, 2].max() + 4 * half)])
     oval, head = np.array(OVAL), N_MESH + np.arange(len(OVAL))
+    face = _delaunay(front_V3[:, :2])
+    # where the edge is hollow, these would span what lies beside the face
+    face = face[~np.isin(face, oval).all(1)]
     solid = Solid(
         warp(rgb, crop, OUT_HW),
         np.concatenate([face_V3, head_V3, back_V3]),
-        _delaunay(front_V3[:, :2]),
+        face,
         _strip(oval, head),
         _strip(head, head + len(OVAL)),
         np.zeros((0, 3)),

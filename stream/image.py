@@ -52,7 +52,8 @@ def bgr_of(picture: Image.Image) -> U8:
 
 def write_image(path: Path, bgr: U8) -> None:
     """bgr: (H, W, 3) uint8; the kind comes from the path's ending."""
-    good, data = cv2.imencode(path.suffix, bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    is_jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
+    good, data = cv2.imencode(path.suffix, bgr, [cv2.IMWRITE_JPEG_QUALITY, 95] if is_jpeg else [])
     if not good:
         raise LineamentError(f"cannot write {path}: OpenCV does not encode {path.suffix}; use .png or .jpg")
     try:
