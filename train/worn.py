@@ -33,8 +33,8 @@ _CLOTH: tuple[Rgb, ...] = (
     (200, 170, 140),
     (90, 120, 80),
 )
-_LENGTHS = {"finger": (0.9, 1.7), "arm": (1.5, 3.0)}
-"""least and greatest, in eye distances"""
+_FINGER, _STICK = (1.3, 2.5), (1.5, 3.0)
+"""least and greatest length, in eye distances"""
 
 
 def draw(rgb: U8, points: F32, kind: Kind, rng: random.Random) -> U8:
@@ -86,11 +86,10 @@ def _mask(rgb: U8, points: F32, camera: F64, eye_px: float, rng: random.Random) 
     canvas.paint(canvas.soft(canvas.mask([outline + 0.05 * camera[1]]), 0.05), (25, 15, 10), 0.3)
     canvas.paint(canvas.mask(straps), colour, 0.9)
     canvas.paint(cloth, colour, rng.uniform(0.93, 1.0))
-    left, right = jaw[0], jaw[-1]
-    for share in np.linspace(0.25, 0.75, rng.choice((0, 0, 3, 4)) or 1)[: rng.choice((0, 3, 4))]:
-        fold = np.linspace(left, right, 9) + share * 0.9 * camera[1]
-        sag = 0.12 * np.sin(np.linspace(0, np.pi, 9))[:, None] * camera[1]
-        line = np.concatenate([fold + sag, (fold + sag + 0.03 * camera[1])[::-1]])
+    sag = 0.12 * np.sin(np.linspace(0, np.pi, 9))[:, None] * camera[1]
+    for share in np.linspace(0.2, 0.7, rng.choice((0, 1, 3, 4))):
+        fold = np.linspace(jaw[0], jaw[-1], 9) + sag + share * camera[1]
+        line = np.concatenate([fold, (fold + 0.03 * camera[1])[::-1]])
         canvas.paint(np.minimum(canvas.mask([line]), cloth), [round(0.75 * value) for value in colour], 0.7)
     # the face's own light and shade show through
     shade = canvas.soft(cloth, 0.25)
@@ -134,9 +133,8 @@ def _hand(rgb: U8, points: F32, camera: F64, eye_px: float, rng: random.Random) 
     width = rng.uniform(0.24, 0.36) * eye_px
     fingers = []
     for i in range(rng.choice((1, 2, 3, 4, 4))):
-        start = tip + across * width * (i - 1.5) * 1.02 - along * width * rng.uniform(-0.6, 0.6)
-        length = rng.uniform(*_LENGTHS["finger"]) * eye_px * 1.5
-        fingers.append(_rounded_bar(start, start + along * length, width))
+        start = tip + across * width * (i - 1.5) * 1.02 + along * width * rng.uniform(-0.6, 0.6)
+        fingers.append(_rounded_bar(start, start + along * rng.uniform(*_FINGER) * eye_px, width))
     palm = _rounded_bar(tip + along * 1.6 * eye_px, tip + along * 4.0 * eye_px, 4.4 * width)
     canvas = Canvas(rgb, [*fingers, palm], eye_px)
     if canvas.empty:
@@ -160,7 +158,7 @@ def _microphone(rgb: U8, camera: F64, eye_px: float, rng: random.Random) -> U8:
     along = np.array([np.cos(away), np.sin(away)])
     radius = rng.uniform(0.2, 0.38) * eye_px
     ball = _rounded_bar(head, head + along * radius * rng.uniform(0.2, 1.2), 2 * radius)
-    stick = _rounded_bar(head + along * radius, head + along * rng.uniform(*_LENGTHS["arm"]) * eye_px, radius)
+    stick = _rounded_bar(head + along * radius, head + along * rng.uniform(*_STICK) * eye_px, radius)
     canvas = Canvas(rgb, [ball, stick], eye_px)
     if canvas.empty:
         return rgb
