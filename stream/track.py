@@ -376,7 +376,7 @@ class Tracker:
 
     def _is_another(self, before: F32, now: F32, frame: Frame) -> bool:
         """Whether in the place of a face stands another one; what the frame's edge cuts cannot tell."""
-        whole = max(_share_outside(_bounds(points), frame) for points in (before, now)) <= 0
+        whole = max(_share_outside(_bounds(points), frame) for points in (before, now)) <= -_ROUND_A_FACE
         return whole and self._scene.face_likeness(before, now) < SAME_FACE
 
     def _is_face(self, box_xyxy: F32, confidence: float, frame: Frame) -> bool:
@@ -406,6 +406,8 @@ class Tracker:
         followed.shown = Track(followed.id, face, points, confidence)
 
 
+_ROUND_A_FACE = 0.1
+"""of a face's size, round its points: comparing faces looks at that too, and the frame's edge may hide it"""
 _SAME_FACE = 0.4
 """two boxes whose centres lie nearer than this, in face sizes, show one face"""
 _CARRIED_S = 0.5

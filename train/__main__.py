@@ -1,13 +1,14 @@
 """Trains a landmark model.
 
 python -m train --data /path/to/WFLW
-torchrun --nproc-per-node 4 -m train --data /path/to/WFLW --batch 128
+torchrun --nproc-per-node 4 -m train --data /path/to/WFLW --batch 128 --out runs/four
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,8 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     first = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    given = sys.argv[1:] if args is None else args
+    args = [re.sub(r"^--out(?=$|=)", "--run", arg) for arg in given]  # torchrun would not let --run pass
     cfg = tyro.cli(
         Annotated[TrainConfig, tyro.conf.arg(name="")],
         args=args,

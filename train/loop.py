@@ -27,12 +27,11 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import tyro
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset
@@ -60,9 +59,9 @@ class TrainConfig:
 
     data: tuple[Path, ...]
     """Data sets: WFLW's own folder, or .csv/.jsonl lists, or folders of .pts files; several are joined."""
-    run: Annotated[Path, tyro.conf.arg(aliases=("--out",))] = Path("runs/train")
-    """Folder of this run. One that holds last.pt is resumed if its config is the same, else refused. Write --out under
-    torchrun, which takes --run for an option of its own."""
+    run: Path = Path("runs/train")
+    """Folder of this run. One that holds last.pt is resumed if its config is the same, else refused. --out is the same
+    for torchrun, which takes --run for an option of its own."""
     backbone: str = "tf_efficientnet_b5"
     """Any convolutional timm model. B5 is the largest that stays real-time at 256 px on two CPU cores."""
     pretrained: bool = True
