@@ -6,7 +6,7 @@ After 300W-LP (Zhu et al., "Face Alignment Across Large Poses: A 3D Solution", C
 depth, a ring round it stands for the sides of the head, and the picture is drawn again as seen from the side. A face
 that is turned already is turned further, so that the side that comes into view was seen. turned/labels.jsonl holds the
 points, turned along. A hidden point is where geometry has it, not where a person would mark it, so labels for training
-come from `python -m stream.label turned/`, which asks the teachers.
+come from `python -m stream.label turned/labels.jsonl`, which asks the teachers.
 
 Suffixes: V vertices, T triangles, K points.
 """

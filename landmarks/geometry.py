@@ -88,6 +88,12 @@ def frame_from_unit(crop_from_frame: F64, input_hw: tuple[int, int]) -> F64:
     return compose(invert(crop_from_frame), crop_from_unit(input_hw))
 
 
+def bounds(points: Floats) -> F32:
+    """(K, 2) points -> their (4,) box_xyxy."""
+    # ufuncs: the methods take twice as long, and a tracker asks for every face of every frame
+    return np.asarray(np.concatenate((np.minimum.reduce(points, 0), np.maximum.reduce(points, 0))), np.float32)
+
+
 def iou(box_xyxy: Floats, boxes_N4: Floats) -> Floats:
     """(N,) intersection over union of one box (4,) with each of N."""
     low, high = np.maximum(box_xyxy[:2], boxes_N4[:, :2]), np.minimum(box_xyxy[2:], boxes_N4[:, 2:])

@@ -31,7 +31,7 @@ import tyro
 
 import engines
 from engines.labelled import nme
-from landmarks.geometry import iou
+from landmarks.geometry import bounds, iou
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
 from stream.bench import machine, mediapipe_runs
@@ -232,7 +232,7 @@ def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
     labelled = list(_labelled(cfg.shared / "data/wflw-hard-dev"))
     if not labelled:
         return
-    photos = [(bgr, [np.concatenate([p.min(0), p.max(0)]) for p in points]) for bgr, points in labelled]
+    photos = [(bgr, [bounds(one) for one in points]) for bgr, points in labelled]
     count = sum(len(boxes) for _, boxes in photos)
     print(f"\nof {count} hard faces in {len(photos)} photos; a video's in its first search, turned ones in 17")
     print(f"{'':18}  upright    90   180  degrees")

@@ -41,7 +41,7 @@ import engines
 from engines import labelled
 from landmarks.card import CropScale, ModelCard
 from landmarks.command import ends_in_a_line
-from landmarks.geometry import FARTHEST_PX, apply, crop_from_frame, frame_from_unit, iou, warp
+from landmarks.geometry import FARTHEST_PX, apply, bounds, crop_from_frame, frame_from_unit, iou, warp
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
 from stream.detect import ImageDetector
@@ -141,8 +141,7 @@ class Label:
     @property
     def astray(self) -> bool:
         """Whether the points are not those of the detector's face."""
-        bounds = np.concatenate([self.points.min(0), self.points.max(0)])
-        return not iou(self.face.box_xyxy, bounds[None])[0] > ASTRAY_IOU
+        return not iou(self.face.box_xyxy, bounds(self.points)[None])[0] > ASTRAY_IOU
 
 
 class Summary(NamedTuple):
@@ -309,7 +308,7 @@ def _checked(spec: str, teachers: Sequence[Teacher], schema: Schema) -> str:
     path, shift_px = _parsed(spec, without=0.0)
     errors, poses = [], []
     for bgr, points, attributes in labelled.test_faces(Path(path), schema, shift_px):
-        face = Face(np.concatenate([points.min(0), points.max(0)]), 1.0)
+        face = Face(bounds(points), 1.0)
         (label,) = label_faces(bgr, [face], teachers, schema)
         errors.append(labelled.nme(label.points, points, schema))
         poses.append("pose" in attributes)
@@ -396,7 +395,7 @@ def _given(path: Path) -> dict[Path, list[dict[str, Any]]]:
 def _face(row: dict[str, Any], schema: Schema) -> Face:
     """Where a labelled face is."""
     points = np.array(row["points"], np.float32)
-    return Face(np.concatenate([points.min(0), points.max(0)]), 1.0, schema.roll_rad(points))
+    return Face(bounds(points), 1.0, schema.roll_rad(points))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -470,7 +469,7 @@ class _Sheet:
         card = ModelCard("sheet", self._schema.name, (_CELL_PX, _CELL_PX), 1.3)
         cell_from_frame = crop_from_frame(label.points, card)
         points = apply(cell_from_frame, label.points)
-        face = Face(np.concatenate([points.min(0), points.max(0)]), label.face.score)
+        face = Face(bounds(points), label.face.score)
         frame = Frame(warp(bgr, cell_from_frame, card.input_hw), "sheet", 0, 0.0, 0.0)
         result = Result(frame, (Track(self.seen, face, points, label.weight),))
         return draw(result, self._schema, DrawConfig(draw="both"), f"{label.disagreement:.1f} %")

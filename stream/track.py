@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, warp
 from landmarks.schema import SCHEMAS
 from landmarks.types import (
     F32,
@@ -205,7 +205,7 @@ class Tracker:
         Who is in doubt or just out of sight is looked for where expected: that is cheap, so searches may be seldom.
         """
         expected = [(self._followed[i], regions[i]) for i in sorted(awaited)]
-        asked = [(f, r) for f, r in expected if (f.doubtful or f.shown is None) and _side(_bounds(r), frame)]
+        asked = [(f, r) for f, r in expected if (f.doubtful or f.shown is None) and _side(bounds(r), frame)]
         near = self._near
         if self._search_is_due(frame.time_s) or (asked and not near):
             with _timed(ms, "detect"):
@@ -216,7 +216,7 @@ class Tracker:
         if not asked or not near:
             return None
         with _timed(ms, "check"):
-            return near(frame.bgr, [Face(_bounds(r), f.score, self._schema.roll_rad(r)) for f, r in asked])
+            return near(frame.bgr, [Face(bounds(r), f.score, self._schema.roll_rad(r)) for f, r in asked])
 
     def _search_is_due(self, time_s: float) -> bool:
         in_sight = sum(followed.shown is not None for followed in self._followed)
@@ -264,7 +264,7 @@ class Tracker:
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
         looks = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
         for (face, owner), points_frame, confidence in zip(found, *looks):
-            side = _side(_bounds(points_frame), frame)
+            side = _side(bounds(points_frame), frame)
             if side < _MIN_FACE_PX:
                 # who is followed already gets another look
                 self.unusable += not side and owner is None and confidence >= self._cfg.min_confidence
@@ -376,7 +376,7 @@ class Tracker:
 
     def _is_another(self, before: F32, now: F32, frame: Frame) -> bool:
         """Whether in the place of a face stands another one; what the frame's edge cuts cannot tell."""
-        whole = max(_share_outside(_bounds(points), frame) for points in (before, now)) <= -_ROUND_A_FACE
+        whole = max(_share_outside(bounds(points), frame) for points in (before, now)) <= -_ROUND_A_FACE
         return whole and self._scene.face_likeness(before, now) < SAME_FACE
 
     def _is_face(self, box_xyxy: F32, confidence: float, frame: Frame) -> bool:
@@ -402,7 +402,7 @@ class Tracker:
             followed.id, self._next_id = self._next_id, self._next_id + 1
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
-        face = Face(_bounds(points), followed.score, self._schema.roll_rad(points))
+        face = Face(bounds(points), followed.score, self._schema.roll_rad(points))
         followed.shown = Track(followed.id, face, points, confidence)
 
 
@@ -452,15 +452,10 @@ def _nearest_first(gaps_MN: F64, may_be_MN: NDArray[np.bool_]) -> dict[int, int]
     return matched
 
 
-def _bounds(points: F32) -> F32:
-    """(K, 2) -> (4,) xyxy."""
-    return np.concatenate((np.minimum.reduce(points, 0), np.maximum.reduce(points, 0)))
-
-
 def _boxes(points: Sequence[F32]) -> list[F32]:
-    """_bounds of each (K, 2), at once: much faster where there are many."""
+    """bounds of each (K, 2), at once: much faster where there are many."""
     if len(points) < 2:
-        return [_bounds(one) for one in points]
+        return [bounds(one) for one in points]
     stacked = np.stack(points)
     return list(np.concatenate([stacked.min(1), stacked.max(1)], 1))
 
