@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +136,9 @@ def turn_sets(cfg: TurnConfig) -> int:
     rng, models = np.random.default_rng(cfg.seed), MeshModels(iris=False)
     cfg.out.mkdir(parents=True, exist_ok=True)
     tiles: list[Tile] = []
+    part = cfg.out / "labels.jsonl.part"
     opened, picture, count, made = Path(), np.zeros((1, 1, 3), np.uint8), 0, 0
-    with (cfg.out / "labels.jsonl").open("w") as file:
+    with part.open("w") as file:
         for sample in tqdm(samples, desc="turning", disable=None, leave=False):
             if not _fit(sample, cfg):
                 continue
@@ -158,6 +160,7 @@ def turn_sets(cfg: TurnConfig) -> int:
                 if len(tiles) < 48 and rng.random() < 0.1:
                     tiles.append(Tile(turned.rgb, turned.points, f"{yaw_deg:.0f} by {by_yaw_deg:.0f}"))
             made += 1
+    os.replace(part, cfg.out / "labels.jsonl")
     log.info("%s: %d of %d faces turned, %d pictures", cfg.out, made, count, made * cfg.each)
     if cfg.sheet and tiles:
         sheet(tiles, cfg.sheet, 8)
