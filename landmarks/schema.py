@@ -54,6 +54,14 @@ class Schema:
         return points[..., self._indices[name], :]
 
     @cached_property
+    def quick(self) -> NDArray[np.bool_]:
+        """(K,) whether a point moves on its own within a frame or two: lids, pupils and lips do"""
+        quick = np.zeros(len(self), bool)
+        for name, indices in self.parts.items():
+            quick[list(indices)] = name.endswith(("_eye", "_pupil", "_lips"))
+        return quick
+
+    @cached_property
     def _eye_line(self) -> tuple[NDArray[np.intp], F32]:
         """the eyes' indices, and weights whose product with their points goes from the left centre to the right one"""
         left, right = self.parts["left_eye"], self.parts["right_eye"]

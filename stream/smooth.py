@@ -8,6 +8,7 @@ from math import exp, pi
 import numpy as np
 from numpy.typing import NDArray
 
+from landmarks.schema import WFLW98, Schema
 from landmarks.types import F32, F64
 
 C128 = NDArray[np.complex128]
@@ -24,12 +25,14 @@ class SmoothConfig:
     """Hz of cut-off gained per face size per second: high, for the motion of all points together is nearly noiseless"""
     speed_cutoff_hz: float = 2.5
     """cut-off of the velocity that beta multiplies"""
-    dead_band: float = 2.0
+    dead_band: float = 2.5
     """a speed of so many times the noise a frame counts as none"""
-    own_rest_s: float = 1.0
+    own_rest_s: float = 0.5
     """time constant of each point within the face at rest"""
-    own_noise: float = 1.2
-    """a point's deviation of so many times the noise is half believed: a blink is many times the noise"""
+    quick_noise: float = 0.9
+    """a deviation of lids, pupils or lips of so many times the noise is half believed: a blink is far more than that"""
+    own_noise: float = 2.0
+    """the same of all others, which seldom move on their own"""
     steepness: float = 4.0
     """power of that ratio: higher holds still longer and then lets go sooner"""
     noise_s: float = 3.0
@@ -52,8 +55,9 @@ class Smoother:
     few of them. The face is at rest while its velocity is within that noise; a point is, while its deviation is.
     """
 
-    def __init__(self, cfg: SmoothConfig | None = None) -> None:
+    def __init__(self, schema: Schema = WFLW98, cfg: SmoothConfig | None = None) -> None:
         self._cfg = cfg or SmoothConfig()
+        self._believable = np.where(schema.quick, self._cfg.quick_noise, self._cfg.own_noise)
         self._points: C128 | None = None
         self._raw = np.zeros(0, np.complex128)
         self._time_s = 0.0
@@ -66,7 +70,7 @@ class Smoother:
         Points that are not finite, or absurdly far away, pass unchanged; the next ones are then the first.
         """
         if not np.abs(points).max() < _FARTHEST:
-            self._points = None
+            self.forget()
             return points
         new = _complex(points)
         if self._points is None or not time_s > self._time_s:
@@ -92,9 +96,13 @@ class Smoother:
 
         # each point's own movement within the face; neighbours blink together and shimmer less so
         beside = (np.roll(own, 1) + 2 * own + np.roll(own, -1)) / 4
-        off = np.sqrt(np.abs(own * beside)) / (cfg.own_noise * noise)
+        off = np.sqrt(np.abs(own * beside)) / (self._believable * noise)
         self._points = old + follow * motion + _believed(off, _gain(dt_s, cfg.own_rest_s), cfg.steepness) * own
         return self._points.view(np.float64).reshape(-1, 2).astype(np.float32)
+
+    def forget(self) -> None:
+        """The next points are the first."""
+        self._points = None
 
     def _measured(self, noise: float, dt_s: float, size: float) -> float:
         """The face's noise in px, averaged over time."""

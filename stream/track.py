@@ -95,13 +95,13 @@ class _Followed:
     points: F32
     """(K, 2) frame px, as the model gave them: the next crop comes from these"""
     time_s: float
+    smoother: Smoother
     velocity: F32 = field(default_factory=lambda: np.zeros(2, np.float32))
     """(2,) px/s of the whole face"""
     middle: F32 = field(default_factory=lambda: np.zeros(2, np.float32))
     """(2,) frame px of the face when its velocity was last measured"""
     middle_s: float = 0.0
     """when that was"""
-    smoother: Smoother = field(default_factory=Smoother)
     id: int = 0
     """1, 2, ...; 0 for a detection that the landmark model has not confirmed yet"""
     shown: Track | None = None
@@ -116,7 +116,8 @@ class _Followed:
 
     def become_another(self) -> None:
         """In the same place stands somebody new."""
-        self.id, self.frames, self.smoother, self.velocity = 0, 0, Smoother(), np.zeros(2, np.float32)
+        self.smoother.forget()
+        self.id, self.frames, self.velocity = 0, 0, np.zeros(2, np.float32)
 
     def expected(self, time_s: float) -> F32:
         """(K, 2) frame px: the last points, carried on at the face's velocity for a while."""
@@ -194,7 +195,8 @@ class Tracker:
             (state, until_s), self._before = self._before, None
             if frame.captured_s <= until_s:
                 self._followed = [
-                    _Followed(f.score, f.points, frame.time_s, id=f.id, recalled=True) for f in state.faces
+                    _Followed(f.score, f.points, frame.time_s, Smoother(self._schema), id=f.id, recalled=True)
+                    for f in state.faces
                 ]
 
     def _detected(
@@ -271,7 +273,7 @@ class Tracker:
                 continue
             if owner is None:
                 owner = len(regions)
-                self._followed.append(_Followed(face.score, points_frame, frame.time_s))
+                self._followed.append(_Followed(face.score, points_frame, frame.time_s, Smoother(self._schema)))
                 regions.append(points_frame)
             else:
                 self._followed[owner].score = face.score
@@ -357,7 +359,8 @@ class Tracker:
         for followed, absent in zip(self._followed, newcomer):
             followed.shown = None
             if absent:  # what it did while out of sight is no motion to smooth
-                followed.smoother, followed.frames = Smoother(), 0
+                followed.smoother.forget()
+                followed.frames = 0
         may_be = ((gaps < _SAME_FACE) | np.eye(len(boxes), dtype=bool)) & seen[:, None]
         for i, j in _nearest_first(gaps, may_be).items():
             followed = self._followed[j]

@@ -34,6 +34,11 @@ def test_edges_stay_within_their_part_and_survive_a_flip(schema: Schema) -> None
     assert {frozenset((schema.flip[a], schema.flip[b])) for a, b in edges} == edges
 
 
+def test_lids_pupils_and_lips_are_quick_in_every_set_of_points() -> None:
+    assert np.flatnonzero(WFLW98.quick).tolist() == list(range(60, 98))
+    assert np.flatnonzero(IBUG68.quick).tolist() == list(range(36, 68))
+
+
 def test_ten_wflw_points_lie_on_the_midline() -> None:
     assert [i for i in range(98) if WFLW98.flip[i] == i] == [16, 51, 52, 53, 54, 57, 79, 85, 90, 94]
 

@@ -40,6 +40,18 @@ def test_an_expression_is_followed_within_a_few_frames() -> None:
     assert np.abs(out - opened).mean() < 1.5
 
 
+def test_what_seldom_moves_on_its_own_shimmers_less_and_yet_follows_a_raised_brow() -> None:
+    smooth = Smoother()
+    out = np.array([smooth(noisy(FACE, i), i / 30) for i in range(90)])
+    shimmer = np.diff(out[30:], axis=0).std((0, 2))
+    assert np.median(shimmer[:60]) < 0.9 * np.median(shimmer[60:])
+    raised = FACE.copy()
+    raised[33:51, 1] -= 9
+    for i in range(90, 94):
+        now = smooth(noisy(raised, i), i / 30)
+    assert np.abs(now - raised)[33:51, 1].mean() < 0.25 * 9
+
+
 def test_a_blink_is_not_smoothed_away() -> None:
     smooth, lids = Smoother(), [61, 62, 63, 65, 66, 67]
     shut = {30: 0.33, 31: 0.8, 32: 1.0, 33: 1.0, 34: 0.8, 35: 0.45, 36: 0.15}
