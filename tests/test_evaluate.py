@@ -23,6 +23,7 @@ from train.crops import CropConfig
 from train.data import Sample, read
 from train.evaluate import EvaluateConfig, Predict, Scores, ced, evaluate
 from train.model import LandmarkNet, NetSpec
+from train.sheet import TILE_PX
 
 INPUT_HW = (64, 64)
 
@@ -289,7 +290,7 @@ def test_the_command_scores_every_crop_and_fills_the_card_but_leaves_the_weights
     root = write_wflw(tmp_path / "set", "test", [(f"{i}.png", mean_face(45 + i)) for i in range(3)])
     path, out = tmp_path / "best.safetensors", tmp_path / "out"
     net, before = untrained(path)
-    command = [str(path), "--data", str(root), "--out", str(out), "--flip", "--device", "cpu", "--write-card"]
+    command = [str(path), "--data", str(root), "--out", str(out), "--flip", "--write-card", "--worst", "1"]
     assert evaluation.main(command) == 0
     loaded, card = model.load(path)
     assert card.weights_sha256 == before.weights_sha256
@@ -303,6 +304,8 @@ def test_the_command_scores_every_crop_and_fills_the_card_but_leaves_the_weights
     assert mean == pytest.approx(card.nme["set test, rect crop"], abs=0.01)
     for name in ("ced.png", "worst.jpg"):
         assert cv2.imread(str(out / name)) is not None
+    sheet = cv2.imread(str(out / "worst.jpg"))
+    assert sheet is not None and sheet[:, :TILE_PX].max() > 100 > sheet[:, TILE_PX + 8 :].max(), "one face, no more"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 

@@ -45,8 +45,8 @@ LIMIT = 10.0
 """percent of the inter-ocular distance at which a face counts as failed: FR@10, AUC@10"""
 CHUNK = 256
 """faces that are cut before the model sees them: 50 MB of 256-px crops"""
-WORST, TILE_HW, TILE_SCALE = 20, (256, 256), 1.5
-"""faces on the sheet of the worst, and how they are cut for it, whatever the model's own crop"""
+TILE_HW, TILE_SCALE = (256, 256), 1.5
+"""how the worst faces are cut for their sheet, whatever the model's own crop"""
 
 Predict = Callable[[U8], F32]
 """crops (N, H, W, 3) uint8 RGB -> points (N, K, 2) in unit coordinates of the crop"""
@@ -279,6 +279,8 @@ class EvaluateConfig:
     """A .jsonl of `python -m stream.label`: also with crops round a detector's boxes."""
     label_shift_px: float = 0.0
     """Taken off every label: 0.5 for sets that count from a pixel's corner, such as wflw-mini."""
+    worst: int = 20
+    """Faces on the sheet of the worst."""
     device: str = "auto"
     batch: int = 64
     write_card: bool = False
@@ -313,7 +315,7 @@ def report(cfg: EvaluateConfig) -> list[Scores]:
                 print("\n".join(one.lines()))
                 scores.append(one)
     set_name = f"{cfg.data.resolve().stem} {cfg.split}"
-    write_files(scores, samples, set_name, cfg.model, out)
+    write_files(scores, samples, set_name, cfg.model, out, cfg.worst)
     print(f"{out}: scores.json, ced.png, worst.jpg")
     if cfg.write_card:
         from train.model import write_card
@@ -335,9 +337,11 @@ def _policies(cfg: EvaluateConfig, card: ModelCard) -> Iterator[CropConfig]:
         yield replace(points, source="detector", boxes=cfg.boxes)
 
 
-def write_files(scores: Sequence[Scores], samples: Sequence[Sample], set_name: str, model: Path, out: Path) -> None:
-    """scores.json with all figures and each face's NME, ced.png, and worst.jpg: the faces that the first of scores has
-    farthest off, points found beside labels."""
+def write_files(
+    scores: Sequence[Scores], samples: Sequence[Sample], set_name: str, model: Path, out: Path, n_worst: int
+) -> None:
+    """scores.json with all figures and each face's NME, ced.png, and worst.jpg: the n_worst faces that the first of
+    scores has farthest off, points found beside labels."""
     faces = [
         {"image": sample.name, **{one.crop: round(float(one.nme[i]), 3) for one in scores}}
         for i, sample in enumerate(samples)
@@ -347,7 +351,7 @@ def write_files(scores: Sequence[Scores], samples: Sequence[Sample], set_name: s
     (out / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
     plot_ced(scores, out / "ced.png")
     first = scores[0]
-    worst = np.argsort(-first.nme, kind="stable")[:WORST].tolist()
+    worst = np.argsort(-first.nme, kind="stable")[:n_worst].tolist()
     tiles = [tile(samples[i], first.predicted[i], f"{first.nme[i]:.1f} {samples[i].name}", first.schema) for i in worst]
     sheet(tiles, out / "worst.jpg", columns=5)
 
