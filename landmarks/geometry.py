@@ -56,6 +56,12 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
     return np.column_stack([scale_xy[:, None] * level, offset])
 
 
+def mirrored(crop_from_frame: F64, input_hw: tuple[int, int]) -> F64:
+    """The (2, 3) matrix of the same crop, left and right exchanged."""
+    across = np.array([[-1.0, 0.0, input_hw[1] - 1.0], [0.0, 1.0, 0.0]])
+    return compose(across, crop_from_frame)
+
+
 def apply(matrix: F64, points: Floats) -> F32:
     """matrix: (2, 3), points: (..., 2) -> (..., 2) float32; not finite where the points are not or end too far away."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, warp
+from landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
 from landmarks.schema import SCHEMAS
 from landmarks.types import (
     F32,
@@ -127,7 +127,8 @@ class _Followed:
 class Tracker:
     """Follows the faces of one source. detector and landmarker are borrowed, not closed.
 
-    still: every frame stands alone; nothing is followed or smoothed from one to the next.
+    still: every frame stands alone; nothing is followed or smoothed from one to the next. There is time then to look at
+    the mirror image of each crop, too, and to take the mean.
 
     A face whose box or points are not finite, in a heap or absurdly far away counts as not seen in this frame, so that
     no user of a result need expect such points.
@@ -329,6 +330,8 @@ class Tracker:
         card = self._landmarker.card
         with _timed(ms, "crop"):
             matrices = [crop_from_frame(region, card, roll) for region, roll in zip(regions, rolls_rad)]
+            if self._still:
+                matrices += [mirrored(matrix, card.input_hw) for matrix in matrices]
         if self._on_frame is not None:
             with _timed(ms, "landmark"):
                 points_unit, confidences = self._on_frame(frame.bgr, matrices)
@@ -339,6 +342,11 @@ class Tracker:
             with _timed(ms, "landmark"):
                 points_unit, confidences = self._landmarker(rgb_NHWC)
         points = [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip(matrices, points_unit)]
+        if self._still:
+            n, flip = len(regions), np.array(self._schema.flip)
+            with np.errstate(over="ignore", invalid="ignore"):
+                points = [np.asarray((seen + twin[flip]) / 2, np.float32) for seen, twin in zip(points[:n], points[n:])]
+            confidences = (confidences[:n] + confidences[n:]) / 2
         return points, [float(confidence) for confidence in confidences]
 
     def _update(

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+import engines
+from landmarks.schema import WFLW98
 from landmarks.types import F32, U8, Face, Frame, Landmarks, Track
 from stream.track import TrackConfig, Tracker, TrackerState
 from tests.blobs import BlobDetector, BlobLandmarker, NearBlobDetector, scene, template
@@ -229,6 +231,30 @@ def test_pictures_that_stand_alone_share_nothing() -> None:
     assert [t.id for t in a] == [t.id for t in b] == [1]
     assert abs(center(b[0])[0] - center(a[0])[0] - 10) < 1, "no smoothing between pictures"
     assert detector.calls == 2
+
+
+class Known(BlobDetector):
+    """Says where the one face is, however the picture looks."""
+
+    def __init__(self, box_xyxy: tuple[float, float, float, float], roll_rad: float) -> None:
+        super().__init__()
+        self.face = Face(np.array(box_xyxy, np.float32), 0.9, roll_rad)
+
+    def __call__(self, bgr: U8) -> tuple[Face, ...]:
+        return (self.face,)
+
+
+def test_a_picture_and_its_mirror_image_get_the_same_points(astronaut: U8) -> None:
+    width = astronaut.shape[1]
+    seen = []
+    with engines.load("student-fast", "openvino") as landmarker:
+        for bgr, box, roll_rad in (
+            (astronaut, (175, 60, 275, 170), 0.1),
+            (np.ascontiguousarray(astronaut[:, ::-1]), (width - 1 - 275, 60, width - 1 - 175, 170), -0.1),
+        ):
+            track = Tracker(Known(box, roll_rad), landmarker, still=True)
+            seen.append(track(Frame(bgr, "photo", 0, 0.0, 0.0)).tracks[0].points)
+    assert np.abs(WFLW98.flipped(seen[1], width) - seen[0]).max() < 0.1
 
 
 def test_faces_come_in_the_order_of_their_ids_and_never_more_than_asked() -> None:
