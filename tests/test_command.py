@@ -70,6 +70,7 @@ def test_what_goes_well_and_what_is_a_bug_pass() -> None:
         "engines.build --model {}",
         "engines.build --model {}.onnx",
         "engines.bench {}",
+        "engines.compare {}",
         "engines.adopt {}",
         "train --data {}",
         "train.data check {}",

@@ -1,0 +1,144 @@
+"""Models and peers in one table: size, milliseconds a crop, and how good they are on labelled faces.
+
+    python -m engines.compare student student-fast pfld.onnx --data wflw-mini wflw-hard-dev --label-shift-px 0.5 0
+
+Each model gets the crop that its card asks for. Times are of one call of one crop, from crop in memory to points in
+memory; models take turns (see engines.timing), and the first is what the others are compared with.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+import engines
+from engines.bench import machine
+from engines.timing import in_turns
+from landmarks.card import ModelCard
+from landmarks.command import ends_in_a_line
+from landmarks.schema import SCHEMAS
+from landmarks.types import Landmarker
+from train.crops import CropConfig
+from train.data import read
+from train.evaluate import Predict, Scores, evaluate
+
+POSE = "pose"
+"""WFLW's name for large poses"""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compares models with one another, peers in the form that `python -m engines.adopt` gives them among them."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Names of models that ship, or model files. The others' times are compared with the first one's."""
+    data: tuple[Path, ...] = ()
+    """Labelled folders, such as WFLW: NME, FR@10 and NME of the large poses are of their test lists, of crops round the
+    points, not levelled."""
+    label_shift_px: tuple[float, ...] = (0.0,)
+    """Taken off every label: one number, or one a folder; 0.5 for sets that count from a pixel's corner."""
+    device: str = "auto"
+    """Where they run; 'openvino' is f32 on every processor."""
+    n: int = 60
+    """Calls by model that count."""
+
+    def __post_init__(self) -> None:
+        if len(self.label_shift_px) not in (1, len(self.data)):
+            raise ValueError(
+                f"label_shift_px has {len(self.label_shift_px)} numbers for {len(self.data)} folders; "
+                "give one, or one a folder"
+            )
+        if self.n < 1 or not self.models:
+            raise ValueError(f"give at least one model, and n of at least 1; got {len(self.models)} and {self.n}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one model came to."""
+
+    name: str
+    size_mb: float | None
+    """of its file; None for one that is no file of ours"""
+    card: ModelCard
+    ms: tuple[float, float]
+    """p50 and p95 of one crop"""
+    scores: tuple[Scores, ...]
+    """a folder each"""
+
+
+@ends_in_a_line
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    cfg = tyro.cli(CompareConfig, args=args, prog="python -m engines.compare", description=CompareConfig.__doc__)
+    print(machine())
+    print("\n".join(table(compare(cfg), cfg)))
+    return 0
+
+
+def compare(cfg: CompareConfig) -> list[Row]:
+    """Opens, times and scores every model. Raises LineamentError for one that cannot be had."""
+    from engines.export import real_crops
+
+    with ExitStack() as stack:
+        opened = [stack.enter_context(engines.load(model, cfg.device)) for model in cfg.models]
+        calls = [partial(landmarker, real_crops(landmarker.card, 1)) for landmarker in opened]
+        times_ms = np.percentile(in_turns(calls, cfg.n), (50, 95), axis=1).T
+        return [
+            Row(model, _size_mb(model), landmarker.card, (p50, p95), _scores(landmarker, cfg))
+            for model, landmarker, (p50, p95) in zip(cfg.models, opened, times_ms.tolist())
+        ]
+
+
+def table(rows: Sequence[Row], cfg: CompareConfig) -> list[str]:
+    """rows as lines of Markdown."""
+    sets = [f"{path.resolve().name}: NME | FR@10 | {POSE}" for path in cfg.data]
+    head = ["model", "MB", "crop", "ms, p50 / p95", f"of {Path(rows[0].name).stem}'s", *sets]
+    lines = [f"{cfg.n} calls by model, in turns, device {cfg.device}", "", f"| {' | '.join(head)} |"]
+    lines.append("|---" * (len(head) + 2 * len(sets)) + "|")
+    for row in rows:
+        cells = [
+            Path(row.name).stem,
+            "-" if row.size_mb is None else f"{row.size_mb:.1f}",
+            f"{row.card.input_hw[1]} px",
+            f"{row.ms[0]:.2f} / {row.ms[1]:.2f}",
+            f"{row.ms[0] / rows[0].ms[0]:.2f}",
+        ]
+        for score in row.scores:
+            pose = score.by_subset().get(POSE)
+            cells += [f"{score.total.nme:.2f}", f"{score.total.failures:.1f}", f"{pose.nme:.2f}" if pose else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _scores(landmarker: Landmarker, cfg: CompareConfig) -> tuple[Scores, ...]:
+    card = landmarker.card
+    schema, crop = SCHEMAS[card.schema], CropConfig(scale=card.crop_scale, level=False)
+    shifts = cfg.label_shift_px * (len(cfg.data) if len(cfg.label_shift_px) == 1 else 1)
+    found = []
+    for path, shift in zip(cfg.data, shifts):
+        samples = [sample for sample in read(path, "test", schema) if np.isfinite(sample.points).all()]
+        found.append(evaluate(samples, _of(landmarker), card.input_hw, crop, schema, label_shift_px=shift))
+    return tuple(found)
+
+
+def _of(landmarker: Landmarker) -> Predict:
+    return lambda rgb: landmarker(rgb).points_unit
+
+
+def _size_mb(model: str) -> float | None:
+    """As it ships; None of the mesh, whose files are mediapipe's."""
+    path = engines.CHECKPOINTS.get(model, Path(model).expanduser())
+    return path.stat().st_size / 1e6 if path.is_file() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
