@@ -59,9 +59,9 @@ class StreamConfig:
     cameras: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Several sources from a YAML file, with a name and outputs each; docs/cameras.md has an example."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = engines.DEFAULT
-    """The landmark model: 'student', small and fast; 'b5', large and more accurate, once `make engine` has built it;
-    'mesh', MediaPipe's; 'mesh-fast', that without its iris model; or a file: a .engine or .onnx that `make engine`
-    wrote, or a .safetensors that `make train` wrote, which needs PyTorch."""
+    """The landmark model: 'student'; 'student-fast', smaller; 'b5', large, once `make engine` has built it; 'mesh',
+    MediaPipe's; 'mesh-fast', that without its iris model; or a file: a .engine or .onnx that `make engine` wrote, or a
+    .safetensors that `make train` wrote, which needs PyTorch."""
     device: str = "auto"
     """Where the model runs: cpu, cuda, or a runtime's name (openvino, onnxruntime, tensorrt, torch). 'auto' takes the
     best there is and says so when that is not the usual; a named device never falls back."""

@@ -346,7 +346,7 @@ class Tracker:
             n, flip = len(regions), np.array(self._schema.flip)
             with np.errstate(over="ignore", invalid="ignore"):
                 points = [np.asarray((seen + twin[flip]) / 2, np.float32) for seen, twin in zip(points[:n], points[n:])]
-            confidences = (confidences[:n] + confidences[n:]) / 2
+            confidences = np.asarray((confidences[:n] + confidences[n:]) / 2, np.float32)
         return points, [float(confidence) for confidence in confidences]
 
     def _update(
