@@ -29,9 +29,9 @@ class SmoothConfig:
     """a speed of so many times the noise a frame counts as none"""
     own_rest_s: float = 0.5
     """time constant of each point within the face at rest"""
-    quick_noise: float = 0.9
+    quick_noise: float = 0.7
     """a deviation of lids, pupils or lips of so many times the noise is half believed: a blink is far more than that"""
-    own_noise: float = 2.0
+    own_noise: float = 2.5
     """the same of all others, which seldom move on their own"""
     steepness: float = 4.0
     """power of that ratio: higher holds still longer and then lets go sooner"""

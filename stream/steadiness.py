@@ -13,8 +13,9 @@ from landmarks.types import F32, F64, Floats
 
 STILL = 0.12
 """face sizes a second, below which a head is nearly still"""
-STANDS_OUT = (0.35, 0.25)
-"""an opening's extreme counts as a blink or an opened mouth from this share of its range, and of its median, on"""
+STANDS_OUT = (0.35, 0.25, 0.01)
+"""an opening's extreme counts as a blink or an opened mouth from this share of its range, of its median and of the
+face's size on; less than the last is half a pixel of a small face, and shimmer"""
 
 _LEFT, _RIGHT, _LIPS = (WFLW98.parts[part] for part in ("left_eye", "right_eye", "inner_lips"))
 _UPPER = {"eye": [*_LEFT[1:4], *_RIGHT[1:4]], "mouth": [*_LIPS[1:4]]}
@@ -26,23 +27,23 @@ def jitter(points_TK2: F32, raw_TK2: F32, times_s: F64) -> float:
 
     raw_TK2: the same face unsmoothed, which says where the head is still. nan where it never is.
     """
-    size = float(np.ptp(raw_TK2, axis=1).max(-1).mean())
     speed = _median5(_speed(raw_TK2, times_s))
     still = (speed[:-2] < STILL) & (speed[1:-1] < STILL) & (speed[2:] < STILL)
     still[:4] = False  # a filter that has just begun
     bend = points_TK2[2:] - 2 * points_TK2[1:-1] + points_TK2[:-2]
     if still.sum() < 8:
         return float("nan")
-    return 1e3 * float(np.sqrt((bend[still] ** 2).sum(-1).mean())) / size
+    return 1e3 * float(np.sqrt((bend[still] ** 2).sum(-1).mean())) / _size(raw_TK2)
 
 
 def depths(points_TK2: F32, raw_TK2: F32) -> list[float]:
     """Of each blink and each opening of the mouth in the raw points: the share of it that is left in points_TK2."""
-    found = []
+    found, size = [], _size(raw_TK2)
     for part, opens in (("eye", -1.0), ("mouth", 1.0)):
         raw, seen = (opens * _opening(points, part) for points in (raw_TK2, points_TK2))
         away, left = raw - np.median(raw), seen - np.median(seen)
-        least = max(STANDS_OUT[0] * float(np.ptp(raw)), STANDS_OUT[1] * abs(float(np.median(raw))))
+        scales = np.ptp(raw), abs(np.median(raw)), size
+        least = max(share * float(scale) for share, scale in zip(STANDS_OUT, scales))
         i = 1
         while i < len(away) - 1:
             if away[i] > least and away[i] >= away[i - 1] and away[i] >= away[i + 1]:
@@ -50,6 +51,11 @@ def depths(points_TK2: F32, raw_TK2: F32) -> list[float]:
                 i += 2
             i += 1
     return found
+
+
+def _size(points_TK2: F32) -> float:
+    """Longer side of the face's bounds, px, on average."""
+    return float(np.ptp(points_TK2, axis=1).max(-1).mean())
 
 
 def _opening(points_TK2: F32, part: str) -> F64:
