@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from landmarks.command import ends_in_a_line
 from landmarks.types import LineamentError
-from train.model import read_weights, write_atomically
+from train.model import in_order, read_weights, write_atomically
 from train.native import timm
 
 OPEN = 4.0
@@ -66,13 +66,9 @@ def main(args: list[str] | None = None) -> int:
 def load_in_order(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """state into net by name, or, where names differ, in order, if every shape is right. A classifier is left out."""
     own = net.state_dict()
-    if not own.keys() <= state.keys():
-        state = dict(zip(own, state.values()))
-    if wrong := [name for name in own if name not in state or state[name].shape != own[name].shape]:
-        raise LineamentError(
-            f"{path} does not fit: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]}; check --small"
-        )
-    net.load_state_dict({name: state[name] for name in own})
+    if own.keys() <= state.keys():
+        state = {name: state[name] for name in own}
+    net.load_state_dict(in_order(own, state, path))
 
 
 @torch.no_grad()

@@ -252,14 +252,21 @@ def load_initial(net: LandmarkNet, path: Path) -> None:
     }
     backbone = [name for name in own if name.startswith("backbone.")]
     if len(fitting) < len(backbone) / 4:
-        fitting = dict(zip(backbone, state.values()))
-        if len(fitting) < len(backbone) or any(own[name].shape != value.shape for name, value in fitting.items()):
-            raise LineamentError(
-                f"{path} does not fit {net.spec.backbone}, by name or in order; is it of another model?"
-            )
+        fitting = in_order({name: own[name] for name in backbone}, state, path)
     net.load_state_dict(
         {name: value.float() if value.is_floating_point() else value for name, value in fitting.items()}, strict=False
     )
+
+
+def in_order(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The first tensors of state, under own's names. Raises LineamentError, which names path, where a shape differs."""
+    named = dict(zip(own, state.values()))
+    if wrong := [name for name in own if name not in named or named[name].shape != own[name].shape]:
+        raise LineamentError(
+            f"{path} does not fit, by name or in order: {len(wrong)} of {len(own)} tensors differ, the first is "
+            f"{wrong[0]}; is it of another model?"
+        )
+    return named
 
 
 def _flat(name: str) -> str:
