@@ -29,7 +29,7 @@ help:
 	@echo 'make stream ARGS="--help"      everything it can do: outputs, drawing, tracking'
 	@echo 'make demo                      the demo in your browser; SHARE=1 gives a public link, ARGS="--help" shows the rest'
 	@echo 'make bench-demo                its latency from browser frame to drawn frame; needs chromium'
-	@echo 'make engine                    the fastest engines this machine can run of student and b5: TensorRT, or for the CPU'
+	@echo 'make engine                    the fastest engines this machine can run of the models that ship: TensorRT, or for the CPU'
 	@echo 'make engine MODEL=a.safetensors  the same of a model of your own'
 	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
 	@echo 'make bench-engines MODEL=a.safetensors  one model by every runtime here; DATA=/path/to/WFLW adds its error'

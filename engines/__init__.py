@@ -20,12 +20,15 @@ log = logging.getLogger(__name__)
 DEFAULT = "student"
 MODELS = {
     "student": "a small net taught by larger ones on photos without labels; it also tells whether a face is there",
+    "student-fast": "a smaller one, taught the same: less than half the time, less accurate",
     "b5": "EfficientNet-B5 with Wing loss, the most accurate that ships; `make engine` builds it for a machine, once",
     "mesh": "the face mesh and iris models inside the optional package mediapipe, mapped to the 98 points",
     "mesh-fast": "the same without the iris model: half the time, pupils and lids less exact",
 }
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-CHECKPOINTS = {name: WEIGHTS / f"{name}-wflw98.safetensors" for name in ("student", "b5")}
+STUDENTS = ("student", "student-fast")
+"""those that ship as .onnx, too"""
+CHECKPOINTS = {name: WEIGHTS / f"{name}-wflw98.safetensors" for name in (*STUDENTS, "b5")}
 """the trained models that ship"""
 BUILT = Path(__file__).resolve().parent.parent / "out" / "engines"
 """where `make engine` puts what it builds of them, and notes which file is the fastest here"""
@@ -41,7 +44,7 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
         .engine       auto, cuda, tensorrt: TensorRT, on the kind of GPU that it was built for
         .safetensors  auto, torch: PyTorch, on the GPU if there is one; cpu, cuda
 
-    The student takes the devices of an .onnx; on auto and cpu it runs in bf16 where the processor is made for that, on
+    The students take the devices of an .onnx; on auto and cpu they run in bf16 where the processor is made for that, on
     openvino in f32, the same on all. The b5 is the fastest file that `make engine` built of it here, and takes the
     devices of that; until it is built, its checkpoint runs by PyTorch.
 
@@ -51,8 +54,8 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}, wanted at least 1, or None for the runtime's own choice")
-    if model == "student":
-        return _load_onnx(WEIGHTS / "student-wflw98.onnx", device, threads, "auto")
+    if model in STUDENTS:
+        return _load_onnx(WEIGHTS / f"{model}-wflw98.onnx", device, threads, "auto")
     if model == "b5":
         model = str(fastest_built("b5") or _checkpoint("b5"))
     if model in MODELS:

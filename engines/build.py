@@ -1,6 +1,6 @@
 """From a trained model to the fastest engine that this machine can run, proven and timed.
 
-    make engine                                     # the models that ship: student and b5
+    make engine                                     # the models that ship: student, student-fast and b5
     make engine MODEL=runs/train/best.safetensors
     python -m engines.build --model best.safetensors --target tensorrt-rtx
 
@@ -54,8 +54,8 @@ class BuildConfig:
     """Builds the fastest engine for this machine, checks it against PyTorch and says how fast it is."""
 
     model: Path | None = None
-    """A .safetensors of `make train`, an .onnx with a model card, or 'student' or 'b5', which ship; by default both of
-    these. 'b5-untrained': an EfficientNet-B5 of random weights."""
+    """A .safetensors of `make train`, an .onnx with a model card, or one that ships: 'student', 'student-fast', 'b5';
+    by default all of these. 'b5-untrained': an EfficientNet-B5 of random weights."""
     out: Path | None = None
     """Folder for the engines; beside the model if not said, out/engines for those that ship."""
     target: Target = "auto"

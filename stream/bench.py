@@ -147,7 +147,8 @@ class Run(NamedTuple):
 
 def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int], Run]]:
     contenders: dict[str, Callable[[Path, int], Run]] = {
-        "lineament": lambda path, faces: _run_ours(path, faces, engines.load(engines.DEFAULT))
+        "lineament": lambda path, faces: _run_ours(path, faces, engines.load(engines.DEFAULT)),
+        "lineament fast": lambda path, faces: _run_ours(path, faces, engines.load("student-fast")),
     }
     if "mesh" in engines.ready():
         contenders["lineament mesh"] = lambda path, faces: _run_ours(path, faces, engines.load("mesh"))

@@ -142,7 +142,7 @@ def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.Capt
     assert "no model at" in said[0] and "neither a .safetensors" in said[1] and len(said) == 2
 
 
-def test_without_a_model_both_that_ship_are_built(
+def test_without_a_model_all_that_ship_are_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built: list[tuple[Path, Path]] = []

@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
     cfg = config(
         folder,
         backbone="mobilenetv4_conv_small",
-        init=engines.CHECKPOINTS["student"],
+        init=engines.CHECKPOINTS["student-fast"],
         presence=True,
         input_px=112,
         crop=CropConfig(scale=1.2),

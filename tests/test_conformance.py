@@ -77,6 +77,7 @@ CASES: dict[str, Callable[[Path], Landmarker]] = {
     "onnxruntime, one thread": by("onnxruntime", threads=1),
     "torch": by_torch("cpu"),
     "student": lambda folder: engines.load("student"),
+    "student-fast": lambda folder: engines.load("student-fast"),
     "tensorrt, played by numpy": lambda folder: engines.load(str(engine_file(folder / "tint.engine"))),
 }
 MESHES: dict[str, Callable[[Path], Landmarker]] = {
