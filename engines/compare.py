@@ -21,14 +21,12 @@ import tyro
 
 import engines
 from engines.bench import machine
+from engines.labelled import scores_on
 from engines.timing import in_turns
 from landmarks.card import ModelCard
 from landmarks.command import ends_in_a_line
-from landmarks.schema import SCHEMAS
 from landmarks.types import Landmarker
-from train.crops import CropConfig
-from train.data import read
-from train.evaluate import Predict, Scores, evaluate
+from train.evaluate import Scores
 
 POSE = "pose"
 """WFLW's name for large poses"""
@@ -120,18 +118,9 @@ def table(rows: Sequence[Row], cfg: CompareConfig) -> list[str]:
 
 
 def _scores(landmarker: Landmarker, cfg: CompareConfig) -> tuple[Scores, ...]:
-    card = landmarker.card
-    schema, crop = SCHEMAS[card.schema], CropConfig(scale=card.crop_scale, level=False)
     shifts = cfg.label_shift_px * (len(cfg.data) if len(cfg.label_shift_px) == 1 else 1)
-    found = []
-    for path, shift in zip(cfg.data, shifts):
-        samples = [sample for sample in read(path, "test", schema) if np.isfinite(sample.points).all()]
-        found.append(evaluate(samples, _of(landmarker), card.input_hw, crop, schema, label_shift_px=shift))
-    return tuple(found)
-
-
-def _of(landmarker: Landmarker) -> Predict:
-    return lambda rgb: landmarker(rgb).points_unit
+    scorers = [scores_on(path, landmarker.card, False, shift) for path, shift in zip(cfg.data, shifts)]
+    return tuple(score(landmarker) for score in scorers)
 
 
 def _size_mb(model: str) -> float | None:

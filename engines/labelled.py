@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from landmarks.card import ModelCard
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, U8, Landmarker, LineamentError
+
+if TYPE_CHECKING:
+    from train.evaluate import Scores
 
 
 def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float = 0.0) -> U8:
@@ -42,16 +46,24 @@ def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0
 
     cache: a folder in which the crops stay, so that the next landmarker need not cut them again.
     """
+    scores = scores_on(data, card, True, label_shift_px, cache)
+    return lambda landmarker: scores(landmarker).total.nme
+
+
+def scores_on(
+    data: Path, card: ModelCard, level: bool, label_shift_px: float = 0.0, cache: Path | None = None
+) -> Callable[[Landmarker], Scores]:
+    """A function that scores any landmarker with such a card on the test list's points crop, levelled or not."""
     from train.crops import CropConfig
     from train.data import read
     from train.evaluate import evaluate
 
     schema = SCHEMAS[card.schema]
     samples = [sample for sample in read(data, "test", schema) if np.isfinite(sample.points).all()]
-    crop = CropConfig(scale=card.crop_scale)
+    crop = CropConfig(scale=card.crop_scale, level=level)
 
-    def nme(landmarker: Landmarker) -> float:
-        scores = evaluate(
+    def scores(landmarker: Landmarker) -> Scores:
+        return evaluate(
             samples,
             lambda rgb: landmarker(rgb).points_unit,
             card.input_hw,
@@ -60,9 +72,8 @@ def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0
             label_shift_px=label_shift_px,
             cache=cache,
         )
-        return scores.total.nme
 
-    return nme
+    return scores
 
 
 def test_faces(data: Path, schema: Schema, label_shift_px: float = 0.0) -> Iterator[tuple[U8, F32, frozenset[str]]]:

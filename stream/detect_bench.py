@@ -65,6 +65,8 @@ class DetectBenchConfig:
     """Which parts to run, in this order."""
     shared: Path = Path(os.environ.get("LINEAMENT_SHARED", "../shared"))
     """The development data; parts that need what is not there say so."""
+    model: str = engines.DEFAULT
+    """The landmark model that runs end to end on the hard faces."""
     sheet: Path | None = None
     """Write a picture of the pieces without a face, to look at, with what was taken for one."""
 
@@ -243,7 +245,7 @@ def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
             for turns in (0, 1, 2)
         ]
         print(f"{name:18}{hits[0]:9}{hits[1]:6}{hits[2]:6}", flush=True)
-    with engines.load(engines.DEFAULT) as landmarker, ImageDetector() as detector:
+    with engines.load(cfg.model) as landmarker, ImageDetector() as detector:
         follow = Tracker(detector, landmarker, TrackConfig(max_faces=0), still=True)
         errors: list[float] = []
         for (bgr, truths), (_, boxes) in zip(labelled, photos):
@@ -252,7 +254,7 @@ def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
             errors += [nme(track.points, truth, WFLW98) for track, truth in zip(found, truths) if track]
     missed, failed = count - len(errors), sum(error > 10 for error in errors)
     print(
-        f"end to end, image detector and {engines.DEFAULT}: {missed} of {count} get no landmarks; NME of the others "
+        f"end to end, image detector and {cfg.model}: {missed} of {count} get no landmarks; NME of the others "
         f"{np.mean(errors):.2f}, FR@10 with the missed {100 * (missed + failed) / count:.1f} %"
     )
 

@@ -127,8 +127,8 @@ class _Followed:
 class Tracker:
     """Follows the faces of one source. detector and landmarker are borrowed, not closed.
 
-    still: every frame stands alone; nothing is followed or smoothed from one to the next. There is time then to look at
-    the mirror image of each crop, too, and to take the mean.
+    still: every frame stands alone; nothing is followed or smoothed from one to the next. The points of each
+    crop are then averaged with those of its mirror image, at twice the time.
 
     A face whose box or points are not finite, in a heap or absurdly far away counts as not seen in this frame, so that
     no user of a result need expect such points.

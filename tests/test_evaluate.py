@@ -309,6 +309,11 @@ def test_the_command_scores_every_crop_and_fills_the_card_but_leaves_the_weights
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_a_sheet_of_no_faces_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match="worst must be at least 1, got 0"):
+        EvaluateConfig(Path("best.safetensors"), Path("set"), worst=0)
+
+
 def test_new_figures_replace_those_of_the_same_name_alone() -> None:
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=INPUT_HW))
     card = model.new_card(net, "tiny", 1.3)

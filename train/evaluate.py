@@ -287,6 +287,10 @@ class EvaluateConfig:
     """Put the figures into the model file's card; the weights stay the same. Off, because evaluating
     must not change the file."""
 
+    def __post_init__(self) -> None:
+        if self.worst < 1:
+            raise ValueError(f"worst must be at least 1, got {self.worst}")
+
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
