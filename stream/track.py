@@ -46,7 +46,7 @@ class TrackConfig:
     stand alone show every face."""
     every: int = 10
     """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most. Six times
-    a second while nobody is in sight or somebody is lost; with 1, every frame."""
+    a second while nobody is in sight or somebody is lost, and after a gap of more than 0.2 s; with 1, every frame."""
     min_confidence: float = 0.5
     """Of the landmark model, 0..1: below it a face counts as not seen in this frame."""
     patience_s: float = 1.5
@@ -118,6 +118,10 @@ class _Followed:
         """In the same place stands somebody new."""
         self.smoother.forget()
         self.id, self.frames, self.velocity = 0, 0, np.zeros(2, np.float32)
+
+    def may_be_elsewhere(self, time_s: float) -> bool:
+        """Out of sight, or not looked at since long before: a camera that stalls skips frames."""
+        return self.shown is None or time_s - self.time_s > _AWAITED_S
 
     def expected(self, time_s: float) -> F32:
         """(K, 2) frame px: the last points, carried on at the face's velocity for a while."""
@@ -205,10 +209,13 @@ class Tracker:
     ) -> tuple[Face, ...] | None:
         """What the detector says of this frame, or of where it is asked; None where it rests.
 
-        Who is in doubt or just out of sight is looked for where expected: that is cheap, so searches may be seldom.
+        Who is in doubt, just out of sight or not looked at for a while is looked for where expected: that is cheap, so
+        searches may be seldom.
         """
         expected = [(self._followed[i], regions[i]) for i in sorted(awaited)]
-        asked = [(f, r) for f, r in expected if (f.doubtful or f.shown is None) and _side(bounds(r), frame)]
+        asked = [
+            (f, r) for f, r in expected if (f.doubtful or f.may_be_elsewhere(frame.time_s)) and _side(bounds(r), frame)
+        ]
         near = self._near
         if self._search_is_due(frame.time_s) or (asked and not near):
             with _timed(ms, "detect"):
@@ -222,7 +229,7 @@ class Tracker:
             return near(frame.bgr, [Face(bounds(r), f.score, self._schema.roll_rad(r)) for f, r in asked])
 
     def _search_is_due(self, time_s: float) -> bool:
-        in_sight = sum(followed.shown is not None for followed in self._followed)
+        in_sight = sum(not followed.may_be_elsewhere(time_s) for followed in self._followed)
         if in_sight and in_sight == len(self._followed):
             return self._since_search >= self._cfg.every and in_sight < self._limit
         # also when time has gone back
@@ -253,7 +260,8 @@ class Tracker:
         gaps = _gaps(boxes, _boxes(regions))
         # whose velocity was wrong is nearer to where it was
         nearest = np.minimum(gaps, _gaps(boxes, _boxes([followed.points for followed in self._followed])))
-        reach = np.array([_SAME_FACE if followed.shown else _SAME_FACE_UNSEEN for followed in self._followed])
+        unseen = [followed.may_be_elsewhere(frame.time_s) for followed in self._followed]
+        reach = np.where(unseen, _SAME_FACE_UNSEEN, _SAME_FACE)
         owners = _nearest_first(nearest, nearest < reach)
         strayed = [
             (faces[k], i)
@@ -424,7 +432,8 @@ _SAME_FACE = 0.4
 _CARRIED_S = 0.5
 """for so long a face out of sight is expected to go on as it went"""
 _AWAITED_S = 0.2
-"""for so long it is looked at there in every frame; then only searches find it"""
+"""for so long it is looked at there in every frame; then only searches find it. After so long between two frames, so
+may be a face in sight"""
 _PAUSE_S = 0.16
 """between searches while nobody is in sight, or somebody is lost"""
 _SLID_OFF = 0.2
@@ -439,7 +448,7 @@ _SHORTEST_S = 0.02
 _YOUNG_FRAMES = 5
 """until then a face's velocity is a guess"""
 _SAME_FACE_UNSEEN = 1.5
-"""the same for a face out of sight, which may have gone anywhere near"""
+"""the same for a face that nobody has looked at for a while, which may have gone anywhere near"""
 _SETTLED = 0.08
 """a face whose centre moved less than this between two looks, in face sizes, has been found"""
 _MAX_LOOKS = 3

@@ -57,6 +57,6 @@ def mjpeg_server(pictures: Sequence[U8], fps: float = 10.0) -> Iterator[str]:
 
 
 def turning_head(size_hw: tuple[int, int] = (480, 640), fps: float = 10.0) -> list[U8]:
-    """The part of the sample in which the face does not leave the picture."""
+    """The part of the sample in which the face stays near, so that a tracker that comes back always finds it again."""
     sample = Sample(size_hw)
-    return [np.ascontiguousarray(sample.render(round(i * sample.fps / fps))) for i in range(round(5.5 * fps))]
+    return [np.ascontiguousarray(sample.render(round(i * sample.fps / fps))) for i in range(round(2 * fps))]

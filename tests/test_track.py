@@ -164,6 +164,23 @@ def test_a_face_gone_for_long_comes_back_as_somebody_new() -> None:
     assert first not in back
 
 
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize("frames", [1, 12])
+@pytest.mark.parametrize(("stall_s", "apart"), [(0.25, 0.6), (0.5, 0.6), (0.5, 1.2), (1.4, 1.2)])
+def test_a_face_that_moves_while_the_camera_stalls_keeps_its_id(
+    stall_s: float, apart: float, frames: int, near: bool
+) -> None:
+    detector = NearBlobDetector() if near else BlobDetector()
+    track = Tracker(detector, BlobLandmarker(), TrackConfig())
+    for i in range(frames):
+        assert [t.id for t in track(scene([(80, 100), (240, 100)], i)).tracks] == [1, 2]
+    moved = scene([(80 + 40 * apart, 110), (240, 100 + 40 * apart)], frames)
+    tracks = track(replace(moved, time_s=frames / 30 + stall_s)).tracks
+    assert [t.id for t in tracks] == [1, 2]
+    assert np.abs(center(tracks[0]) - (80 + 40 * apart, 110)).max() < 2
+    assert np.abs(center(tracks[1]) - (240, 100 + 40 * apart)).max() < 2
+
+
 def test_a_face_keeps_its_id_over_a_resume_and_no_id_is_given_twice() -> None:
     track, _, _ = tracker()
     for i in range(5):
