@@ -11,11 +11,11 @@ WAIT_S = 120.0
 """a generous bound, for a crowded machine is late: whatever takes longer hangs"""
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Returns once it is true; fails when that takes too long."""
+def until(true: Callable[[], bool], told: Callable[[], object] = lambda: "") -> None:
+    """Returns once it is true; where that takes too long, fails with what is told."""
     deadline_s = time.monotonic() + WAIT_S
     while not true():
-        assert time.monotonic() < deadline_s, "waited in vain"
+        assert time.monotonic() < deadline_s, f"waited in vain: {told()}"
         time.sleep(0.01)
 
 
