@@ -26,6 +26,7 @@ from engines.timing import in_turns
 from landmarks.card import ModelCard
 from landmarks.command import ends_in_a_line
 from landmarks.types import Landmarker
+from train.data import shift_of_each
 from train.evaluate import Scores
 
 POSE = "pose"
@@ -42,18 +43,14 @@ class CompareConfig:
     """Labelled folders, such as WFLW: NME, FR@10 and NME of the large poses are of their test lists, of crops round the
     points, not levelled."""
     label_shift_px: tuple[float, ...] = (0.0,)
-    """Taken off every label: one number, or one a folder; 0.5 for sets that count from a pixel's corner."""
+    """Taken off every label: one number, or one a set; 0.5 for sets that count from a pixel's corner."""
     device: str = "auto"
     """Where they run; 'openvino' is f32 on every processor."""
     n: int = 60
     """Calls by model that count."""
 
     def __post_init__(self) -> None:
-        if len(self.label_shift_px) not in (1, len(self.data)):
-            raise ValueError(
-                f"label_shift_px has {len(self.label_shift_px)} numbers for {len(self.data)} folders; "
-                "give one, or one a folder"
-            )
+        shift_of_each(self.label_shift_px, self.data)
         if self.n < 1 or not self.models:
             raise ValueError(f"give at least one model, and n of at least 1; got {len(self.models)} and {self.n}")
 
@@ -118,8 +115,8 @@ def table(rows: Sequence[Row], cfg: CompareConfig) -> list[str]:
 
 
 def _scores(landmarker: Landmarker, cfg: CompareConfig) -> tuple[Scores, ...]:
-    shifts = cfg.label_shift_px * (len(cfg.data) if len(cfg.label_shift_px) == 1 else 1)
-    scorers = [scores_on(path, landmarker.card, False, shift) for path, shift in zip(cfg.data, shifts)]
+    sets = zip(cfg.data, shift_of_each(cfg.label_shift_px, cfg.data))
+    scorers = [scores_on(path, landmarker.card, False, shift_px) for path, shift_px in sets]
     return tuple(score(landmarker) for score in scorers)
 
 

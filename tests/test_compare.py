@@ -38,7 +38,7 @@ def test_the_command_prints_the_machine_and_names_what_it_cannot_do(capsys: pyte
     assert "cores" in capsys.readouterr().out.splitlines()[0]
     assert main(["nobody"]) == 1
     assert "no model is called 'nobody'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="2 numbers for 1 folders"):
+    with pytest.raises(ValueError, match="2 numbers for 1 data sets"):
         CompareConfig(("student",), (Path("a"),), (0.5, 0.0))
     with pytest.raises(LineamentError):
         compare(CompareConfig(("student-fast",), (Path("absent"),), n=1))

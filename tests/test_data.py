@@ -15,7 +15,7 @@ from landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
 from landmarks.types import F32, LineamentError
 from tests.labelled import mean_face, sample, write_wflw
 from train import data
-from train.data import Problem, group_of, hold_out, read
+from train.data import Problem, group_of, hold_out, read, shift_of_each
 
 K = len(WFLW98)
 
@@ -317,6 +317,14 @@ def test_a_bad_pts_file_is_refused_by_its_name(tmp_path: Path) -> None:
 
 
 # ---- holding out
+
+
+def test_a_label_shift_is_one_for_all_sets_or_one_for_each() -> None:
+    roots = [Path("a"), Path("b"), Path("c")]
+    assert shift_of_each((0.5,), roots) == (0.5, 0.5, 0.5)
+    assert shift_of_each((0, 0.5, 1), roots) == (0, 0.5, 1)
+    with pytest.raises(ValueError, match="2 numbers for 3 data sets; give one, or one a set"):
+        shift_of_each((0, 0.5), roots)
 
 
 def test_held_out_faces_share_no_picture_with_the_rest_and_none_is_lost() -> None:

@@ -157,9 +157,17 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
 
 
 def read_sets(roots: Sequence[Path], label_shift_px: Sequence[float], schema: Schema) -> list[list[Sample]]:
-    """The training split of each data set, less its label shift; one number serves all."""
-    shifts = label_shift_px if len(label_shift_px) > 1 else [*label_shift_px] * len(roots)
-    return [shifted(read(root, "train", schema), px) for root, px in zip(roots, shifts)]
+    """The training split of each data set, less its label shift."""
+    return [shifted(read(root, "train", schema), px) for root, px in zip(roots, shift_of_each(label_shift_px, roots))]
+
+
+def shift_of_each(label_shift_px: Sequence[float], roots: Sequence[Path]) -> tuple[float, ...]:
+    """One number serves all data sets. Raises ValueError where there is neither one nor one a set."""
+    if len(label_shift_px) not in (1, len(roots)):
+        raise ValueError(
+            f"label_shift_px has {len(label_shift_px)} numbers for {len(roots)} data sets; give one, or one a set"
+        )
+    return tuple(label_shift_px) * (len(roots) if len(label_shift_px) == 1 else 1)
 
 
 def shifted(samples: Sequence[Sample], px: float) -> list[Sample]:

@@ -43,7 +43,7 @@ from landmarks.types import F32, LineamentError
 from train import metrics
 from train.augment import Augment, AugmentConfig
 from train.crops import CropConfig, Crops
-from train.data import Sample
+from train.data import Sample, shift_of_each
 from train.heads import HeadName
 from train.model import LandmarkNet, NetSpec, load_initial, new_card, offline_weights, predictor, save, write_atomically
 from train.native import timm
@@ -137,8 +137,7 @@ class TrainConfig:
             )
         if not 0 <= self.hold_out < 1:
             raise ValueError(f"hold_out must lie within 0..1, got {self.hold_out}")
-        if len(self.label_shift_px) not in (1, len(self.data)):
-            raise ValueError(f"label_shift_px has {len(self.label_shift_px)} numbers for {len(self.data)} data sets")
+        shift_of_each(self.label_shift_px, self.data)
         if self.schema not in SCHEMAS:
             raise ValueError(f"unknown schema {self.schema!r}, wanted one of {sorted(SCHEMAS)}")
 

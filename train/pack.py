@@ -29,7 +29,7 @@ from landmarks.geometry import apply
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, U8, LineamentError
 from train.crops import CropConfig, wide_view
-from train.data import PACKED_LIST, Sample, group_of, read_sets
+from train.data import PACKED_LIST, Sample, group_of, read_sets, shift_of_each
 
 log = logging.getLogger("lineament")
 
@@ -61,8 +61,7 @@ class PackConfig:
                 f"piece_mb {self.piece_mb}, quality {self.quality}, input_px {self.input_px}: "
                 "wanted at least 1, 1 to 100, at least 32"
             )
-        if len(self.label_shift_px) not in (1, len(self.data)):
-            raise ValueError(f"label_shift_px has {len(self.label_shift_px)} numbers for {len(self.data)} data sets")
+        shift_of_each(self.label_shift_px, self.data)
         if self.schema not in SCHEMAS:
             raise ValueError(f"unknown schema {self.schema!r}, wanted one of {sorted(SCHEMAS)}")
 
