@@ -260,8 +260,9 @@ class Tracker:
         gaps = _gaps(boxes, _boxes(regions))
         # whose velocity was wrong is nearer to where it was
         nearest = np.minimum(gaps, _gaps(boxes, _boxes([followed.points for followed in self._followed])))
-        unseen = [followed.may_be_elsewhere(frame.time_s) for followed in self._followed]
-        reach = np.where(unseen, _SAME_FACE_UNSEEN, _SAME_FACE)
+        patience_s = self._cfg.patience_s  # after longer, who stands elsewhere is somebody else
+        anywhere = [f.may_be_elsewhere(frame.time_s) and frame.time_s - f.time_s <= patience_s for f in self._followed]
+        reach = np.where(anywhere, _SAME_FACE_UNSEEN, _SAME_FACE)
         owners = _nearest_first(nearest, nearest < reach)
         strayed = [
             (faces[k], i)

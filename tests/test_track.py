@@ -181,6 +181,15 @@ def test_a_face_that_moves_while_the_camera_stalls_keeps_its_id(
     assert np.abs(center(tracks[1]) - (240, 100 + 40 * apart)).max() < 2
 
 
+@pytest.mark.parametrize(("apart_px", "ids"), [(0, {1}), (48, {2})])
+def test_after_a_stall_beyond_patience_only_who_stayed_in_place_keeps_the_id(apart_px: int, ids: set[int]) -> None:
+    track, _, _ = tracker(patience_s=1.5)
+    for i in range(5):
+        track(scene([(100, 100)], i))
+    frames = [replace(scene([(100 + apart_px, 100)], i), time_s=5 + i / 30) for i in range(10)]
+    assert {t.id for frame in frames for t in track(frame).tracks} == ids
+
+
 def test_a_face_keeps_its_id_over_a_resume_and_no_id_is_given_twice() -> None:
     track, _, _ = tracker()
     for i in range(5):
