@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -107,11 +108,12 @@ class Guard:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Of all files in it; others may delete some meanwhile."""
+    """Of all files in it; others may delete files and folders meanwhile, which os.walk passes over."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
 
 

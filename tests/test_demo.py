@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import cv2
@@ -501,6 +503,25 @@ def test_uploads_are_refused_while_the_store_is_full(tmp_path: Path) -> None:
     assert answer(guard, "/gradio_api/upload", headers) == 204
     (tmp_path / "b").write_bytes(bytes(200_000))
     assert answer(guard, "/gradio_api/upload", headers) == 507
+
+
+def test_an_upload_is_taken_while_another_visitor_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for visitor in ("ann", "bob"):
+        (tmp_path / visitor).mkdir()
+        (tmp_path / visitor / "a.png").write_bytes(bytes(5))
+    stat = os.stat
+
+    def meanwhile(path: str | Path, **how: Any) -> os.stat_result:
+        """Whoever's file is looked at first, the other one leaves."""
+        for one, other in (("ann", "bob"), ("bob", "ann")):
+            if str(path) == str(tmp_path / one / "a.png"):
+                shutil.rmtree(tmp_path / other, ignore_errors=True)
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", meanwhile)
+    guard = Guard(through, tmp_path, Limits(store_mb=1))
+    assert answer(guard, "/gradio_api/upload", {b"content-length": b"10"}) == 204
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_uploads_under_way_count_as_much_as_what_already_lies_there(tmp_path: Path) -> None:
