@@ -116,7 +116,7 @@ def table(rows: Sequence[Row], cfg: CompareConfig) -> list[str]:
 
 def _scores(landmarker: Landmarker, cfg: CompareConfig) -> tuple[Scores, ...]:
     sets = zip(cfg.data, shift_of_each(cfg.label_shift_px, cfg.data))
-    scorers = [scores_on(path, landmarker.card, False, shift_px) for path, shift_px in sets]
+    scorers = [scores_on(path, landmarker.card, level=False, label_shift_px=px) for path, px in sets]
     return tuple(score(landmarker) for score in scorers)
 
 

@@ -46,12 +46,12 @@ def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0
 
     cache: a folder in which the crops stay, so that the next landmarker need not cut them again.
     """
-    scores = scores_on(data, card, True, label_shift_px, cache)
+    scores = scores_on(data, card, level=True, label_shift_px=label_shift_px, cache=cache)
     return lambda landmarker: scores(landmarker).total.nme
 
 
 def scores_on(
-    data: Path, card: ModelCard, level: bool, label_shift_px: float = 0.0, cache: Path | None = None
+    data: Path, card: ModelCard, *, level: bool, label_shift_px: float = 0.0, cache: Path | None = None
 ) -> Callable[[Landmarker], Scores]:
     """A function that scores any landmarker with such a card on the test list's points crop, levelled or not."""
     from train.crops import CropConfig

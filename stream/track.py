@@ -120,7 +120,7 @@ class _Followed:
         self.id, self.frames, self.velocity = 0, 0, np.zeros(2, np.float32)
 
     def may_be_elsewhere(self, time_s: float) -> bool:
-        """Out of sight, or not looked at since long before: a camera that stalls skips frames."""
+        """Out of sight, or not seen for a while because no frame came: a camera stalls, a model warms up."""
         return self.shown is None or time_s - self.time_s > _AWAITED_S
 
     def expected(self, time_s: float) -> F32:
@@ -209,13 +209,10 @@ class Tracker:
     ) -> tuple[Face, ...] | None:
         """What the detector says of this frame, or of where it is asked; None where it rests.
 
-        Who is in doubt, just out of sight or not looked at for a while is looked for where expected: that is cheap, so
-        searches may be seldom.
+        Who is in doubt or just out of sight is looked for where expected: that is cheap, so searches may be seldom.
         """
         expected = [(self._followed[i], regions[i]) for i in sorted(awaited)]
-        asked = [
-            (f, r) for f, r in expected if (f.doubtful or f.may_be_elsewhere(frame.time_s)) and _side(bounds(r), frame)
-        ]
+        asked = [(f, r) for f, r in expected if (f.doubtful or f.shown is None) and _side(bounds(r), frame)]
         near = self._near
         if self._search_is_due(frame.time_s) or (asked and not near):
             with _timed(ms, "detect"):
@@ -433,8 +430,8 @@ _SAME_FACE = 0.4
 _CARRIED_S = 0.5
 """for so long a face out of sight is expected to go on as it went"""
 _AWAITED_S = 0.2
-"""for so long it is looked at there in every frame; then only searches find it. After so long between two frames, so
-may be a face in sight"""
+"""for so long it is looked at there in every frame; then only searches find it. A gap between frames that is
+longer leaves every face to a search"""
 _PAUSE_S = 0.16
 """between searches while nobody is in sight, or somebody is lost"""
 _SLID_OFF = 0.2
@@ -449,7 +446,7 @@ _SHORTEST_S = 0.02
 _YOUNG_FRAMES = 5
 """until then a face's velocity is a guess"""
 _SAME_FACE_UNSEEN = 1.5
-"""the same for a face that nobody has looked at for a while, which may have gone anywhere near"""
+"""the same for a face that was not seen for a while, which may have gone anywhere near"""
 _SETTLED = 0.08
 """a face whose centre moved less than this between two looks, in face sizes, has been found"""
 _MAX_LOOKS = 3
