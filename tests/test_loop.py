@@ -183,12 +183,13 @@ def test_interrupted_and_resumed_is_as_good_as_never_interrupted(tmp_path: Path,
     assert done.returncode == 0, done.stderr
 
 
-def interrupt_and_resume(folder: Path, workers: int) -> None:
-    """Trains with a break and without one; the weights must be the same."""
+def interrupt_and_resume(folder: Path, workers: int, device: str = "cpu") -> None:
+    """Trains with a break and without one; the weights must be the same, on a GPU the losses nearly."""
     samples = faces(folder, 12)
     # its stochastic depth is alive, unlike that of a net of few blocks: what it draws must be drawn again
-    live = {"backbone": "mobilenetv4_conv_small", "drop_path": 0.2, "workers": workers}
-    whole = fit(config(folder, run=folder / "a" / "run", **live), samples, [])
+    live = {"backbone": "mobilenetv4_conv_small", "drop_path": 0.2, "workers": workers, "device": device, "amp": "off"}
+    with recorded() as losses:
+        whole = fit(config(folder, run=folder / "a" / "run", **live), samples, [])
     cfg = config(folder, run=folder / "b" / "run", **live)
     step, taken = loop.Run.step, 0
 
@@ -204,10 +205,19 @@ def interrupt_and_resume(folder: Path, workers: int) -> None:
             fit(cfg, samples, [])
     finally:
         loop.Run.step = step  # type: ignore[method-assign]
-    resumed = fit(cfg, samples, [])
+    with recorded() as resumed_losses:
+        resumed = fit(cfg, samples, [])
     assert resumed.epochs == 3
+    if device != "cpu":  # it adds up in no fixed order
+        assert resumed_losses == pytest.approx(losses[5:], rel=0.02)
+        return
     ours, theirs = weights(resumed.best), weights(whole.best)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_resumed_run_takes_the_steps_of_one_that_was_not_stopped(tmp_path: Path) -> None:
+    interrupt_and_resume(tmp_path, 0, "cuda")
 
 
 class Gpus:

@@ -534,6 +534,32 @@ def test_a_bar_shows_the_progress(exported: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.gpu
+def test_on_a_gpu_a_captured_graph_carries_what_the_memory_holds_at_each_launch() -> None:
+    with Cuda() as cuda:
+        stream, sent, got = cuda.stream(), cuda.pinned((5,), np.float32), cuda.pinned((5,), np.float32)
+        memory = cuda.memory(sent.nbytes)
+
+        def there_and_back() -> None:
+            cuda.upload(memory, sent, stream)
+            cuda.download(got, memory, stream)
+
+        graph = cuda.captured(stream, there_and_back)
+        for value in (1, 2):
+            sent[:] = value
+            cuda.launch(graph, stream)
+            cuda.wait(stream)
+            assert (got == value).all()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_memory_that_it_does_not_have_is_refused_and_what_it_has_can_still_be_had() -> None:
+    with Cuda() as cuda:
+        with pytest.raises(LineamentError, match="the GPU has no memory left"):
+            cuda.memory(2**50)
+        assert cuda.memory(64)
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_an_engine_agrees_with_pytorch_on_crops_and_on_frames(astronaut: U8, tmp_path: Path) -> None:
     if not installed("tensorrt"):
         pytest.skip("needs tensorrt: pip install -r requirements-gpu.txt")

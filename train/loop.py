@@ -292,18 +292,18 @@ class Run:
             with torch.autocast(here.device.type, self.dtype) if self.dtype else nullcontext():
                 raw, presence = self.stepper(rgb)
             loss = self._loss(raw, presence, points, weight)
-        # one exchange for both, so that all processes stop after the same step
-        total, stop = _summed(torch.stack([loss.detach(), loss.new_tensor(float(self.stop))]), here)
-        self.stop = stop > 0
-        if not math.isfinite(total):
-            raise self._not_finite("the loss", total, batch)
         # DDP averages gradients over processes; the loss is a share of the global batch's mean
         with record_function("backward"):
             self.scaler.scale(loss * here.world).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), cfg.clip_norm))
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), cfg.clip_norm)
+        # one exchange for both, so that all processes stop after the same step; the GPU is waited for here alone
+        total, stop = _summed(torch.stack([loss.detach(), loss.new_tensor(float(self.stop))]), here)
+        self.stop = stop > 0
+        if not math.isfinite(total):
+            raise self._not_finite("the loss", total, batch)
         if not self.scaler.is_enabled() and not math.isfinite(norm):
-            raise self._not_finite("the gradient", norm, batch)
+            raise self._not_finite("the gradient", float(norm), batch)
         with record_function("optimizer"):
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -312,7 +312,7 @@ class Run:
             if self.ema:
                 self.ema.update(self.net, step)
         if self.writer and step % 10 == 0:
-            for name, value in (("loss", total), ("lr", cfg.lr * factor), ("gradient norm", norm)):
+            for name, value in (("loss", total), ("lr", cfg.lr * factor), ("gradient norm", float(norm))):
                 self.writer.add_scalar(f"step/{name}", value, step)
         return total
 
@@ -675,7 +675,8 @@ def _summed(values: Tensor, here: Here) -> list[float]:
     """values (n,), summed over all processes."""
     if here.world > 1:
         dist.all_reduce(values)
-    return [float(value) for value in values]
+    summed: list[float] = values.tolist()
+    return summed
 
 
 def _seed(seed: int) -> None:
