@@ -10,8 +10,8 @@ from demo.settings import Settings
 from landmarks.pose import aspect_ratios, head_pose
 from landmarks.schema import SCHEMAS, WFLW98, convert
 from landmarks.types import Frame, Result, Track
-from stream.detect import VideoDetector
-from stream.track import Tracker
+from stream.analyse.detect import VideoDetector
+from stream.analyse.track import Tracker
 
 
 class Analyst:

@@ -33,7 +33,7 @@ from demo.config import Limits
 from landmarks.command import ends_in_a_line
 from landmarks.types import LineamentError
 from stream.bench import machine
-from stream.sample import Sample
+from stream.read.sample import Sample
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

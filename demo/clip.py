@@ -15,10 +15,10 @@ from demo.uploads import check_clip
 from landmarks.pose import aspect_ratios, head_pose
 from landmarks.schema import WFLW98
 from landmarks.types import LineamentError, Result
-from stream.draw import draw
-from stream.pipeline import Pipeline
-from stream.sink import JsonlSink, VideoSink
-from stream.source import VideoSource
+from stream.read.source import VideoSource
+from stream.run.pipeline import Pipeline
+from stream.write.draw import draw
+from stream.write.files import JsonlSink, VideoSink
 
 OPENNESS = ("left eye", "right eye", "mouth")
 """height over width"""

@@ -29,7 +29,7 @@ from demo.settings import Settings
 from demo.uploads import decode_frame
 from demo.visitors import Door
 from landmarks.types import Frame, LineamentError, Result
-from stream.pipeline import Pipeline
+from stream.run.pipeline import Pipeline
 
 IDLE_S = 300.0
 """a view that sends nothing for so long is closed; the page opens another when it is looked at again"""

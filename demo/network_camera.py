@@ -1,4 +1,4 @@
-"""NetworkCamera: a visitor's camera address as a stream.source.Source, behind a relay and its rules."""
+"""NetworkCamera: a visitor's camera address as a stream.read.source.Source, behind a relay and its rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from demo.reach import resolve
 from demo.relay import HttpRelay, RtspRelay
 from landmarks.types import Frame, LineamentError
 from stream import MAX_PIXELS
-from stream.source import PacedSource, Source, VideoSource, redacted_spec
+from stream.read.source import PacedSource, Source, VideoSource, redacted_spec
 
 
 class NetworkCamera:

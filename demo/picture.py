@@ -18,9 +18,9 @@ from demo.settings import Settings
 from landmarks.geometry import crop_from_frame, warp
 from landmarks.schema import SCHEMAS, WFLW98, convert
 from landmarks.types import U8, Frame, LineamentError, Result
-from stream.detect import ImageDetector
-from stream.draw import draw
-from stream.track import Tracker
+from stream.analyse.detect import ImageDetector
+from stream.analyse.track import Tracker
+from stream.write.draw import draw
 
 _TIMED_RUNS = 9
 """of one model on one crop; the median counts"""

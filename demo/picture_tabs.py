@@ -14,7 +14,7 @@ from demo.controls import Controls, Values
 from demo.picture import compare, find
 from demo.uploads import read_picture
 from landmarks.types import U8, LineamentError
-from stream.sample import Sample
+from stream.read.sample import Sample
 
 _FILE = "file"
 _SAMPLES = {"One face": Sample(), "Three faces": Sample(size_hw=(540, 960), faces=3)}

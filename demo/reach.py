@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from landmarks.types import LineamentError
-from stream.source import redacted_spec
+from stream.read.source import redacted_spec
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 """the schemes that are taken, and where they listen"""

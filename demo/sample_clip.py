@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from landmarks.types import Frame, Result
-from stream.sample import Sample
-from stream.sink import VideoSink
+from stream.read.sample import Sample
+from stream.write.files import VideoSink
 
 
 class SampleClip:

@@ -30,7 +30,7 @@ from demo.models import Models
 from demo.sample_clip import SampleClip
 from demo.visitors import Door, Tabs
 from landmarks.types import LineamentError
-from stream.warm import warm_up
+from stream.analyse.warm import warm_up
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any, Self
 import engines
 from landmarks.schema import SCHEMAS, WFLW98
 from landmarks.types import LineamentError
-from stream.draw import DrawConfig
-from stream.track import TrackConfig
+from stream.analyse.track import TrackConfig
+from stream.write.draw import DrawConfig
 
 SHOWN = ("points", "curves", "boxes", "pose")
 """what can be drawn on a face"""

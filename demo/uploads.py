@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from demo.config import Limits
 from landmarks.types import U8, LineamentError
-from stream.image import bgr_of
+from stream.read.image import bgr_of
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of one picture from a webcam; the page sends far smaller ones"""

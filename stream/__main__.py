@@ -27,18 +27,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import engines
 from landmarks.command import ends_in_a_line
 from landmarks.types import Frame, LineamentError, Result
-from stream.cameras import Camera, check_outputs, named, read_cameras, with_name
-from stream.heal import HealingSource
-from stream.log import Kind, set_up
-from stream.many import Watch
-from stream.monitor import Monitor
-from stream.report import Report
-from stream.session import Session, SessionConfig
-from stream.shared import SharedLandmarker
-from stream.signals import stopped_by_signals
-from stream.sink import Sink, VideoSink, WindowSink, has_display
-from stream.source import CameraSource, Source, again, open_source, redacted_spec
-from stream.status import StatusLog, status
+from stream.analyse.batch import SharedLandmarker
+from stream.read.reconnect import ReconnectingSource
+from stream.read.source import CameraSource, Source, again, open_source, redacted_spec
+from stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
+from stream.run.session import Session, SessionConfig
+from stream.run.signals import stopped_by_signals
+from stream.run.stats import Stats
+from stream.run.supervisor import Supervisor
+from stream.watch.http import Monitor
+from stream.watch.log import Kind, set_up
+from stream.watch.status import StatusLog, status
+from stream.write.base import Sink
+from stream.write.files import VideoSink
+from stream.write.window import WindowSink, has_display
 
 log = logging.getLogger("lineament")
 
@@ -113,7 +115,7 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
-def run(cfg: StreamConfig) -> Report:
+def run(cfg: StreamConfig) -> Stats:
     """Streams one source until it ends, the window is quit, a signal comes or enough frames have come."""
     spec = cfg.source[0] if cfg.source else "auto"
     (camera,) = named([spec], [])
@@ -157,7 +159,7 @@ def run(cfg: StreamConfig) -> Report:
     log.info(session.summary(), extra={"source": camera.name, "event": "summary", **status(session)})
     if paths:
         log.info("wrote %s", ", ".join(map(redacted_spec, paths)))
-    return session.report
+    return session.stats
 
 
 def run_many(cfg: StreamConfig) -> None:
@@ -167,17 +169,17 @@ def run_many(cfg: StreamConfig) -> None:
     stopped, began_s = threading.Event(), time.monotonic()
     with ExitStack() as stack:
         landmarker = stack.enter_context(SharedLandmarker(engines.load(cfg.model, cfg.device)))
-        watch = Watch(cfg.session, cameras, landmarker)
+        supervisor = Supervisor(cfg.session, cameras, landmarker)
         sinks: list[Sink] = []
         windows = [WindowSink()] if cfg.window and has_display() else []
         tiles = [VideoSink(cfg.tiles, _TILES_FPS, live=True)] if cfg.tiles else []
         sinks += [*windows, *tiles]
         for sink in sinks:
             stack.enter_context(sink)
-        stack.enter_context(watch)
+        stack.enter_context(supervisor)
 
         def sessions() -> dict[str, Session]:
-            return {post.name: post.session for post in watch.posts}
+            return {worker.name: worker.session for worker in supervisor.workers}
 
         if cfg.monitor is not None:
             stack.enter_context(Monitor(sessions, landmarker.card, cfg.monitor, cfg.monitor_host, landmarker))
@@ -187,29 +189,31 @@ def run_many(cfg: StreamConfig) -> None:
         bar = stack.enter_context(tqdm(bar_format="{desc}", disable=_hidden(cfg), dynamic_ncols=True))
         stack.enter_context(logging_redirect_tqdm())
         ticks = 0
-        while watch.running and not stopped.is_set() and not any(window.quit for window in windows):
+        while supervisor.running and not stopped.is_set() and not any(window.quit for window in windows):
             stopped.wait(max(0.0, began_s + ticks / _TILES_FPS - time.monotonic()) if sinks else 0.2)
             ticks += 1
             if cfg.cameras and (newer_ns := _changed_ns(cfg.cameras)) not in (None, changed_ns):
                 changed_ns = newer_ns
                 try:
-                    watch.change(_cameras(cfg))
+                    supervisor.change(_cameras(cfg))
                 except LineamentError as error:
                     event = {"event": "cameras_refused"}
                     log.error("the list of cameras stays as it was: %s", error, extra=event)
             if sinks:
-                picture, now_s = watch.tiled(), time.monotonic()
+                picture, now_s = supervisor.tiled(), time.monotonic()
                 result = Result(Frame(picture, "tiles", ticks, now_s - began_s, now_s), ())
                 for sink in sinks:
                     sink.write(result, picture)
-            bar.set_description_str(" | ".join(post.live_line() for post in watch.posts))
-    for post in watch.posts:
-        says = {"source": post.name, "event": "summary", **status(post.session)}
-        log.info("%s: %s", post.name, post.session.summary(), extra=says)
+            bar.set_description_str(" | ".join(worker.live_line() for worker in supervisor.workers))
+    for worker in supervisor.workers:
+        says = {"source": worker.name, "event": "summary", **status(worker.session)}
+        log.info("%s: %s", worker.name, worker.session.summary(), extra=says)
     log.info("%d crops in %d batches", landmarker.crops, landmarker.batches)
-    failed = [post.name for post in watch.posts if post.error is not None]
+    failed = [worker.name for worker in supervisor.workers if worker.error is not None]
     if failed:
-        raise LineamentError(f"{len(failed)} of {len(watch.posts)} sources failed: {', '.join(failed)}; see above")
+        raise LineamentError(
+            f"{len(failed)} of {len(supervisor.workers)} sources failed: {', '.join(failed)}; see above"
+        )
 
 
 def _source(camera: Camera, cfg: StreamConfig) -> Source:
@@ -217,7 +221,7 @@ def _source(camera: Camera, cfg: StreamConfig) -> Source:
     spec = camera.spec
     source = open_source(spec)
     if isinstance(source, CameraSource) or "://" in spec:
-        return HealingSource(source, lambda: open_source(again(spec)), cfg.session.retry, called=camera.name)
+        return ReconnectingSource(source, lambda: open_source(again(spec)), cfg.session.retry, called=camera.name)
     return source
 
 

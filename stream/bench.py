@@ -39,14 +39,14 @@ from landmarks.geometry import apply, invert
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Frame, Landmarker, LineamentError, Result
 from stream import steadiness
-from stream.detect import VideoDetector
-from stream.draw import DrawConfig, draw
-from stream.pipeline import Pipeline
-from stream.report import Report
-from stream.sample import Sample
-from stream.sink import VideoSink
-from stream.source import PacedSource, SampleSource, VideoSource
-from stream.track import TrackConfig, Tracker
+from stream.analyse.detect import VideoDetector
+from stream.analyse.track import TrackConfig, Tracker
+from stream.read.sample import Sample
+from stream.read.source import PacedSource, SampleSource, VideoSource
+from stream.run.pipeline import Pipeline
+from stream.run.stats import Stats
+from stream.write.draw import DrawConfig, draw
+from stream.write.files import VideoSink
 
 Part = Literal["speed", "live", "steady", "memory"]
 
@@ -215,14 +215,14 @@ def _run_mediapipe(path: Path, faces: int, refine: bool) -> Run:
 
 def _stages(path: Path, faces: int) -> None:
     """One more run of ours, for where the time goes."""
-    report = Report()
+    stats = Stats()
     with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
         tracker = Tracker(detector, landmarker, TrackConfig(max_faces=faces))
         with Pipeline(VideoSource(path), tracker) as results:
             for result in results:
-                report.add(result)
+                stats.add(result)
     stages = ("capture", "detect", "crop", "landmark", "track")
-    shown = (f"{s} {report.percentile_ms(s, 50):.2f}/{report.percentile_ms(s, 95):.2f}" for s in stages)
+    shown = (f"{s} {stats.percentile_ms(s, 50):.2f}/{stats.percentile_ms(s, 95):.2f}" for s in stages)
     print(f"{'':>34} {'':>10} ms p50/p95: {'  '.join(shown)}", flush=True)
 
 
@@ -269,16 +269,16 @@ def live(cfg: BenchConfig) -> None:
         width, height = map(int, size.split("x"))
         sample = Sample(size_hw=(height, width), seconds=cfg.seconds)
         rendered = [sample.render(i) for i in range(len(sample))]
-        report = Report()
+        stats = Stats()
         with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
             source = PacedSource(SampleSource(_Rendered(sample, rendered)))
             with Pipeline(source, Tracker(detector, landmarker)) as results:
                 for result in results:
                     draw(result, WFLW98, DrawConfig(), "30 fps")
                     age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
-                    report.add(replace(result, ms={"age": age_ms}))
-        ages = " ".join(f"p{p} {report.percentile_ms('age', p):.1f}" for p in (50, 95, 99))
-        print(f"{size:>10}  n {report.frames}  {ages}  dropped {results.dropped}", flush=True)
+                    stats.add(replace(result, ms={"age": age_ms}))
+        ages = " ".join(f"p{p} {stats.percentile_ms('age', p):.1f}" for p in (50, 95, 99))
+        print(f"{size:>10}  n {stats.frames}  {ages}  dropped {results.dropped}", flush=True)
 
 
 class _Rendered(Sample):

@@ -34,9 +34,9 @@ from engines.labelled import nme
 from landmarks.geometry import bounds, iou
 from landmarks.schema import WFLW98
 from landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
+from stream.analyse.detect import ImageDetector, VideoDetector
+from stream.analyse.track import TrackConfig, Tracker
 from stream.bench import machine, mediapipe_runs
-from stream.detect import ImageDetector, VideoDetector
-from stream.track import TrackConfig, Tracker
 
 SIZES_WH = ((640, 480), (1280, 720), (1920, 1080))
 FACES_PX = (24, 32, 40, 48, 60, 80, 120, 160)

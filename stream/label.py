@@ -44,9 +44,9 @@ from landmarks.command import ends_in_a_line
 from landmarks.geometry import FARTHEST_PX, apply, bounds, crop_from_frame, frame_from_unit, iou, warp
 from landmarks.schema import SCHEMAS, Schema
 from landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
-from stream.detect import ImageDetector
-from stream.draw import DrawConfig, draw
-from stream.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
+from stream.analyse.detect import ImageDetector
+from stream.read.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
+from stream.write.draw import DrawConfig, draw
 
 log = logging.getLogger("lineament")
 

@@ -28,9 +28,10 @@ import tyro
 import engines
 from landmarks.types import U8, Frame, LineamentError, Result
 from stream.bench import machine
-from stream.cameras import Camera
-from stream.cluster import Cluster, ClusterConfig, Seat
-from stream.sink import VideoSink, letterboxed
+from stream.cluster.driver import ActorSlot, Cluster, ClusterConfig
+from stream.run.cameras import Camera
+from stream.write.encode import letterboxed
+from stream.write.files import VideoSink
 from tests.mjpeg import mjpeg_server, turning_head
 
 log = logging.getLogger("lineament")
@@ -100,20 +101,20 @@ class Demonstration:
     def run(self, third_s: float) -> dict[str, bool]:
         import ray
 
-        cluster, seats = self.cluster, self.cluster.seats
-        self._until(lambda: all(_frames(seat) > 0 and seat.state.faces for seat in seats))
+        cluster, slots = self.cluster, self.cluster.slots
+        self._until(lambda: all(_frames(slot) > 0 and slot.state.faces for slot in slots))
         self._for(third_s)
-        engine, before = cluster.engines[0], [_frames(seat) for seat in seats]
+        engine, before = cluster.engines[0], [_frames(slot) for slot in slots]
         print("killing an engine", flush=True)
         ray.kill(engine.actor, no_restart=False)
         back_s = self._until(lambda: engine.restarts == 1 and engine.status is not None and engine.status.crops > 0)
         self.promises[f"the engine answers again, {back_s:.1f} s after it was killed"] = engine.restarts == 1
         self._for(third_s)
-        went_on = all(_frames(seat) > frames for seat, frames in zip(seats, before))
-        self.promises["no camera stopped for it"] = went_on and all(seat.lives == 1 for seat in seats)
+        went_on = all(_frames(slot) > frames for slot, frames in zip(slots, before))
+        self.promises["no camera stopped for it"] = went_on and all(slot.lives == 1 for slot in slots)
 
-        first = seats[0]
-        ids, before = _ids_of(first), [_frames(seat) for seat in seats]
+        first = slots[0]
+        ids, before = _ids_of(first), [_frames(slot) for slot in slots]
         print(f"killing camera {first.camera.name}, which follows face {', '.join(map(str, ids))}", flush=True)
         ray.kill(first.actor, no_restart=False)
         back_s = self._until(lambda: first.lives == 2 and _frames(first) > 0 and bool(first.state.faces))
@@ -123,10 +124,10 @@ class Demonstration:
         kept = _ids_of(first) == ids
         self.promises[f"its face is {', '.join(map(str, ids))} as before: {', '.join(map(str, _ids_of(first)))}"] = kept
         self._for(third_s)
-        others = all(_frames(seat) > frames for seat, frames in zip(seats[1:], before[1:]))
-        self.promises["the others did not notice"] = others and all(seat.lives == 1 for seat in seats[1:])
-        rates = ", ".join(f"{s.camera.name} {s.status.fps:.1f}" for s in seats if s.status)
-        self.promises[f"all cameras run at the end: {rates} fps"] = all(s.status and s.status.fps > 0 for s in seats)
+        others = all(_frames(slot) > frames for slot, frames in zip(slots[1:], before[1:]))
+        self.promises["the others did not notice"] = others and all(slot.lives == 1 for slot in slots[1:])
+        rates = ", ".join(f"{s.camera.name} {s.status.fps:.1f}" for s in slots if s.status)
+        self.promises[f"all cameras run at the end: {rates} fps"] = all(s.status and s.status.fps > 0 for s in slots)
         print(cluster.live_line())
         return self.promises
 
@@ -165,12 +166,12 @@ def _ids(path: Path) -> list[set[int]]:
     return [{face["id"] for face in json.loads(line)["faces"]} for line in path.read_text().splitlines()]
 
 
-def _frames(seat: Seat) -> int:
-    return seat.status.frames if seat.status else 0
+def _frames(slot: ActorSlot) -> int:
+    return slot.status.frames if slot.status else 0
 
 
-def _ids_of(seat: Seat) -> list[int]:
-    return [face.id for face in seat.state.faces]
+def _ids_of(slot: ActorSlot) -> list[int]:
+    return [face.id for face in slot.state.faces]
 
 
 def _small(engines: int) -> ClusterConfig:
@@ -206,13 +207,13 @@ def measure() -> int:
 def _cost_ms(clip: Path, output: str) -> tuple[float, float]:
     """Processor time of a frame, ms: in the camera's process, in the engine's. Starting up does not count."""
     with Cluster(_small(engines=1), [Camera("clip", str(clip), (output,))]) as cluster:
-        seat, engine = cluster.seats[0], cluster.engines[0]
+        slot, engine = cluster.slots[0], cluster.engines[0]
         samples: list[tuple[int, float, float]] = []
         until_s = time.monotonic() + 5 * _PATIENCE_S
-        while not seat.done:
+        while not slot.done:
             cluster.look()
-            if seat.status and seat.status.frames > 30 and not seat.done and engine.status:
-                samples.append((seat.status.frames, seat.status.cpu_s, engine.status.cpu_s))
+            if slot.status and slot.status.frames > 30 and not slot.done and engine.status:
+                samples.append((slot.status.frames, slot.status.cpu_s, engine.status.cpu_s))
             if time.monotonic() > until_s:
                 raise LineamentError(f"{clip.name} was not done within {5 * _PATIENCE_S:.0f} s")
             time.sleep(0.1)

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from landmarks.types import Frame, Result
-from stream.sample import Sample
-from stream.sink import VideoSink
+from stream.read.sample import Sample
+from stream.write.files import VideoSink
 
 
 def png_header(width: int, height: int) -> bytes:

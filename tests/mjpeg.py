@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from landmarks.types import U8
-from stream.sample import Sample
+from stream.read.sample import Sample
 
 
 @contextmanager

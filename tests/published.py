@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from landmarks.types import Face, Frame, Result, Track
-from stream.sink import Sink
+from stream.write.base import Sink
 from tests.waiting import WAIT_S, until
 
 

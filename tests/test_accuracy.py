@@ -12,10 +12,10 @@ import engines
 from landmarks.geometry import apply, invert
 from landmarks.types import F32, Frame, Track
 from stream import bench
-from stream.detect import ImageDetector, VideoDetector
-from stream.sample import Sample
-from stream.source import ImageSource, VideoSource
-from stream.track import TrackConfig, Tracker
+from stream.analyse.detect import ImageDetector, VideoDetector
+from stream.analyse.track import TrackConfig, Tracker
+from stream.read.sample import Sample
+from stream.read.source import ImageSource, VideoSource
 from train import data, metrics
 
 SAMPLE = Sample()

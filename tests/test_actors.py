@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from landmarks.types import LineamentError
-from stream.actors import CameraActor, Engine, Job, load_ray
-from stream.cameras import Camera, in_life
-from stream.session import SessionConfig
-from stream.track import TrackerState
+from stream.analyse.track import TrackerState
+from stream.cluster.actors import CameraActor, Engine, Job, load_ray
+from stream.run.cameras import Camera, in_life
+from stream.run.session import SessionConfig
 from tests.blobs import CARD
 
 

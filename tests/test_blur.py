@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from landmarks.types import U8, Face, Frame, Result, Track
-from stream.blur import Blur
-from stream.detect import ImageDetector
-from stream.source import open_source
+from stream.analyse.detect import ImageDetector
+from stream.read.source import open_source
+from stream.write.blur import Blur
 
 ROOT = Path(__file__).resolve().parent.parent
 

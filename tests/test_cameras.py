@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landmarks.types import LineamentError
-from stream.cameras import Camera, check_outputs, named, read_cameras, with_name
-from stream.many import Watch
-from stream.session import SessionConfig
-from stream.shared import SharedLandmarker
+from stream.analyse.batch import SharedLandmarker
+from stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
+from stream.run.session import SessionConfig
+from stream.run.supervisor import Supervisor
 from tests.blobs import BlobLandmarker
 
 
@@ -95,7 +95,7 @@ def test_an_address_is_a_destination_and_takes_its_password_from_the_environment
     assert camera.outputs == ("mqtt://door:hunter2@broker/a", "virtual:/dev/video10")
     with pytest.raises(LineamentError, match=r"two outputs would write to mqtt://\*\*\*@broker/a;") as caught:
         both = [replace(camera, name=name, outputs=camera.outputs[:1]) for name in "ac"]
-        Watch(SessionConfig(), both, SharedLandmarker(BlobLandmarker()))
+        Supervisor(SessionConfig(), both, SharedLandmarker(BlobLandmarker()))
     assert "hunter2" not in str(caught.value)
     with pytest.raises(LineamentError, match=r"write to rtsp://\*\*\*@host/x; put {name} in it"):
         with_name(["rtsp://door:hunter2@host/x"], "door")

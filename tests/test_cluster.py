@@ -20,13 +20,13 @@ import pytest
 
 import engines
 from landmarks.types import Frame, LineamentError, Result
-from stream.actors import Engine, EngineStatus, RemoteLandmarker
-from stream.cameras import Camera
-from stream.cluster import Cluster, ClusterConfig, EngineSeat, Seat, _check_reachable
-from stream.sample import Sample
-from stream.session import Session, SessionConfig
-from stream.sink import VideoSink
-from stream.source import VideoSource
+from stream.cluster.actors import Engine, EngineStatus, RemoteLandmarker
+from stream.cluster.driver import ActorSlot, Cluster, ClusterConfig, EngineSlot, _check_reachable
+from stream.read.sample import Sample
+from stream.read.source import VideoSource
+from stream.run.cameras import Camera
+from stream.run.session import Session, SessionConfig
+from stream.write.files import VideoSink
 from tests.mjpeg import mjpeg_server, turning_head
 from tests.waiting import WAIT_S, until
 
@@ -124,8 +124,8 @@ def cluster(folder: Path, camera_url: str) -> Iterator[Cluster]:
     until(lambda: not of_run(mark))
 
 
-def live(cluster: Cluster) -> Seat:
-    return cluster.seats[0]
+def live(cluster: Cluster) -> ActorSlot:
+    return cluster.slots[0]
 
 
 def looking(cluster: Cluster, true: Callable[[], bool]) -> Callable[[], bool]:
@@ -144,12 +144,12 @@ def is_lost(engine: Any) -> bool:
     return False
 
 
-def frames(seat: Seat) -> int:
-    return seat.status.frames if seat.status else 0
+def frames(slot: ActorSlot) -> int:
+    return slot.status.frames if slot.status else 0
 
 
 def test_two_engines_give_a_camera_the_points_that_one_machine_gives(cluster: Cluster, folder: Path) -> None:
-    until(looking(cluster, lambda: cluster.seats[1].done))
+    until(looking(cluster, lambda: cluster.slots[1].done))
     with (
         engines.load(engines.DEFAULT, threads=1) as landmarker,
         Session(SessionConfig(), VideoSource(folder / "clip.mp4"), landmarker, (f"{folder}/alone.jsonl",)) as session,
@@ -164,7 +164,7 @@ def test_two_engines_give_a_camera_the_points_that_one_machine_gives(cluster: Cl
     assert [[face["id"] for face in faces] for faces in spread] == [[face["id"] for face in faces] for faces in alone]
     apart = [np.subtract(a["points"], b["points"]) for ours, theirs in zip(alone, spread) for a, b in zip(ours, theirs)]
     assert np.abs(apart).max() < 0.1
-    assert cluster.seats[1].error is None
+    assert cluster.slots[1].error is None
     assert all(engine.status is not None and engine.status.crops for engine in cluster.engines), "both took their share"
 
 
@@ -173,7 +173,7 @@ def test_on_one_machine_nothing_can_be_reached_from_another(cluster: Cluster) ->
 
 
 def test_an_engine_that_hangs_is_passed_over(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.actors.CALL_S", 0.5)
+    monkeypatch.setattr("stream.cluster.actors.CALL_S", 0.5)
     actors = [engine.actor for engine in cluster.engines]
     card = ray.get(actors[0].card.remote(), timeout=WAIT_S)
     crops = np.zeros((1, *card.input_hw, 3), np.uint8)
@@ -188,29 +188,29 @@ def test_an_engine_that_hangs_is_passed_over(cluster: Cluster, monkeypatch: pyte
 
 
 def test_the_loss_of_an_engine_ends_no_camera_and_it_comes_back(cluster: Cluster) -> None:
-    seat, lost = live(cluster), cluster.engines[0]
-    until(looking(cluster, lambda: frames(seat) > 3 and lost.status is not None))
-    before = frames(seat)
+    slot, lost = live(cluster), cluster.engines[0]
+    until(looking(cluster, lambda: frames(slot) > 3 and lost.status is not None))
+    before = frames(slot)
     ray.kill(lost.actor, no_restart=False)
     until(looking(cluster, lambda: lost.restarts == 1 and lost.status is not None and lost.status.crops > 0))
-    assert frames(seat) > before and seat.lives == 1 and not seat.done
+    assert frames(slot) > before and slot.lives == 1 and not slot.done
     assert "engines 2 of 2, restarts 1" in cluster.live_line()
 
 
 def test_a_camera_whose_actor_is_lost_comes_back_with_the_same_face_and_loses_nothing_written(
     cluster: Cluster, folder: Path
 ) -> None:
-    seat = live(cluster)
-    until(looking(cluster, lambda: frames(seat) > 10 and len(seat.state.faces) == 1))
-    ids = [face.id for face in seat.state.faces]
+    slot = live(cluster)
+    until(looking(cluster, lambda: frames(slot) > 10 and len(slot.state.faces) == 1))
+    ids = [face.id for face in slot.state.faces]
     before = pids("CameraActor")
-    ray.kill(seat.actor, no_restart=False)
+    ray.kill(slot.actor, no_restart=False)
     until(lambda: not before <= pids("CameraActor"))  # until then it may write
     written = (folder / "live.jsonl").read_text()
-    until(looking(cluster, lambda: seat.lives == 2 and frames(seat) > 5 and len(seat.state.faces) > 0))
-    assert [face.id for face in seat.state.faces] == ids
-    assert seat.state.next_id > 1000, "faces that came after its last word had ids that nobody heard of"
-    assert "restarts 1" in seat.live_line()
+    until(looking(cluster, lambda: slot.lives == 2 and frames(slot) > 5 and len(slot.state.faces) > 0))
+    assert [face.id for face in slot.state.faces] == ids
+    assert slot.state.next_id > 1000, "faces that came after its last word had ids that nobody heard of"
+    assert "restarts 1" in slot.live_line()
     assert (folder / "live.jsonl").read_text() == written and written.endswith("\n")
     assert json.loads((folder / "live-2.jsonl").read_text().splitlines()[-1])["faces"][0]["id"] == ids[0]
 
@@ -309,7 +309,7 @@ def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_an_engine_that_was_born_again_counts_as_restarted_and_its_crops_are_added_up() -> None:
-    seat = EngineSeat(None)
+    slot = EngineSlot(None)
     for born, crops in (("a", 3), ("a", 7), ("b", 2), ("b", 5)):
-        seat.hear(EngineStatus(born, crops, crops, 0.0))
-    assert (seat.restarts, seat.crops, seat.batches) == (1, 12, 12)
+        slot.hear(EngineStatus(born, crops, crops, 0.0))
+    assert (slot.restarts, slot.crops, slot.batches) == (1, 12, 12)

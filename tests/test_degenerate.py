@@ -24,12 +24,13 @@ from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.pose import aspect_ratios, head_pose
 from landmarks.schema import WFLW98
 from landmarks.types import F32, U8, Face, Frame, Landmarks, Result, Track
-from stream.blur import Blur
-from stream.draw import DrawConfig, draw
+from stream.analyse.smooth import Smoother
+from stream.analyse.track import TrackConfig, Tracker
 from stream.label import Teacher, label_faces
-from stream.sink import JsonLine, JsonlSink
-from stream.smooth import Smoother
-from stream.track import TrackConfig, Tracker
+from stream.write.blur import Blur
+from stream.write.draw import DrawConfig, draw
+from stream.write.files import JsonlSink
+from stream.write.json_line import JsonLine
 from tests.blobs import BlobDetector, BlobLandmarker, scene
 
 some = settings(deadline=None, max_examples=60)

@@ -21,7 +21,7 @@ from demo.network_camera import NetworkCamera
 from demo.reach import resolve
 from demo.relay import HttpRelay, RtspReplies
 from landmarks.types import LineamentError
-from stream.sample import Sample
+from stream.read.sample import Sample
 from tests.demo_files import sample_clip
 from tests.waiting import WAIT_S
 

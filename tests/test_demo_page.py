@@ -36,7 +36,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from demo.bench import browser_with_camera, chromium, free_port
 from landmarks.types import U8
-from stream.sample import Sample
+from stream.read.sample import Sample
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
 from tests.mjpeg import mjpeg_server, turning_head
 from tests.waiting import WAIT_S, until

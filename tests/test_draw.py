@@ -5,7 +5,7 @@ import pytest
 
 from landmarks.schema import IBUG68, WFLW98
 from landmarks.types import U8, Face, Frame, Result, Track
-from stream.draw import DrawConfig, draw
+from stream.write.draw import DrawConfig, draw
 from tests.blobs import template
 
 

@@ -1,7 +1,7 @@
 """Faults between a camera and us: lost and garbled packets, stalls, resets, endless and trickling answers, and lures.
 
-What tests/test_heal.py and tests/test_source.py show is not shown again: a killed, frozen, silent or babbling server,
-a wrong password, a black hole, another size and codec.
+Not shown again is what test_reconnect.py and test_source.py show: a killed, frozen, silent or babbling server, a wrong
+password, a black hole, another size and codec.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 import pytest
 
 from landmarks.types import Frame, LineamentError, Result
-from stream.heal import HealingSource, RetryConfig
-from stream.pipeline import Pipeline
-from stream.sample import Sample
-from stream.source import VideoSource, open_source
+from stream.read.reconnect import ReconnectingSource, RetryConfig
+from stream.read.sample import Sample
+from stream.read.source import VideoSource, open_source
+from stream.run.pipeline import Pipeline
 from tests.rtsp import Fault, rtsp_server, tcp_relay, tcp_server
 from tests.waiting import WAIT_S, beside
 
@@ -42,14 +42,14 @@ def no_thread_is_left() -> Iterator[None]:
     assert [thread.name for thread in threading.enumerate() if thread not in threads] == []
 
 
-def healing(url: str, timeout_s: float = 5.0) -> HealingSource:
-    return HealingSource(
+def healing(url: str, timeout_s: float = 5.0) -> ReconnectingSource:
+    return ReconnectingSource(
         VideoSource(url, timeout_s, timeout_s), lambda: VideoSource(url, timeout_s, timeout_s),
         RetryConfig(WAIT_S), patient=True,
     )  # fmt: skip
 
 
-def frames_of(source: HealingSource, n: int) -> list[Frame]:
+def frames_of(source: ReconnectingSource, n: int) -> list[Frame]:
     """n frames, whose numbers and times go on as if nothing had been."""
     frames = []
     for frame in iter(source.read, None):

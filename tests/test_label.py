@@ -21,8 +21,8 @@ import stream.label
 from landmarks.card import ModelCard
 from landmarks.schema import WFLW98
 from landmarks.types import F32, U8, Face, Landmarks, LineamentError
-from stream.image import write_image
 from stream.label import LabelConfig, Teacher, label_faces, label_folder, main
+from stream.read.image import write_image
 from tests.blobs import boxes_of, scene, template
 from train import data
 

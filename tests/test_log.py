@@ -17,15 +17,17 @@ import numpy as np
 import pytest
 
 from landmarks.types import Frame, LineamentError
-from stream.heal import HealingSource, RetryConfig
-from stream.log import JsonLines, TextLines
+from stream.read.reconnect import ReconnectingSource, RetryConfig
+from stream.watch.log import JsonLines, TextLines
 
 ROOT = Path(__file__).resolve().parent.parent
 URL = "rtsp://admin:hunter2@10.0.0.5/live?token=hunter2"
 
 
 def record(message: str, *args: object, **given: Any) -> logging.LogRecord:
-    made = logging.LogRecord("stream.heal", logging.WARNING, "heal.py", 1, message, args, given.pop("exc_info", None))
+    made = logging.LogRecord(
+        "stream.read.reconnect", logging.WARNING, "reconnect.py", 1, message, args, given.pop("exc_info", None)
+    )
     vars(made).update(given)
     return made
 
@@ -54,7 +56,12 @@ def entries(text: str) -> list[dict[str, Any]]:
 def test_a_record_is_one_json_object_with_what_extra_gave() -> None:
     said = entry(record("%s is\nback after %.1f s", "door", 1.25, source="door", event="back", down_s=1.2))
     assert said["message"] == "door is\nback after 1.2 s" and said["level"] == "warning"
-    assert (said["logger"], said["source"], said["event"], said["down_s"]) == ("stream.heal", "door", "back", 1.2)
+    assert (said["logger"], said["source"], said["event"], said["down_s"]) == (
+        "stream.read.reconnect",
+        "door",
+        "back",
+        1.2,
+    )
     assert set(said) == {"time", "level", "logger", "message", "source", "event", "down_s"}
 
 
@@ -99,7 +106,7 @@ def test_a_source_that_is_lost_and_comes_back_is_a_record_each_under_the_name_th
             return Frame(np.zeros((4, 4, 3), np.uint8), self.name, 0, 0.0, time.monotonic())
 
     cameras = iter([Camera(1), Camera(1)])
-    with HealingSource(next(cameras), lambda: next(cameras), RetryConfig(60), called="door") as source:
+    with ReconnectingSource(next(cameras), lambda: next(cameras), RetryConfig(60), called="door") as source:
         assert source.read() and source.read()
     assert [(vars(r)["source"], vars(r)["event"]) for r in caplog.records] == [("door", "lost"), ("door", "back")]
 
@@ -135,7 +142,7 @@ def test_what_cannot_be_opened_is_a_record_without_the_password() -> None:
 def test_warnings_and_what_nobody_catches_are_records_too() -> None:
     script = f"""
 import logging, threading, warnings
-from stream.log import set_up
+from stream.watch.log import set_up
 set_up("json")
 warnings.warn("old")
 logging.getLogger("somebody.else").error("theirs")
@@ -155,5 +162,5 @@ raise RuntimeError("{URL}")
 
 
 def test_text_is_the_message_alone() -> None:
-    script = "import logging\nfrom stream.log import set_up\nset_up('text')\nlogging.info('it goes')"
+    script = "import logging\nfrom stream.watch.log import set_up\nset_up('text')\nlogging.info('it goes')"
     assert run("-c", script).stderr == "it goes\n"

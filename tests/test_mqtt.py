@@ -19,9 +19,10 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from landmarks.types import LineamentError
-from stream import heal
-from stream.publish import MESSAGES, Background
-from stream.sink import JsonlSink, open_sink
+from stream.read import reconnect
+from stream.write.files import JsonlSink
+from stream.write.network import MESSAGES, Background
+from stream.write.open import open_sink
 from tests.published import feed, nothing_left, result
 from tests.waiting import WAIT_S, until
 
@@ -127,10 +128,10 @@ def test_a_frozen_broker_costs_messages_but_no_memory_and_does_not_keep_the_run_
         with opened(port) as sink:
             feed(sink, lambda: sink._up_since_s < 1e18)
             os.kill(process.pid, signal.SIGSTOP)
-            sink._carrier._line = lambda result: "x" * 2_000_000  # fills the buffers of the system
+            sink._transport._line = lambda result: "x" * 2_000_000  # fills the buffers of the system
             while sink.lost < 20:
                 sink.write(small, small.frame.bgr)
-                client = sink._carrier._client
+                client = sink._transport._client
                 assert len(sink._waiting) <= MESSAGES and (client is None or len(client._out_packet) <= 2)
         assert not sink._thread.is_alive() and sink.lost >= 20
         os.kill(process.pid, signal.SIGCONT)
@@ -139,7 +140,7 @@ def test_a_frozen_broker_costs_messages_but_no_memory_and_does_not_keep_the_run_
 def test_a_wrong_password_is_told_and_not_tried_again_soon(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heal, "_FIRST_REFUSED_PAUSE_S", 3600.0)
+    monkeypatch.setattr(reconnect, "_FIRST_REFUSED_PAUSE_S", 3600.0)
     with broker(tmp_path) as (_, port), opened(port, "hunter2") as sink:
         feed(sink, lambda: "not authorized" in caplog.text)
         feed(sink, lambda: sink.lost > 5)

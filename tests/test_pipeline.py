@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from landmarks.types import Frame, LineamentError, Result
-from stream import pipeline
-from stream.pipeline import Pipeline
+from stream.run import pipeline
+from stream.run.pipeline import Pipeline
 
 
 class CountingSource:

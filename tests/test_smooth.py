@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from landmarks.types import F32
-from stream.smooth import Smoother
+from stream.analyse.smooth import Smoother
 
 FACE = np.random.default_rng(0).uniform(0, 200, (98, 2)).astype(np.float32)
 

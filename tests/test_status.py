@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from landmarks.types import Frame, Result
-from stream import status as status_module
-from stream.session import Session, SessionConfig
-from stream.source import open_source
-from stream.status import StatusLog, no_picture, status
+from stream.read.source import open_source
+from stream.run.session import Session, SessionConfig
+from stream.watch import status as status_module
+from stream.watch.status import StatusLog, no_picture, status
 from tests.blobs import BlobLandmarker
 from tests.waiting import until
 
@@ -21,7 +21,7 @@ def a_session(frames: int = 0) -> Session:
     """Not run, but fed."""
     session = Session(SessionConfig(), open_source("sample"), BlobLandmarker(), ())
     for _ in range(frames):
-        session.report.add(Result(Frame(np.zeros((4, 4, 3), np.uint8), "clip", 0, 0.0, 0.0), (), {"age": 12.34}))
+        session.stats.add(Result(Frame(np.zeros((4, 4, 3), np.uint8), "clip", 0, 0.0, 0.0), (), {"age": 12.34}))
     return session
 
 

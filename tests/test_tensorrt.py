@@ -30,7 +30,7 @@ from engines.tensorrt_library import complaint, installed, library
 from landmarks.card import ModelCard
 from landmarks.geometry import crop_from_frame, invert, warp
 from landmarks.types import F64, U8, FrameLandmarker, Landmarks, LineamentError
-from stream.track import Tracker
+from stream.analyse.track import Tracker
 from tests.blobs import BlobDetector, BlobLandmarker, scene
 
 onnx = pytest.importorskip("onnx")

@@ -9,7 +9,7 @@ import pytest
 import engines
 from landmarks.schema import WFLW98
 from landmarks.types import F32, U8, Face, Frame, Landmarks, Track
-from stream.track import TrackConfig, Tracker, TrackerState
+from stream.analyse.track import TrackConfig, Tracker, TrackerState
 from tests.blobs import BlobDetector, BlobLandmarker, NearBlobDetector, scene, template
 
 

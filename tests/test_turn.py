@@ -16,7 +16,7 @@ from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
 from landmarks.pose import head_pose
 from landmarks.schema import WFLW98
 from landmarks.types import F32, U8, LineamentError
-from stream.image import write_image
+from stream.read.image import write_image
 
 pytestmark = pytest.mark.mesh
 

@@ -18,9 +18,10 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from landmarks.types import LineamentError
-from stream.publish import MESSAGES
-from stream.sink import JsonlSink, open_sink
-from stream.websocket import WebSocketSink
+from stream.write.files import JsonlSink
+from stream.write.network import MESSAGES
+from stream.write.open import open_sink
+from stream.write.websocket import WebSocketSink
 from tests.published import nothing_left, result
 from tests.waiting import WAIT_S, until
 

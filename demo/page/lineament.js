@@ -2,7 +2,7 @@
 // be zoomed. Frames go one at a time: the next is taken when the one before has been drawn, so none ever waits.
 window.Lineament = (() => {
   const SCHEMAS = /*SCHEMAS*/ {};
-  // one a face, reused by id; as in stream/draw.py
+  // one a face, reused by id; as in stream/write/draw.py
   const COLOURS = ["60,230,120", "50,170,255", "255,160,80", "230,110,230", "240,220,90", "70,200,210", "255,130,130", "160,240,180"];
   const LONG_SIDE = 640; // px of a frame that is sent
   const QUALITY = 0.8;

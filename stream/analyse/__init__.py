@@ -1,0 +1,1 @@
+"""From a frame to the faces in it: detecting, tracking, smoothing, batching."""

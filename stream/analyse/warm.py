@@ -1,0 +1,22 @@
+"""The first look of a process, by one thread alone, before others may look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from landmarks.card import ModelCard
+from landmarks.types import U8, Landmarks
+from stream.analyse.detect import VideoDetector
+
+
+def warm_up(landmarker: Callable[[U8], Landmarks], card: ModelCard) -> None:
+    """Runs landmarker and detector once, on black.
+
+    OpenVINO's bindings set themselves up in their first calls; two threads that make one at the same time wait for each
+    other for ever, the one with Python's lock, the other with C++'s.
+    """
+    landmarker(np.zeros((1, *card.input_hw, 3), np.uint8))
+    with VideoDetector() as find:
+        find(np.zeros((64, 64, 3), np.uint8))

@@ -1,0 +1,1 @@
+"""Cameras and models spread over the machines of a Ray cluster."""

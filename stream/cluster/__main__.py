@@ -1,0 +1,7 @@
+"""The command line of the cluster: `python -m stream.cluster --cameras cameras.yaml`."""
+
+import sys
+
+from stream.cluster.driver import main
+
+sys.exit(main())

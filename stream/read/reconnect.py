@@ -1,0 +1,204 @@
+"""Reconnecting: a camera or a stream that is lost is opened again, with growing pauses.
+
+with ReconnectingSource(open_source(url), lambda: open_source(url)) as source:
+    while (frame := source.read()) is not None:
+        ...
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+from landmarks.types import Frame, LineamentError
+from stream.read.source import RefusedError, Source
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 3.0
+"""between two tries; doubled from one to the other, and short enough to be back within 5 s of the camera's return"""
+_FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S = 60.0, 600.0
+"""the same for a wrong password: cameras lock an account after some wrong ones within minutes"""
+_JITTER = 0.25
+"""of a pause, up or down, so that many cameras behind one switch do not all come at once"""
+HELD_S = 10.0
+"""a connection that lasted as long was a good one: the pauses begin anew"""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryConfig:
+    """What to do when a live source is lost."""
+
+    retry_s: float = math.inf
+    """Try for this many seconds to get a lost camera or stream back; 0 ends the run with it. Never for a file."""
+
+    def __post_init__(self) -> None:
+        if not self.retry_s >= 0:
+            raise ValueError(f"retry_s must be 0 or more seconds, got {self.retry_s}")
+
+
+class ReconnectingSource:
+    """Any source, opened again when it is live and was lost; a source that is not live passes through.
+
+    A frame's number and time go on over the gap; its size may change. One thread reads, any may close: that ends a
+    pause, a connection that is being made and a read of a URL at once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        again: Callable[[], Source],
+        cfg: RetryConfig | None = None,
+        *,
+        patient: bool = False,
+        called: str = "",
+    ) -> None:
+        """again: makes the source anew, unopened. patient: a live source may be out of reach at the start too.
+
+        called: the `source` of its log records, where that is not the source's own name.
+        """
+        self.reconnects = 0
+        """how often it was lost and came back"""
+        self.name = source.name
+        self._called = called or source.name
+        self.live, self.still = source.live, source.still
+        self.fps, self.frame_count = source.fps, source.frame_count
+        self._source, self._again, self._cfg, self._patient = source, again, cfg or RetryConfig(), patient
+        self._closed = threading.Event()
+        self._open = False
+        self._error: LineamentError | None = None
+        self._pauses_s = pauses_s(refused=False)
+        self._down_since_s: float | None = None
+        """when it was lost; None while all is well"""
+        self._outages_s = 0.0
+        """how long those lasted that are over"""
+        self._good_since_s = math.inf
+        """when the first picture of this connection came"""
+        self._first_s: float | None = None
+        """the clock at time 0"""
+        self._next_index = self._first_index = 0
+        self._gap_s = 0.0
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no picture now, as an error says it; None while all is well."""
+        error = self._error
+        return None if error is None else str(error)
+
+    @property
+    def down_s(self) -> float:
+        """Seconds without a picture since it was lost; 0 while all is well."""
+        since_s = self._down_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds without a picture, all outages together, this one too."""
+        return self._outages_s + self.down_s
+
+    def __enter__(self) -> Self:
+        """Raises what the source raises; a patient one that may be live leaves the opening to the first read."""
+        if not (self._patient and self.live):
+            self._open_source()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self) -> Frame | None:
+        """The next frame, however long it takes. Raises when retry_s is over, or when a file is damaged."""
+        while not self._closed.is_set():
+            try:
+                if not self._open:
+                    self._open_source()
+                frame = self._source.read()
+            except LineamentError as error:
+                if not self.live:
+                    raise
+                self._lose(error)
+                continue
+            if frame is not None:
+                return self._continued(frame)
+            if not self.live or not self._cfg.retry_s:
+                break
+            if not self._closed.is_set():
+                self._lose(LineamentError(f"lost {self.name}: the sender ended it; start it again"))
+        return None
+
+    def close(self) -> None:
+        self._closed.set()
+        self._source.close()
+
+    def _open_source(self) -> None:
+        if self._error is not None:
+            self._source = self._again()
+        if self._closed.is_set():  # close() may have met the one before
+            self._source.close()
+        source = self._source.__enter__()
+        self._open = True
+        self.live, self.still, self.fps, self.frame_count = source.live, source.still, source.fps, source.frame_count
+        if self._next_index and not self.live:  # a broadcast that is over and has become a recording
+            self.close()
+
+    def _lose(self, error: LineamentError) -> None:
+        """Says so, and pauses before the next try. Raises error when there shall be none."""
+        self._source.close()
+        before, self._error, self._open = self._error, error, False
+        refused = isinstance(error, RefusedError)
+        changed = refused != isinstance(before, RefusedError)
+        now_s = time.monotonic()
+        if now_s - self._good_since_s >= HELD_S or changed:
+            self._pauses_s = pauses_s(refused)
+        self._good_since_s = math.inf
+        self._down_since_s = self._down_since_s or now_s
+        pause_s = next(self._pauses_s)
+        if self.down_s + pause_s > self._cfg.retry_s:
+            if before is None:
+                raise error
+            raise LineamentError(f"{error}; gave up after {self.down_s:.0f} s") from None
+        if before is None or changed:
+            next_try = f"next try in {pause_s:.0f} s, lest the account be locked" if refused else "trying again"
+            event = {"source": self._called, "event": "refused" if refused else "lost"}
+            log.warning("%s; %s", error, next_try, extra=event)
+        self._closed.wait(pause_s)
+
+    def _continued(self, frame: Frame) -> Frame:
+        """The frame, numbered and timed as if nothing had been lost."""
+        if self._first_s is None:
+            self._first_s = frame.captured_s - frame.time_s
+        if self._good_since_s == math.inf:
+            self._good_since_s = time.monotonic()
+            if self._error is not None:
+                self._come_back(frame)
+        self._next_index += 1
+        if not self._first_index:
+            return frame
+        return replace(frame, index=self._first_index + frame.index, time_s=self._gap_s + frame.time_s)
+
+    def _come_back(self, frame: Frame) -> None:
+        assert self._first_s is not None
+        if self._next_index:
+            self.reconnects += 1
+        event = {"source": self._called, "event": "back", "down_s": round(self.down_s, 1)}
+        log.warning("%s is back after %.1f s", self.name, self.down_s, extra=event)
+        self._outages_s += self.down_s
+        self._down_since_s = self._error = None
+        self._first_index = self._next_index - frame.index
+        self._gap_s = frame.captured_s - self._first_s - frame.time_s
+
+
+def pauses_s(refused: bool) -> Iterator[float]:
+    """Seconds between tries: doubled up to a limit, with jitter; never sooner than that after a refusal."""
+    first_s, longest_s = (
+        (_FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S) if refused else (_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+    )
+    pause_s = first_s
+    while True:
+        yield pause_s * random.uniform(1.0 if refused else 1 - _JITTER, 1 + _JITTER)
+        pause_s = min(2 * pause_s, longest_s)

@@ -1,0 +1,574 @@
+"""Where frames come from: a camera, a stream, a video file, pictures, the sample. Opening, reading, saying what failed.
+
+with open_source("clip.mp4") as source:
+    while (frame := source.read()) is not None:
+        ...
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Self, cast
+from urllib.parse import unquote
+
+import av
+import av.error
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from landmarks.types import U8, Frame, LineamentError
+from stream import MAX_PIXELS
+from stream.read.image import IMAGE_SUFFIXES, MAX_SIDE_PX, check_file, read_image, turned
+from stream.read.interrupt import Wait
+from stream.read.sample import Sample
+
+log = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
+"""the longest that a URL may take to open, and to deliver its next packet"""
+_PICTURE_TIMEOUT_S = 20.0
+"""the longest that a live stream may send without a picture in it: some cameras send a whole one every 10 s only"""
+_LEAP_S, _LEAP_BACK_S = 600.0, 1.0
+"""a file whose times leap by more than this, onwards or back, is another recording from there"""
+_LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
+_SCHEMES = _LIVE_SCHEMES | {"http", "https", "ftp", "mmsh", "mmst"}
+_CARRIERS = frozenset({"tls", "srtp", "crypto", "data", "hls", "httpproxy", "ffrtmphttp", "rtmpt", "rtmpts"})
+"""what those go through. FFmpeg is held to these and those: a playlist from afar must not name files of this machine"""
+_INDEX_AT_END = (
+    "its index stands at its end, and the server does not send files from the middle on; download it, "
+    "or put the index in front with `ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4`"
+)
+_UNKNOWN_PROTOCOL = "unknown protocol; use rtsp://, rtsps://, rtmp://, srt://, udp://, http:// or https://"
+
+
+class RefusedError(LineamentError):
+    """The other side does not accept the user name or password. To ask again soon may lock the account."""
+
+
+class Source(Protocol):
+    """Delivers frames; a context manager that opens on entry. One thread reads, any may close."""
+
+    name: str
+    """what a log may show: never a password"""
+    live: bool
+    """True: the newest frame wins. False: every frame counts. For http it is sure only once opened"""
+    still: bool
+    """each frame stands alone: nothing is tracked or smoothed from one to the next"""
+    fps: float | None
+    """known once opened, if at all"""
+    frame_count: int | None
+    """known once opened, if at all, sometimes an estimate: for progress bars"""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+    def read(self) -> Frame | None:
+        """The next frame; None at the end and after close. Raises LineamentError after READ_TIMEOUT_S of silence."""
+        ...
+
+    def close(self) -> None:
+        """May be called from any thread, and twice. A read under way ends: of a URL at once, else in its time-out."""
+        ...
+
+
+def open_source(spec: str) -> Source:
+    """What the user typed: a camera number, a URL, a path, "sample", or "" and "auto" for a camera if there is one.
+
+    Only "auto" touches anything here; the rest opens on entry.
+    """
+    if spec in ("", "auto"):
+        camera = CameraSource(0)
+        try:
+            return camera.__enter__()
+        except LineamentError as error:
+            log.warning("no camera to read (%s); showing the sample instead", str(error).split(";")[0])
+            return SampleSource()
+    if spec == "sample":
+        return SampleSource()
+    if match := re.fullmatch(r"(?:/dev/video)?(\d+)", spec):
+        return CameraSource(int(match[1]))
+    spec = without_file_scheme(spec)
+    if "://" in spec:
+        return VideoSource(spec)
+    path = Path(os.path.expanduser(spec))  # unlike Path's own it bears a user that is not there
+    if os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSource(path)
+    return VideoSource(path)
+
+
+def again(spec: str) -> str:
+    """What to open when the source of a spec was lost: an "auto" that chose a camera shall not take the sample then."""
+    return "0" if spec in ("", "auto") else spec
+
+
+def without_file_scheme(spec: str) -> str:
+    """The path of a file:// URL; any other spec as it is."""
+    return unquote(re.sub(r"^file://[^/]*|[?#].*$", "", spec)) if spec.startswith("file://") else spec
+
+
+def redacted(text: str) -> str:
+    """text without the user names, passwords and tokens of the URLs in it. When in doubt it hides too much."""
+    text = re.sub(r"://[^\s/?#:]*:\S*@", "://***@", text)
+    text = re.sub(r"://[^\s/?#]*@", "://***@", text)
+    secret = r"((?:pas|pwd|pw|usr|user|login|token|key|secret|auth|sig|cred)[^=/?&\s]*=)[^&\s]*"
+    return re.sub(secret, r"\1***", text, flags=re.IGNORECASE)
+
+
+def redacted_spec(spec: str) -> str:
+    """A whole spec as a log may show it. In redacted, which takes any text, a password would end at a space."""
+    return redacted(spec.replace(" ", "%20") if "://" in spec else spec)
+
+
+class _Source:
+    """What all sources share: one reader at a time, and a close that never pulls the device from under it."""
+
+    live = False
+    still = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fps: float | None = None
+        self.frame_count: int | None = None
+        self._index = 0
+        self._opened = False
+        self._closed = threading.Event()
+        self._busy = threading.Lock()
+
+    def __enter__(self) -> Self:
+        """Opens; on an open source it does nothing."""
+        with self._busy:
+            if not self._opened and not self._closed.is_set():
+                try:
+                    self._open()
+                except BaseException as error:
+                    self._release()
+                    if not (self._closed.is_set() and isinstance(error, LineamentError)):
+                        raise
+                self._opened = True
+        if self._closed.is_set():
+            self.close()  # a close() meanwhile left the release to us
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self) -> Frame | None:
+        with self._busy:
+            if not self._opened and not self._closed.is_set():
+                raise RuntimeError(f"{self.name} is not open; use it in a with block")
+            try:
+                frame = None if self._closed.is_set() else self._next()
+            except LineamentError:
+                if not self._closed.is_set():
+                    raise
+        if self._closed.is_set():
+            self.close()
+            return None
+        return frame
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._busy.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._busy.release()
+
+    def _frame(self, bgr: U8, time_s: float, source: str | None = None) -> Frame:
+        """Numbers the frame and stamps it with the clock."""
+        if max(bgr.shape) > MAX_SIDE_PX:
+            wide = f"{bgr.shape[1]}x{bgr.shape[0]}"
+            raise LineamentError(f"{source or self.name} is {wide}, wanted sides up to {MAX_SIDE_PX}; make it smaller")
+        self._index += 1
+        return Frame(bgr, source or self.name, self._index - 1, time_s, time.monotonic())
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _next(self) -> Frame | None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Lets go of what _open took; called once or more, also when _open failed or never ran."""
+
+
+class VideoSource(_Source):
+    """A video file or a stream, by FFmpeg. Rotation and mirroring are honoured, alpha is dropped."""
+
+    def __init__(
+        self,
+        spec: str | Path,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """max_pixels: of a frame; a larger one is passed over undecoded, as a damaged one is."""
+        super().__init__(redacted_spec(str(spec)))
+        self._url = spec if isinstance(spec, str) and "://" in spec else None
+        # the prefix keeps FFmpeg from taking "a:b.mp4" for a protocol
+        self._address = self._url or f"file:{spec}"
+        self._scheme, path = _scheme_and_path(self._url or "")
+        self._endless = self._scheme in _LIVE_SCHEMES
+        self.live = self._endless or (bool(self._url) and Path(path).suffix in ("", ".m3u8", ".mjpg", ".cgi"))
+        self._timeout_s, self._max_pixels = (open_timeout_s, read_timeout_s), max_pixels
+        self._wait = Wait(self._closed)
+        self._container: InputContainer | None = None
+        self._frames: Iterator[av.VideoFrame] = iter(())
+        # kept, because setting one up costs as much as a conversion
+        self._to_bgr = VideoReformatter()
+        self._broken_packets = 0
+        self._first_s: float | None = None
+        self._last_s = 0.0
+
+    def _open(self) -> None:
+        if not self._url:
+            check_file(Path(self._address.removeprefix("file:")))
+        elif self._scheme not in _SCHEMES:
+            raise LineamentError(f"cannot open {self.name}: {_UNKNOWN_PROTOCOL}")
+        options = {"rtsp_transport": "tcp"} if self._scheme in ("rtsp", "rtsps") else {}
+        if self._url:
+            options["protocol_whitelist"] = ",".join(sorted(_SCHEMES | _CARRIERS))
+        if self._endless:
+            options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
+        started = time.monotonic()
+        try:
+            with self._wait.at_most(self._timeout_s[0]):
+                self._container = av.open(
+                    self._address, options=options, timeout=self._timeout_s, metadata_errors="replace"
+                )
+        except av.error.FFmpegError as error:
+            raise self._failure("cannot open", error, time.monotonic() - started) from None
+        except UnicodeError:
+            raise LineamentError(f"cannot open {self.name}: it holds a letter that is none; check it") from None
+        pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not pictures:
+            kinds = " and ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
+            raise LineamentError(f"{self.name} holds {kinds} only; give a file with a video in it")
+        self._describe(self._container, pictures[0])
+        self._frames = self._decode(self._container, pictures[0])
+
+    def _describe(self, container: InputContainer, stream: VideoStream) -> None:
+        """Sets live, still, fps, frame_count and the threads to decode with."""
+        duration_s = container.duration / av.time_base if container.duration else None
+        self.still = container.format.name.endswith("_pipe") or container.format.name == "image2"
+        self.live = self._endless or (self._url is not None and duration_s is None and not self.still)
+        rate = stream.average_rate or stream.guessed_rate
+        self.fps = float(rate) if rate else None
+        if not self.live:
+            estimate = round(duration_s * self.fps) if duration_s and self.fps else None
+            self.frame_count = stream.frames or estimate
+        # frame threads are faster, at the price of one frame of delay each
+        stream.thread_type = "SLICE" if self.live else "AUTO"
+        if (codec := cast("av.VideoCodecContext | None", stream.codec_context)) is not None:  # one that FFmpeg knows
+            codec.options = {"max_pixels": str(self._max_pixels)}
+
+    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except av.error.EOFError:
+                raise
+            except av.error.FFmpegError:  # each codec has its own word for a damaged packet
+                self._broken_packets += 1
+
+    def _next(self) -> Frame | None:
+        started = time.monotonic()
+        try:
+            with self._wait.at_most(_PICTURE_TIMEOUT_S if self.live else math.inf):
+                picture = next(self._frames, None)
+        except (av.error.InvalidDataError, av.error.EOFError) as error:
+            if self.live:
+                raise self._failure("lost", error, time.monotonic() - started) from None
+            self._broken_packets += 1
+            picture = None
+        except av.error.FFmpegError as error:
+            raise self._failure("lost", error, time.monotonic() - started) from None
+        if picture is None:
+            self._end(time.monotonic() - started)
+            return None
+        try:
+            bgr = np.asarray(self._to_bgr.reformat(picture, format="bgr24").to_ndarray(), np.uint8)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise LineamentError(
+                f"lost {self.name} after {self._index} frames: its pictures, {picture.width}x{picture.height} "
+                f"{picture.format.name}, cannot be made BGR ({error}); see whether another player shows it"
+            ) from None
+        return self._frame(_upright(bgr, picture), self._time_s(picture))
+
+    def _time_s(self, picture: av.VideoFrame) -> float:
+        """Seconds from the first frame, growing: by the clock if live, else by the container."""
+        step = 1 / (self.fps or 30.0)
+        stamp = time.monotonic() if self.live else picture.time
+        if self._first_s is None:
+            self._first_s = stamp or 0.0
+            return 0.0
+        time_s = self._last_s if stamp is None else stamp - self._first_s
+        if stamp is not None and not self.live and not -_LEAP_BACK_S < time_s - self._last_s < _LEAP_S:
+            # recordings joined end to end: each part has times of its own
+            time_s = self._last_s + step
+            self._first_s = stamp - time_s
+        self._last_s = time_s if time_s > self._last_s else self._last_s + step
+        return self._last_s
+
+    def _end(self, took_s: float) -> None:
+        """Nothing more decodes: an error for a live stream or when nothing ever did, a warning when some is missing."""
+        if self._wait.over:
+            raise LineamentError(f"lost {self.name} after {self._index} frames: {_no_picture(took_s)}")
+        if self._endless:
+            raise LineamentError(f"lost {self.name} after {self._index} frames: the sender ended it; start it again")
+        if not self._index:
+            raise LineamentError(f"{self.name} holds no frame that can be decoded; it may be damaged or encrypted")
+        expected = self.frame_count or 0
+        if self._broken_packets or self._index < 0.9 * expected - 2:
+            of = f" of about {expected}" if expected else ""
+            log.warning("%s is damaged or ends early: %d frames%s decoded", self.name, self._index, of)
+        self._broken_packets, self.frame_count = 0, self._index
+
+    def _release(self) -> None:
+        self._frames = iter(())
+        if self._container is not None:
+            self._container.close()
+
+    def _failure(self, verb: str, error: av.error.FFmpegError, took_s: float) -> LineamentError:
+        """The user's words for FFmpeg's error; its own text carries the URL, so it is not passed on."""
+        timed_out = took_s >= 0.9 * self._timeout_s[verb == "lost"]
+        after = f" after {self._index} frames" if self._index else ""
+        undecoded = verb == "lost" and self._wait.over
+        broke = verb == "lost" and self._url and not timed_out and type(error) is av.error.OSError
+        if undecoded:
+            why = _no_picture(took_s)
+        elif broke and not self._index and self._container and "mp4" in self._container.format.name:
+            # its pictures come before its index, and to go back to them takes a server that lets one choose
+            why = _INDEX_AT_END
+        elif broke:
+            why = "the connection broke" if self.live else "the connection broke, or the file ended unannounced"
+            why += "; check the network" if self.live else "; download it first, or try again"
+        else:
+            why = _reason(error, self._url is not None, timed_out, took_s)
+        refused = isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError)
+        return (RefusedError if refused else LineamentError)(f"{verb} {self.name}{after}: {why}")
+
+
+class CameraSource(_Source):
+    """A webcam, by number."""
+
+    live = True
+
+    def __init__(self, number: int, capture: Callable[[int], Any] | None = None) -> None:
+        """capture: opens a camera as cv2.VideoCapture does; a test passes its own."""
+        super().__init__(f"camera {number}")
+        self._number = number
+        self._make_capture = capture
+        self._capture: Any = None
+        self._first_s: float | None = None
+
+    def _open(self) -> None:
+        if self._make_capture is None:
+            device = Path(f"/dev/video{self._number}")
+            if sys.platform == "linux" and not device.exists():
+                others = sorted(str(path) for path in Path("/dev").glob("video*"))
+                found = f"there is {', '.join(others)}" if others else "there is no camera at all"
+                raise LineamentError(
+                    f"cannot open {self.name}: no {device}; {found}; plug one in or try --source sample"
+                )
+            if sys.platform == "linux" and not os.access(device, os.R_OK | os.W_OK):
+                raise LineamentError(
+                    f"cannot open {self.name}: no permission for {device}; "
+                    "join its group (sudo usermod -aG video $USER) and log in again"
+                )
+        self._capture = (self._make_capture or _capture)(self._number)
+        if not self._capture.isOpened():
+            raise LineamentError(
+                f"cannot open {self.name}: it is absent, busy in another program, or not permitted to this one; "
+                "close other programs that use it, allow camera access, or try another number"
+            )
+        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = fps if 0 < fps < 1000 else None  # nor the NaN of a driver that does not know
+
+    def _next(self) -> Frame | None:
+        good, bgr = self._capture.read()
+        if not good or bgr is None:
+            raise LineamentError(
+                f"lost {self.name} after {self._index} frames: it stopped delivering; check its cable and start again"
+            )
+        now = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now
+        return self._frame(bgr, now - self._first_s)
+
+    def _release(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+
+
+class ImageSource(_Source):
+    """One picture, or those of a folder in natural order (2 before 10). EXIF rotation is honoured, alpha dropped."""
+
+    still = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        self._left: Iterator[Path] = iter(())
+
+    def _open(self) -> None:
+        if not os.path.isdir(self._path):
+            check_file(self._path)
+            paths = [self._path]
+        else:
+            paths = [p for p in self._path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+            paths.sort(key=lambda p: [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", p.name)])
+        if not paths:
+            wanted = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise LineamentError(f"{self.name} is a folder without pictures; it should hold some of {wanted}")
+        self.frame_count = len(paths)
+        self._left = iter(paths)
+
+    def _next(self) -> Frame | None:
+        for path in self._left:
+            try:
+                return self._frame(read_image(path), float(self._index), str(path))
+            except LineamentError as error:
+                if self.frame_count == 1:
+                    raise
+                log.warning("skipped: %s", error)
+        if not self._index:
+            raise LineamentError(f"{self.name} holds no picture that can be read, of {self.frame_count} there")
+        return None
+
+
+class SampleSource(_Source):
+    """The rendered sample as a file of known length; PacedSource makes it live."""
+
+    def __init__(self, sample: Sample | None = None) -> None:
+        super().__init__("sample")
+        self.sample = sample or Sample()
+
+    def _open(self) -> None:
+        self.fps, self.frame_count = self.sample.fps, len(self.sample)
+
+    def _next(self) -> Frame | None:
+        if self._index >= len(self.sample):
+            return None
+        return self._frame(self.sample.render(self._index), self._index / self.sample.fps)
+
+
+class PacedSource(_Source):
+    """Any recorded source as if it were live: each frame comes when its time has come, and not before."""
+
+    live = True
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.name)
+        self.still = source.still
+        self._source = source
+        self._start_s: float | None = None
+
+    def close(self) -> None:
+        self._closed.set()  # wakes the wait
+        self._source.close()
+
+    def _open(self) -> None:
+        self._source.__enter__()
+        self.fps = self._source.fps
+
+    def _next(self) -> Frame | None:
+        frame = self._source.read()
+        if frame is None:
+            return None
+        if self._start_s is None:
+            self._start_s = time.monotonic()
+        self._closed.wait(max(0.0, self._start_s + frame.time_s - time.monotonic()))
+        return replace(frame, captured_s=time.monotonic())
+
+
+def _scheme_and_path(url: str) -> tuple[str, str]:
+    """Unlike urlsplit, of anything that a person may type; both empty where there is none."""
+    scheme, _, rest = url.partition("://")
+    return scheme.lower(), re.split(r"[?#]", rest)[0].partition("/")[2]
+
+
+def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: float) -> str:
+    """Why, and what to do next."""
+    match error:
+        case _ if timed_out and is_url:
+            return f"no data for {took_s:.0f} s; check that the device is on, and address, port and firewall"
+        case av.error.ConnectionRefusedError():
+            return "connection refused; check the port, and that the server runs"
+        case av.error.HTTPUnauthorizedError():
+            return "wrong user name or password (401); write scheme://user:password@host, %40 for an @ in them"
+        case av.error.HTTPForbiddenError():
+            return "the server forbids it (403); check the account's rights"
+        case av.error.HTTPNotFoundError():
+            return "the server knows no such stream (404); check the path after the host"
+        case av.error.HTTPServerError():
+            return "the server failed (5xx); try again later"
+        case av.error.ProtocolNotFoundError():
+            return _UNKNOWN_PROTOCOL
+        case av.error.InvalidDataError():
+            return "not a video that can be decoded; it may be damaged, incomplete or of another kind"
+        case av.error.OSError() | av.error.ExitError() if is_url:
+            return "no connection; check the host name and the network"
+        case _:
+            return f"{(error.strerror or type(error).__name__).lower()}; see whether another player opens it"
+
+
+def _no_picture(took_s: float) -> str:
+    return f"data but no picture for {took_s:.0f} s; see whether another player shows it, or restart the camera"
+
+
+def _upright(bgr: U8, picture: av.VideoFrame) -> U8:
+    """bgr turned and mirrored as the container asks for, to the nearest quarter turn; a phone's front camera does."""
+    matrix = _display_matrix(picture)
+    if matrix is None:
+        return bgr
+    # (x, y) is shown at (a x + c y, b x + d y)
+    a, b, c, d = matrix
+    return turned(bgr, True, c < 0, b < 0) if abs(b) > abs(a) else turned(bgr, False, a < 0, d < 0)
+
+
+def _display_matrix(picture: av.VideoFrame) -> tuple[float, float, float, float] | None:
+    """(a, b, c, d) of FFmpeg's display matrix; None for a picture that is shown as it is."""
+    try:
+        beside: Any = picture.side_data
+    except ValueError:  # PyAV stumbles over a frame with any kind of data that it does not know, but knows the angle
+        turn_rad = math.radians(-picture.rotation)
+        return (math.cos(turn_rad), math.sin(turn_rad), -math.sin(turn_rad), math.cos(turn_rad))
+    if (data := beside.get(SideData.DISPLAYMATRIX)) is None:
+        return None
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    return a, b, c, d
+
+
+def _capture(number: int) -> cv2.VideoCapture:
+    """A camera at up to 1280x720, with as little waiting in its buffer as the driver allows."""
+    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(round(READ_TIMEOUT_S)))
+    loud = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        linux = sys.platform == "linux"
+        capture = cv2.VideoCapture(number, cv2.CAP_V4L2 if linux else cv2.CAP_ANY)
+        if capture.isOpened():
+            if linux:  # raw pictures of this size do not fit through USB 2 at 30 per second
+                capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, 1280)
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, 720)
+            capture.set(cv2.CAP_PROP_FPS, 30)
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        return capture
+    finally:
+        cv2.utils.logging.setLogLevel(loud)

@@ -1,0 +1,225 @@
+"""Session: one source's life from its first frame to its last output, run by one thread.
+
+with Session(cfg, source, landmarker, ("points.jsonl",)) as session:
+    for result, drawn_bgr in session:
+        ...
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Annotated, Self
+
+import tyro
+
+from landmarks.pose import aspect_ratios, head_pose
+from landmarks.schema import SCHEMAS
+from landmarks.types import U8, Detector, Frame, Landmarker, Result, Track
+from stream.analyse.detect import MIN_SCORE, ImageDetector, VideoDetector
+from stream.analyse.track import TrackConfig, Tracker, TrackerState
+from stream.mailbox import Closed, Mailbox
+from stream.read.reconnect import ReconnectingSource, RetryConfig
+from stream.read.source import Source, redacted_spec
+from stream.run.pipeline import Pipeline
+from stream.run.stats import Stats
+from stream.write.base import Sink
+from stream.write.blur import Blur
+from stream.write.draw import DrawConfig, draw
+from stream.write.open import is_address, open_sink
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """What is done to a source, whichever it is."""
+
+    blur_faces: bool = False
+    """Show and write every face unrecognisable, and look for faces in every frame. Only what is found can be hidden."""
+    frames: int | None = None
+    """Stop after this many frames, of each source."""
+    min_score: float = MIN_SCORE
+    """Of the detector, 0..1: a face below it is not taken in."""
+    max_age_s: float = 1.0
+    """A live frame older than this many seconds is not worked on any more, or not shown: it is dropped and counted. One
+    a second is shown however old, so a slow machine shows something. 'inf' keeps all; files lose nothing anyway."""
+    retry: Annotated[RetryConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RetryConfig)
+    view: Annotated[DrawConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DrawConfig)
+    track: Annotated[TrackConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrackConfig)
+
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise ValueError(f"frames must be at least 1, got {self.frames}")
+        if not 0 < self.min_score < 1:
+            raise ValueError(f"min_score must lie between 0 and 1, got {self.min_score}")
+        if not self.max_age_s > 0:
+            raise ValueError(f"max_age_s must be more than 0 seconds, got {self.max_age_s}")
+
+
+class Session:
+    """Owns the source, its detector, tracker, threads and outputs between __enter__ and __exit__.
+
+    landmarker: borrowed, not closed. outputs: as open_sink takes them; where one is an address, a video file goes at
+    its own pace, as a camera would. spec: what the user called the source, so that no output writes over it. idle: as
+    Pipeline's.
+    """
+
+    def __init__(
+        self,
+        cfg: SessionConfig,
+        source: Source,
+        landmarker: Landmarker,
+        outputs: Sequence[str],
+        spec: str = "",
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.source, self.stats = source, Stats()
+        self._cfg, self._landmarker, self._outputs, self._spec, self._idle = cfg, landmarker, outputs, spec, idle
+        self.fault: str | None = None
+        """why it ended before its time, as whoever runs it says"""
+        self.ended = False
+        """the source has given its last picture, or enough have been shown"""
+        self.tracker: Tracker | None = None
+        """within the block"""
+        self.before: tuple[TrackerState, float] | None = None
+        """of a session whose place this one takes, as Tracker.resume takes it"""
+        self._sinks: list[Sink] = []
+        self._hurry: Mailbox[None] = Mailbox(1, newest_wins=True)
+        """closed when no frame shall be waited for any more"""
+        self._pipeline: Pipeline | None = None
+        self._stack = ExitStack()
+
+    @property
+    def dropped(self) -> int:
+        """Frames captured but never shown, because newer ones came or they were too old."""
+        return self._pipeline.dropped if self._pipeline else 0
+
+    @property
+    def stale(self) -> int:
+        """Those of the dropped that were too old."""
+        return self._pipeline.stale if self._pipeline else 0
+
+    @property
+    def reconnects(self) -> int:
+        """How often the source was lost and came back."""
+        return self.source.reconnects if isinstance(self.source, ReconnectingSource) else 0
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds without a picture, all outages together."""
+        return self.source.lost_s if isinstance(self.source, ReconnectingSource) else 0.0
+
+    @property
+    def lost_messages(self) -> dict[str, int]:
+        """By output, as a log may show it: results that it could not pass on, because whoever listens is slow or away.
+
+        Only of outputs to other machines and programs; a file loses nothing.
+        """
+        lost: Counter[str] = Counter()
+        for output, sink in zip(self._outputs, list(self._sinks)):
+            if is_address(output):
+                lost[redacted_spec(output)] += sink.lost
+        return dict(lost)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no picture now, and for how long there has been none; None while all is well."""
+        if not isinstance(self.source, ReconnectingSource) or (trouble := self.source.trouble) is None:
+            return None
+        return f"no picture for {self.source.down_s:.0f} s: {trouble}"
+
+    def live_line(self) -> str:
+        """One line on how it goes."""
+        lost = sum(self.lost_messages.values())
+        unsent = f"  unsent {lost}" if lost else ""
+        return self.trouble or self.stats.live_line(self.dropped, self.reconnects) + unsent
+
+    def summary(self) -> str:
+        lines = [self.stats.summary(self.dropped, self.reconnects, self.lost_s, self.stale)]
+        if most := self.stats.most_left_out:
+            lines.append(
+                f"--max-faces {self._cfg.track.max_faces} left out up to {most} faces a frame; "
+                "--max-faces 0 follows all"
+            )
+        if self.tracker is not None and (unusable := self.tracker.unusable):
+            lines.append(f"dropped {unusable} faces with unusable points")
+        lines += [f"{count} did not reach {output}" for output, count in self.lost_messages.items() if count]
+        return "\n".join(lines)
+
+    def __enter__(self) -> Self:
+        """Opens the source and every output; raises what they raise, with nothing left open."""
+        cfg, source = self._cfg, self.source
+        with ExitStack() as stack:
+            stack.callback(source.close)
+            detector = stack.enter_context(self._detector())
+            # a face that is not followed is not hidden, so for blurring all are looked for in every frame
+            track = replace(cfg.track, every=1) if cfg.blur_faces else cfg.track
+            if cfg.blur_faces or source.still:
+                track = replace(track, max_faces=0)
+            tracker = self.tracker = Tracker(detector, self._landmarker, track, still=source.still)
+            if self.before is not None:
+                tracker.resume(*self.before)
+            self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
+            for path in self._outputs:
+                sink = open_sink(path, source.fps, cfg.view.schema, _measure, self._spec, source.live)
+                self._sinks.append(stack.enter_context(sink))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[tuple[Result, U8]]:
+        """Each result with its drawing (H, W, 3) BGR, once every output has it."""
+        assert self._pipeline is not None, "iterate within the with block"
+        blur = Blur() if self._cfg.blur_faces else None
+        paced = not self.source.live and not self.source.still and any(map(is_address, self._outputs))
+        began_s = -math.inf
+        for result in self._pipeline:
+            if paced:
+                with suppress(TimeoutError, Closed):
+                    self._hurry.take(max(0.0, began_s + result.frame.time_s - time.monotonic()))
+                began_s = max(began_s, time.monotonic() - result.frame.time_s)  # what is late is not made up for
+            result, drawn = self._drawn(blur(result) if blur else result)
+            for sink in self._sinks:
+                sink.write(result, drawn)
+            self.stats.add(result)
+            yield result, drawn
+            if self.stats.frames == self._cfg.frames:
+                break
+        self.ended = True
+
+    def stop(self) -> None:
+        """Ends the iteration soon. May be called from any thread and from a signal handler."""
+        self._hurry.close()
+        if self._pipeline is not None:
+            self._pipeline.stop()
+
+    def _detector(self) -> Detector:
+        return (ImageDetector if self.source.still else VideoDetector)(min_score=self._cfg.min_score)
+
+    def _drawn(self, result: Result) -> tuple[Result, U8]:
+        """The picture to show, and the result with the time that drawing took and the age its frame has reached."""
+        stats, began_s = self.stats, time.perf_counter()
+        note = f"{stats.fps:.0f} fps  {stats.age_ms[0]:.0f} ms" if stats.frames > 1 else ""
+        canvas = draw(result, SCHEMAS[self._landmarker.card.schema], self._cfg.view, note)
+        draw_ms = (time.perf_counter() - began_s) * 1e3
+        age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
+        return replace(result, ms={**result.ms, "draw": draw_ms, "age": age_ms}), canvas
+
+
+def _measure(track: Track, frame: Frame) -> dict[str, object]:
+    """What JSON lines say of a face beside its points."""
+    height, width = frame.bgr.shape[:2]
+    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points)
+    return {
+        "pose_deg": {"yaw": pose.yaw_deg, "pitch": pose.pitch_deg, "roll": pose.roll_deg},
+        "eye_aspect": [ratios.left_eye, ratios.right_eye],
+        "mouth_aspect": ratios.mouth,
+    }

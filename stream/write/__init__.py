@@ -1,0 +1,1 @@
+"""Where results go: drawing, files, a window, other machines."""

@@ -1,0 +1,80 @@
+"""Opens the sink that an output asks for: a path by its ending, an address by its beginning. All kinds meet here alone.
+
+with open_sink("out.mp4", fps=30) as sink:
+    sink.write(result, drawn_bgr)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from landmarks.schema import WFLW98
+from landmarks.types import LineamentError
+from stream.read.image import IMAGE_SUFFIXES
+from stream.write.base import Sink
+from stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
+from stream.write.json_line import JsonLine, Measure
+from stream.write.network import MESSAGES, Background, parsed
+
+_STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
+"""how a destination begins that is no path"""
+
+
+def open_sink(
+    path: str,
+    fps: float | None = None,
+    schema: str = WFLW98.name,
+    measure: Measure | None = None,
+    source: str = "",
+    live: bool = False,
+) -> Sink:
+    """The sink that a path asks for by its ending, or an address by its beginning. It opens on entry.
+
+    A folder ends in "/"; "-" is JSON lines on standard output. source: what is being read, never to be overwritten.
+    live: as VideoSink takes it.
+    """
+    if is_address(path):
+        return _open_address(path, fps, JsonLine(schema, measure))
+    try:
+        target = Path(path).expanduser()
+    except (RuntimeError, ValueError):  # no such user, or a name that is none
+        raise LineamentError(f"cannot write {path!r}: it leads to no home directory; give the whole path") from None
+    suffix = target.suffix.lower()
+    check_not_source(target, source)
+    if path == "-" or suffix == ".jsonl":
+        return JsonlSink(path, schema, measure)
+    if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir it bears any name
+        return ImageSink(target, folder=True)
+    if suffix == ".m3u8":
+        return HlsSink(target, fps)
+    if suffix in VIDEO_CODECS:
+        return VideoSink(target, fps, live)
+    if suffix in _STILL_SUFFIXES:
+        return ImageSink(target, folder=False)
+    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
+    raise LineamentError(f"cannot tell what to write from the ending of {path!r}; use {known}, or a folder with a '/'")
+
+
+def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
+    """The sink for a URL, or for "virtual:" and perhaps a device. Raises LineamentError for what is neither."""
+    # here, so that a run that only writes files needs none of them
+    from stream.write.media import PICTURES, MediaServer, VirtualCamera
+    from stream.write.mqtt import MqttBroker
+    from stream.write.websocket import WebSocketSink
+
+    if output.startswith("virtual:"):
+        return Background(VirtualCamera(output.removeprefix("virtual:"), fps), output, PICTURES)
+    address = parsed(output)
+    if address.scheme == "ws":
+        return WebSocketSink(address, line)
+    if address.scheme.startswith("mqtt"):
+        return Background(MqttBroker(address, line), address.shown, MESSAGES)
+    return Background(MediaServer(address, fps), address.shown, PICTURES)
+
+
+def is_address(output: str) -> bool:
+    """Whether an output is a destination like rtsp://host/name or a virtual camera, rather than a path."""
+    return _ADDRESS.match(output) is not None
