@@ -78,6 +78,8 @@ train: $(VENV)/.train
 # The recipe of the B5 that ships; the rest are the defaults of `make train`. Interrupted, the same command resumes it.
 b5: $(VENV)/.train
 	@$(PY) -m train --data $(or $(DATA),packs) --run $(RUN) --name b5 --presence --batch 96 --drop-path 0.1 \
+		--lr 6e-4 --epochs 40 --schedule.kind cosine --schedule.warmup-epochs 1 --augment.rotate 0.45 --augment.rotate-deg 60 \
+		--augment.shift 0.1 --augment.scale 0.8 1.25 --val-every 4 \
 		$(if $(shell command -v nvidia-smi),--compile --workers 14) $(ARGS)
 	@$(foreach set,$(EVAL),$(PY) -m train.evaluate $(RUN)/best-half.safetensors --flip --write-card \
 		--data $(firstword $(subst :, ,$(set))) --label-shift-px $(or $(word 2,$(subst :, ,$(set))),0) \

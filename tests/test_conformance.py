@@ -54,6 +54,8 @@ def by_onnxruntime_on_a_gpu(device: str, provider: str) -> Callable[[Path], Land
     def load(folder: Path) -> Landmarker:
         if provider not in pytest.importorskip("onnxruntime").get_available_providers():
             pytest.skip("needs onnxruntime-gpu in place of onnxruntime")
+        if device == "tensorrt":
+            pytest.importorskip("tensorrt")
         return by(device)(folder)
 
     return load
