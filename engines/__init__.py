@@ -21,7 +21,7 @@ DEFAULT = "student"
 MODELS = {
     "student": "a small net taught by larger ones on photos without labels; it also tells whether a face is there",
     "student-fast": "a smaller one, taught the same: less than half the time, less accurate",
-    "b5": "EfficientNet-B5 with Wing loss, the most accurate, for a GPU or few faces; `make engine` builds it for a machine, once",
+    "b5": "EfficientNet-B5 with Wing loss, the most accurate; for a GPU or few faces, once `make engine` has built it",
     "mesh": "the face mesh and iris models inside the optional package mediapipe, mapped to the 98 points",
     "mesh-fast": "the same without the iris model: half the time, pupils and lids less exact",
 }
