@@ -14,8 +14,8 @@ import threading
 import cv2
 import tyro
 
-from demo.config import DemoConfig
-from landmarks.command import ends_in_a_line
+from lineament.demo.config import DemoConfig
+from lineament.landmarks.command import ends_in_a_line, program
 
 log = logging.getLogger("lineament")
 
@@ -27,13 +27,13 @@ def main(args: list[str] | None = None) -> int:
     cv2.setNumThreads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    run(tyro.cli(DemoConfig, args=args, prog="python -m demo"))
+    run(tyro.cli(DemoConfig, args=args, prog=program("demo", "demo")))
     return 0
 
 
 def run(cfg: DemoConfig) -> None:
     """Serves until Ctrl-C or SIGTERM."""
-    from demo.server import serving
+    from lineament.demo.server import serving
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import engines
-from demo.config import DemoConfig
-from demo.models import Models
-from landmarks.schema import SCHEMAS
+from lineament import engines
+from lineament.demo.config import DemoConfig
+from lineament.demo.models import Models
+from lineament.landmarks.schema import SCHEMAS
 
 _WHOLE_SETS = ("crop", "flip", " px", "held out")
 """how the names of figures of a whole set end"""

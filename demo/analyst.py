@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Self
 
-from demo.models import Models
-from demo.settings import Settings
-from landmarks.pose import aspect_ratios, head_pose
-from landmarks.schema import SCHEMAS, WFLW98, convert
-from landmarks.types import Frame, Result, Track
-from stream.analyse.detect import VideoDetector
-from stream.analyse.track import Tracker
+from lineament.demo.models import Models
+from lineament.demo.settings import Settings
+from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.schema import SCHEMAS, WFLW98, convert
+from lineament.landmarks.types import Frame, Result, Track
+from lineament.stream.analyse.detect import VideoDetector
+from lineament.stream.analyse.track import Tracker
 
 
 class Analyst:

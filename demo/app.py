@@ -11,17 +11,17 @@ from pathlib import Path
 
 import gradio as gr
 
-from demo import page_parts
-from demo.about import about
-from demo.analyst import as_json
-from demo.context import SAMPLE_URL, Demo, session
-from demo.controls import Controls
-from demo.picture import find
-from demo.picture_tabs import compare_tab, image_tab
-from demo.settings import Settings
-from demo.uploads import read_picture
-from demo.video_tab import video_tab
-from landmarks.types import LineamentError
+from lineament.demo import page_parts
+from lineament.demo.about import about
+from lineament.demo.analyst import as_json
+from lineament.demo.context import SAMPLE_URL, Demo, session
+from lineament.demo.controls import Controls
+from lineament.demo.picture import find
+from lineament.demo.picture_tabs import compare_tab, image_tab
+from lineament.demo.settings import Settings
+from lineament.demo.uploads import read_picture
+from lineament.demo.video_tab import video_tab
+from lineament.landmarks.types import LineamentError
 
 _TELL_VIEWS = """(model, max_faces, confidence, smooth, schema, shown, mirror) => {
     Lineament.set({ model, max_faces, confidence, smooth, schema, shown }, { mirror, shown });

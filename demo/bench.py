@@ -28,12 +28,12 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-import engines
-from demo.config import Limits
-from landmarks.command import ends_in_a_line
-from landmarks.types import LineamentError
-from stream.bench import machine
-from stream.read.sample import Sample
+from lineament import engines
+from lineament.demo.config import Limits
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.types import LineamentError
+from lineament.stream.bench import machine
+from lineament.stream.read.sample import Sample
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.analyst import Analyst, known, measure
-from demo.config import Limits
-from demo.models import Models
-from demo.settings import Settings
-from demo.uploads import check_clip
-from landmarks.pose import aspect_ratios, head_pose
-from landmarks.schema import WFLW98
-from landmarks.types import LineamentError, Result
-from stream.read.source import VideoSource
-from stream.run.pipeline import Pipeline
-from stream.write.draw import draw
-from stream.write.files import JsonlSink, VideoSink
+from lineament.demo.analyst import Analyst, known, measure
+from lineament.demo.config import Limits
+from lineament.demo.models import Models
+from lineament.demo.settings import Settings
+from lineament.demo.uploads import check_clip
+from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import LineamentError, Result
+from lineament.stream.read.source import VideoSource
+from lineament.stream.run.pipeline import Pipeline
+from lineament.stream.write.draw import draw
+from lineament.stream.write.files import JsonlSink, VideoSink
 
 OPENNESS = ("left eye", "right eye", "mouth")
 """height over width"""

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-import engines
-from landmarks.types import LineamentError
+from lineament import engines
+from lineament.landmarks.types import LineamentError
 
 
 @dataclass(frozen=True, slots=True)

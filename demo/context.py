@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from demo.config import DemoConfig
-from demo.models import Models
-from demo.sample_clip import SampleClip
-from demo.visitors import Door, Tabs
-from landmarks.types import LineamentError
+from lineament.demo.config import DemoConfig
+from lineament.demo.models import Models
+from lineament.demo.sample_clip import SampleClip
+from lineament.demo.visitors import Door, Tabs
+from lineament.landmarks.types import LineamentError
 
 RESULTS_URL = "lineament/result"
 """where demo.server hands out what was made of a clip; relative, so that it holds behind any address"""

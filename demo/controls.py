@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from demo.models import Models
-from demo.settings import MAX_FACES, SHOWN, Settings
-from landmarks.schema import IBUG68, WFLW98
+from lineament.demo.models import Models
+from lineament.demo.settings import MAX_FACES, SHOWN, Settings
+from lineament.landmarks.schema import IBUG68, WFLW98
 
 Values = Mapping[Any, Any]
 """component to value, as Gradio hands over a set of inputs"""

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demo.config import Limits
+from lineament.demo.config import Limits
 
 MAX_JSON_BYTES = 1_000_000
 """of a request that is no upload; the page's own have some kilobytes"""

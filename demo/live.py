@@ -21,15 +21,15 @@ import cv2
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from demo.analyst import Analyst, as_json
-from demo.config import DemoConfig
-from demo.models import Models
-from demo.network_camera import NetworkCamera
-from demo.settings import Settings
-from demo.uploads import decode_frame
-from demo.visitors import Door
-from landmarks.types import Frame, LineamentError, Result
-from stream.run.pipeline import Pipeline
+from lineament.demo.analyst import Analyst, as_json
+from lineament.demo.config import DemoConfig
+from lineament.demo.models import Models
+from lineament.demo.network_camera import NetworkCamera
+from lineament.demo.settings import Settings
+from lineament.demo.uploads import decode_frame
+from lineament.demo.visitors import Door
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.run.pipeline import Pipeline
 
 IDLE_S = 300.0
 """a view that sends nothing for so long is closed; the page opens another when it is looked at again"""

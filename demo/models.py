@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import engines
-from landmarks.schema import WFLW98
-from landmarks.types import Landmarker, LineamentError
+from lineament import engines
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import Landmarker, LineamentError
 
 
 class Models:

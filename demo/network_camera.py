@@ -6,11 +6,11 @@ import threading
 from contextlib import ExitStack
 from typing import Self
 
-from demo.reach import resolve
-from demo.relay import HttpRelay, RtspRelay
-from landmarks.types import Frame, LineamentError
-from stream import MAX_PIXELS
-from stream.read.source import PacedSource, Source, VideoSource, redacted_spec
+from lineament.demo.reach import resolve
+from lineament.demo.relay import HttpRelay, RtspRelay
+from lineament.landmarks.types import Frame, LineamentError
+from lineament.stream import MAX_PIXELS
+from lineament.stream.read.source import PacedSource, Source, VideoSource, redacted_spec
 
 
 class NetworkCamera:

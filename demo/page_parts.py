@@ -7,13 +7,13 @@ import math
 from html import escape
 from importlib.resources import files
 
-from demo.clip import Annotated
-from demo.picture import Timed, downloads, drawn_url
-from demo.settings import Settings
-from landmarks.schema import SCHEMAS
-from landmarks.types import Result
+from lineament.demo.clip import Annotated
+from lineament.demo.picture import Timed, downloads, drawn_url
+from lineament.demo.settings import Settings
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import Result
 
-_FOLDER = files("demo") / "page"
+_FOLDER = files("lineament.demo") / "page"
 
 
 def css() -> str:

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from demo.analyst import as_json
-from demo.models import Models
-from demo.settings import Settings
-from landmarks.geometry import crop_from_frame, warp
-from landmarks.schema import SCHEMAS, WFLW98, convert
-from landmarks.types import U8, Frame, LineamentError, Result
-from stream.analyse.detect import ImageDetector
-from stream.analyse.track import Tracker
-from stream.write.draw import draw
+from lineament.demo.analyst import as_json
+from lineament.demo.models import Models
+from lineament.demo.settings import Settings
+from lineament.landmarks.geometry import crop_from_frame, warp
+from lineament.landmarks.schema import SCHEMAS, WFLW98, convert
+from lineament.landmarks.types import U8, Frame, LineamentError, Result
+from lineament.stream.analyse.detect import ImageDetector
+from lineament.stream.analyse.track import Tracker
+from lineament.stream.write.draw import draw
 
 _TIMED_RUNS = 9
 """of one model on one crop; the median counts"""

@@ -8,13 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from demo import page_parts
-from demo.context import Demo, session
-from demo.controls import Controls, Values
-from demo.picture import compare, find
-from demo.uploads import read_picture
-from landmarks.types import U8, LineamentError
-from stream.read.sample import Sample
+from lineament.demo import page_parts
+from lineament.demo.context import Demo, session
+from lineament.demo.controls import Controls, Values
+from lineament.demo.picture import compare, find
+from lineament.demo.uploads import read_picture
+from lineament.landmarks.types import U8, LineamentError
+from lineament.stream.read.sample import Sample
 
 _FILE = "file"
 _SAMPLES = {"One face": Sample(), "Three faces": Sample(size_hw=(540, 960), faces=3)}

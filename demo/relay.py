@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Self
 from urllib.parse import quote, urljoin
 
-from demo.reach import Target, connect, resolve
-from landmarks.types import LineamentError
+from lineament.demo.reach import Target, connect, resolve
+from lineament.landmarks.types import LineamentError
 
 _CHUNK = 65536
 _MAX_HEADER = 65536

@@ -6,9 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-from landmarks.types import Frame, Result
-from stream.read.sample import Sample
-from stream.write.files import VideoSink
+from lineament.landmarks.types import Frame, Result
+from lineament.stream.read.sample import Sample
+from lineament.stream.write.files import VideoSink
 
 
 class SampleClip:

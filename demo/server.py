@@ -20,17 +20,17 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from demo import page_parts
-from demo.app import build
-from demo.config import DemoConfig
-from demo.context import RESULTS_URL, SAMPLE_URL, Demo
-from demo.guard import Guard
-from demo.live import LiveViews
-from demo.models import Models
-from demo.sample_clip import SampleClip
-from demo.visitors import Door, Tabs
-from landmarks.types import LineamentError
-from stream.analyse.warm import warm_up
+from lineament.demo import page_parts
+from lineament.demo.app import build
+from lineament.demo.config import DemoConfig
+from lineament.demo.context import RESULTS_URL, SAMPLE_URL, Demo
+from lineament.demo.guard import Guard
+from lineament.demo.live import LiveViews
+from lineament.demo.models import Models
+from lineament.demo.sample_clip import SampleClip
+from lineament.demo.visitors import Door, Tabs
+from lineament.landmarks.types import LineamentError
+from lineament.stream.analyse.warm import warm_up
 
 log = logging.getLogger(__name__)
 

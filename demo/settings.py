@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-import engines
-from landmarks.schema import SCHEMAS, WFLW98
-from landmarks.types import LineamentError
-from stream.analyse.track import TrackConfig
-from stream.write.draw import DrawConfig
+from lineament import engines
+from lineament.landmarks.schema import SCHEMAS, WFLW98
+from lineament.landmarks.types import LineamentError
+from lineament.stream.analyse.track import TrackConfig
+from lineament.stream.write.draw import DrawConfig
 
 SHOWN = ("points", "curves", "boxes", "pose")
 """what can be drawn on a face"""

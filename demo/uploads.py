@@ -16,9 +16,9 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps
 
-from demo.config import Limits
-from landmarks.types import U8, LineamentError
-from stream.read.image import bgr_of
+from lineament.demo.config import Limits
+from lineament.landmarks.types import U8, LineamentError
+from lineament.stream.read.image import bgr_of
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of one picture from a webcam; the page sends far smaller ones"""

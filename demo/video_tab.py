@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from demo import page_parts
-from demo.clip import ANGLES, OPENNESS, Cancelled, Row, annotate
-from demo.context import RESULTS_URL, Demo, session
-from demo.controls import Controls, Values
-from landmarks.types import LineamentError
+from lineament.demo import page_parts
+from lineament.demo.clip import ANGLES, OPENNESS, Cancelled, Row, annotate
+from lineament.demo.context import RESULTS_URL, Demo, session
+from lineament.demo.controls import Controls, Values
+from lineament.landmarks.types import LineamentError
 
 _PLOTTED = 600
 """points of one line in a plot: more than a screen shows"""

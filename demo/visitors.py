@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from landmarks.types import LineamentError
+from lineament.landmarks.types import LineamentError
 
 _TICKET_S = 60.0
 """a ticket is used at once by the page that asked for it"""

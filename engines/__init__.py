@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landmarks.types import Landmarker, LineamentError
+from lineament.landmarks.types import Landmarker, LineamentError
 
 if TYPE_CHECKING:
-    from engines.onnxruntime_backend import Device
-    from engines.openvino_backend import Precision
+    from lineament.engines.onnxruntime_backend import Device
+    from lineament.engines.openvino_backend import Precision
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,12 @@ STUDENTS = ("student", "student-fast")
 """those that ship as .onnx, too"""
 CHECKPOINTS = {name: WEIGHTS / f"{name}-wflw98.safetensors" for name in (*STUDENTS, "b5")}
 """the trained models that ship"""
-BUILT = Path(__file__).resolve().parent.parent / "out" / "engines"
+_ROOT = Path(__file__).resolve().parent.parent
+BUILT = (
+    _ROOT / "out" / "engines"
+    if (_ROOT / "pyproject.toml").is_file()
+    else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lineament" / "engines"
+)
 """where `make engine` puts what it builds of them, and notes which file is the fastest here"""
 FILES = "a .engine or .onnx that `make engine` wrote, or a .safetensors that `make train` wrote"
 
@@ -63,7 +68,7 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
             raise LineamentError(
                 f"the mesh model runs on the CPU by OpenVINO, device was {device!r}; ask for 'cpu' or 'auto'"
             )
-        from engines.mesh import MeshLandmarker
+        from lineament.engines.mesh import MeshLandmarker
 
         return MeshLandmarker(iris=model == "mesh")
     path = Path(os.path.expanduser(model))  # unlike Path's own it bears a user that is not there
@@ -85,7 +90,7 @@ def load(model: str, device: str = "auto", threads: int | None = None) -> Landma
 
 def ready() -> list[str]:
     """Those of MODELS that load here without PyTorch: all but a b5 that is not built, and meshes without mediapipe."""
-    from engines import mesh
+    from lineament.engines import mesh
 
     absent = set() if fastest_built("b5") else {"b5"}
     try:
@@ -158,13 +163,13 @@ def _load_engine(path: Path, device: str) -> Landmarker:
             f"{path.name} runs on an NVIDIA GPU by TensorRT alone, device was {device!r}; "
             "ask for 'auto', or give the .onnx that it was built from"
         )
-    from engines.tensorrt_backend import TensorRtLandmarker
+    from lineament.engines.tensorrt_backend import TensorRtLandmarker
 
     return TensorRtLandmarker(path)
 
 
 def _load_checkpoint(path: Path, device: str, threads: int | None) -> Landmarker:
-    from engines.torch_backend import TorchLandmarker, cuda_is_there
+    from lineament.engines.torch_backend import TorchLandmarker, cuda_is_there
 
     match device:
         case "cpu" | "cuda":
@@ -191,7 +196,7 @@ def _openvino(
 ) -> Landmarker:
     if reason := _not_usable("openvino"):
         raise LineamentError(f"OpenVINO cannot be imported ({reason}); run `pip install -r requirements.txt`")
-    from engines.openvino_backend import OpenVinoLandmarker
+    from lineament.engines.openvino_backend import OpenVinoLandmarker
 
     return OpenVinoLandmarker(path, precision, threads, throughput)
 
@@ -200,7 +205,7 @@ def _onnxruntime(path: Path, device: Device, threads: int | None) -> Landmarker:
     if reason := _not_usable("onnxruntime"):
         package = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
         raise LineamentError(f"ONNX Runtime cannot be imported ({reason}); run `pip install {package}`")
-    from engines.onnxruntime_backend import OnnxRuntimeLandmarker
+    from lineament.engines.onnxruntime_backend import OnnxRuntimeLandmarker
 
     return OnnxRuntimeLandmarker(path, device, threads)
 

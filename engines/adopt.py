@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from engines.engine_file import CARD_KEY, INPUT, POINTS
-from landmarks.card import CropScale, ModelCard, is_crop_scale
-from landmarks.command import ends_in_a_line
-from landmarks.schema import SCHEMAS
-from landmarks.types import F32, U8, LineamentError
+from lineament.engines.engine_file import CARD_KEY, INPUT, POINTS
+from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import F32, U8, LineamentError
 
 if TYPE_CHECKING:
     import onnx

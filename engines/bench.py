@@ -30,11 +30,11 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-import engines
-from engines.timing import in_turns
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.types import F32, F64, U8, Landmarker, LineamentError
+from lineament import engines
+from lineament.engines.timing import in_turns
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.types import F32, F64, U8, Landmarker, LineamentError
 
 log = logging.getLogger("lineament")
 
@@ -128,7 +128,7 @@ def main(args: list[str] | None = None) -> int:
 
 def bench(cfg: BenchConfig) -> list[Row]:
     """Builds, opens, compares and times every contender. The first is what the others are compared with."""
-    from engines.export import real_crops
+    from lineament.engines.export import real_crops
 
     cfg.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -258,9 +258,9 @@ def as_json(row: Row) -> dict[str, object]:
 
 
 def _of_checkpoint(cfg: BenchConfig) -> Iterator[Contender]:
-    from engines.export import export
-    from engines.torch_backend import cuda_is_there
-    from train.model import load
+    from lineament.engines.export import export
+    from lineament.engines.torch_backend import cuda_is_there
+    from lineament.train.model import load
 
     def by_torch(device: str) -> Contender:
         return Contender(
@@ -279,9 +279,9 @@ def _of_checkpoint(cfg: BenchConfig) -> Iterator[Contender]:
 
 def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Contender]:
     """build_s: what path itself took to make."""
-    from engines.engine_file import read_card
-    from engines.labelled import calibration_crops
-    from engines.openvino_build import CALIBRATION, HELD_BACK, variants
+    from lineament.engines.engine_file import read_card
+    from lineament.engines.labelled import calibration_crops
+    from lineament.engines.openvino_build import CALIBRATION, HELD_BACK, variants
 
     def by(name: str, file: Path, device: str, build_s: float) -> Contender:
         return Contender(name, file, lambda: engines.load(str(file), device, threads=cfg.threads), build_s)
@@ -307,10 +307,10 @@ def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Con
 
 
 def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Contender]:
-    from engines.cuda import first_gpu
-    from engines.plan_file import RTX_RUNS_ON, runs_rtx
-    from engines.tensorrt_build import build
-    from engines.tensorrt_library import installed
+    from lineament.engines.cuda import first_gpu
+    from lineament.engines.plan_file import RTX_RUNS_ON, runs_rtx
+    from lineament.engines.tensorrt_build import build
+    from lineament.engines.tensorrt_library import installed
 
     for name in ("tensorrt", "tensorrt-rtx"):
         if not installed(name):
@@ -340,7 +340,7 @@ def _onnxruntime_has(provider: str) -> bool:
 
 
 def _gpu() -> str:
-    from engines.cuda import first_gpu
+    from lineament.engines.cuda import first_gpu
 
     try:
         return f", {first_gpu().name}"
@@ -378,7 +378,7 @@ def _timed(landmarkers: Sequence[tuple[str, Landmarker]], crops: U8, cfg: BenchC
 def _nme(card: ModelCard, cache: Path, cfg: BenchConfig) -> Callable[[Landmarker], float] | None:
     if cfg.data is None:
         return None
-    from engines.labelled import nme_on
+    from lineament.engines.labelled import nme_on
 
     return nme_on(cfg.data, card, cache, cfg.label_shift_px)
 

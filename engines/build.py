@@ -25,15 +25,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-import engines
-from engines.export import export, real_crops, run_onnx, run_torch
-from engines.plan_file import ANY_RTX, RTX_RUNS_ON, LibraryName, runs_rtx
-from engines.tensorrt_build import BATCHES, build
-from engines.tensorrt_library import installed
-from engines.timing import in_turns
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.types import F32, U8, Landmarker, LineamentError
+from lineament import engines
+from lineament.engines.export import export, real_crops, run_onnx, run_torch
+from lineament.engines.plan_file import ANY_RTX, RTX_RUNS_ON, LibraryName, runs_rtx
+from lineament.engines.tensorrt_build import BATCHES, build
+from lineament.engines.tensorrt_library import installed
+from lineament.engines.timing import in_turns
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.types import F32, U8, Landmarker, LineamentError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # not the root: PyTorch's exporter tells of every step
     for name in (__name__, "engines"):
         logging.getLogger(name).setLevel(logging.INFO)
-    cfg = tyro.cli(BuildConfig, args=args, prog="python -m engines.build")
+    cfg = tyro.cli(BuildConfig, args=args, prog=program("engine", "engines.build"))
     for model in [cfg.model] if cfg.model else map(Path, engines.CHECKPOINTS):
         rows = run(replace(cfg, model=model))
         print(table(rows))
@@ -147,7 +147,7 @@ def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
     if target != "auto":
         return [target]
     try:
-        from engines.cuda import first_gpu
+        from lineament.engines.cuda import first_gpu
 
         gpu = first_gpu()
     except LineamentError as error:
@@ -196,7 +196,7 @@ def _for_gpu(
     if report.key.gpu == ANY_RTX and not _has_rtx():
         import onnx
 
-        from engines.fp16 import half_precision
+        from lineament.engines.fp16 import half_precision
 
         # its own arithmetic, by another runtime
         found = run_onnx(half_precision(onnx.load(onnx_path)).SerializeToString(), crops)
@@ -218,7 +218,7 @@ def _for_gpu(
 
 def _has_rtx() -> bool:
     """Whether a plan of TensorRT-RTX can run here."""
-    from engines.cuda import first_gpu
+    from lineament.engines.cuda import first_gpu
 
     try:
         return runs_rtx(first_gpu())
@@ -229,8 +229,8 @@ def _has_rtx() -> bool:
 def _for_cpu(
     cfg: BuildConfig, onnx_path: Path, card: ModelCard, crops: U8, wanted: F32, stack: ExitStack
 ) -> list[tuple[Row, Landmarker | None]]:
-    from engines.labelled import calibration_crops, nme_on
-    from engines.openvino_build import candidates
+    from lineament.engines.labelled import calibration_crops, nme_on
+    from lineament.engines.openvino_build import candidates
 
     calibration = nme = None
     if cfg.data is not None:
@@ -271,7 +271,7 @@ def _save_untrained(path: Path) -> None:
     """A B5 of seeded random weights, whose points move with the picture, so that there is something to compare."""
     import torch
 
-    from train.model import LandmarkNet, NetSpec, new_card, save
+    from lineament.train.model import LandmarkNet, NetSpec, new_card, save
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec())
@@ -284,7 +284,7 @@ def _save_untrained(path: Path) -> None:
 def _exported(model: Path, onnx_path: Path) -> tuple[Callable[[U8], F32], ModelCard]:
     """model as ONNX at onnx_path, proven; and what any engine of it must say: PyTorch's points, or those of an .onnx
     that came without a checkpoint."""
-    from engines.engine_file import read_card
+    from lineament.engines.engine_file import read_card
 
     if model.suffix == ".onnx":
         card, data = read_card(model), model.read_bytes()
@@ -293,7 +293,7 @@ def _exported(model: Path, onnx_path: Path) -> tuple[Callable[[U8], F32], ModelC
             onnx_path.write_bytes(data)
         return partial(run_onnx, data), card
     try:
-        from train.model import load
+        from lineament.train.model import load
     except ImportError as error:
         raise LineamentError(
             f"building from a checkpoint needs {error.name}; run `pip install -r requirements-train.txt`"

@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-import engines
-from engines.bench import machine
-from engines.labelled import scores_on
-from engines.timing import in_turns
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.types import Landmarker
-from train.data import shift_of_each
-from train.evaluate import Scores
+from lineament import engines
+from lineament.engines.bench import machine
+from lineament.engines.labelled import scores_on
+from lineament.engines.timing import in_turns
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.types import Landmarker
+from lineament.train.data import shift_of_each
+from lineament.train.evaluate import Scores
 
 POSE = "pose"
 """WFLW's name for large poses"""
@@ -81,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def compare(cfg: CompareConfig) -> list[Row]:
     """Opens, times and scores every model. Raises LineamentError for one that cannot be had."""
-    from engines.export import real_crops
+    from lineament.engines.export import real_crops
 
     with ExitStack() as stack:
         opened = [stack.enter_context(engines.load(model, cfg.device)) for model in cfg.models]

@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engines.plan_file import Gpu
-from landmarks.types import LineamentError
+from lineament.engines.plan_file import Gpu
+from lineament.landmarks.types import LineamentError
 
 _DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
 """there if the kernel has NVIDIA's driver loaded; or if Windows lends its own to the Linux inside it"""

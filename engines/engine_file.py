@@ -19,9 +19,9 @@ from typing import Self
 
 import numpy as np
 
-from landmarks.card import ModelCard, is_crop_scale
-from landmarks.schema import SCHEMAS
-from landmarks.types import F32, U8, Landmarks, LineamentError
+from lineament.landmarks.card import ModelCard, is_crop_scale
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 
 CARD_KEY = "card"
 """of the file's metadata"""

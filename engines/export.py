@@ -21,15 +21,15 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import crop_from_frame, warp
-from landmarks.types import F32, U8, LineamentError
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.geometry import crop_from_frame, warp
+from lineament.landmarks.types import F32, U8, LineamentError
 
 if TYPE_CHECKING:
     import onnx
 
-    from train.model import LandmarkNet
+    from lineament.train.model import LandmarkNet
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def main() -> int:
     # not the root: PyTorch's exporter tells of every step
     log.setLevel(logging.INFO)
     cfg = tyro.cli(ExportConfig, prog="python -m engines.export")
-    from train.model import load
+    from lineament.train.model import load
 
     net, card = load(cfg.model)
     error_px = export(net, card, cfg.out, cfg.half)
@@ -74,7 +74,7 @@ def export(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) ->
 
     Raises LineamentError, and writes nothing, when that is more than MAX_ERROR_PX (HALF_MAX_ERROR_PX).
     """
-    from train.model import write_atomically
+    from lineament.train.model import write_atomically
 
     model = graph_of(net)
     if half:
@@ -164,7 +164,7 @@ def restore_weights(model: onnx.ModelProto) -> None:
 
 def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
     """The card into the metadata, in place of one that is there."""
-    from engines.engine_file import CARD_KEY
+    from lineament.engines.engine_file import CARD_KEY
 
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != CARD_KEY]
     del model.metadata_props[:]
@@ -192,7 +192,7 @@ def real_crops(card: ModelCard, n: int) -> U8:
 
 
 def run_torch(net: LandmarkNet, rgb_NHWC: U8) -> F32:
-    from train.model import predictor
+    from lineament.train.model import predictor
 
     return predictor(net)(rgb_NHWC)
 

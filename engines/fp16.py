@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.export import restore_weights
-from landmarks.types import F32, LineamentError
+from lineament.engines.export import restore_weights
+from lineament.landmarks.types import F32, LineamentError
 
 if TYPE_CHECKING:
     import onnx

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landmarks.card import ModelCard
-from landmarks.schema import SCHEMAS, Schema
-from landmarks.types import F32, U8, Landmarker, LineamentError
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.schema import SCHEMAS, Schema
+from lineament.landmarks.types import F32, U8, Landmarker, LineamentError
 
 if TYPE_CHECKING:
-    from train.evaluate import Scores
+    from lineament.train.evaluate import Scores
 
 
 def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float = 0.0) -> U8:
@@ -22,8 +22,8 @@ def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float
 
     Never of the test list, which the outcome is measured on; only a folder that has no other faces gives those.
     """
-    from train.crops import CropConfig, Crops
-    from train.data import read
+    from lineament.train.crops import CropConfig, Crops
+    from lineament.train.data import read
 
     schema = SCHEMAS[card.schema]
     try:
@@ -54,9 +54,9 @@ def scores_on(
     data: Path, card: ModelCard, *, level: bool, label_shift_px: float = 0.0, cache: Path | None = None
 ) -> Callable[[Landmarker], Scores]:
     """A function that scores any landmarker with such a card on the test list's points crop, levelled or not."""
-    from train.crops import CropConfig
-    from train.data import read
-    from train.evaluate import evaluate
+    from lineament.train.crops import CropConfig
+    from lineament.train.data import read
+    from lineament.train.evaluate import evaluate
 
     schema = SCHEMAS[card.schema]
     samples = [sample for sample in read(data, "test", schema) if np.isfinite(sample.points).all()]
@@ -78,7 +78,7 @@ def scores_on(
 
 def test_faces(data: Path, schema: Schema, label_shift_px: float = 0.0) -> Iterator[tuple[U8, F32, frozenset[str]]]:
     """Each labelled face of the test list: its picture (H, W, 3) BGR, points (K, 2) px less the shift, attributes."""
-    from train.data import read, shifted
+    from lineament.train.data import read, shifted
 
     for sample in shifted(read(data, "test", schema), label_shift_px):
         if np.isfinite(sample.points).all():
@@ -87,6 +87,6 @@ def test_faces(data: Path, schema: Schema, label_shift_px: float = 0.0) -> Itera
 
 def nme(points: F32, truth: F32, schema: Schema) -> float:
     """Of one face, (K, 2) each, in percent."""
-    from train import metrics
+    from lineament.train import metrics
 
     return float(metrics.point_errors(points[None], truth[None], schema).mean())

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from landmarks import adapter
-from landmarks.adapter import N_EYE, N_MESH
-from landmarks.card import ModelCard
-from landmarks.geometry import apply, compose, crop_from_frame, invert, warp
-from landmarks.schema import WFLW98
-from landmarks.types import F32, U8, Landmarks, LineamentError
+from lineament.landmarks import adapter
+from lineament.landmarks.adapter import N_EYE, N_MESH
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import apply, compose, crop_from_frame, invert, warp
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 
 INPUT_HW = (192, 192)
 """what the mesh model was trained on"""

@@ -26,15 +26,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
-from landmarks import adapter
-from landmarks.adapter import N_MESH, Adapter, frame_of_mesh
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply, crop_from_frame, invert, warp
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Floats
-from train import data, metrics
+from lineament.engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
+from lineament.landmarks import adapter
+from lineament.landmarks.adapter import N_MESH, Adapter, frame_of_mesh
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8, Floats
+from lineament.train import data, metrics
 
 NEAR = 8
 """how many mesh points make a point's first guess"""

@@ -10,8 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engines.engine_file import CONFIDENCE, POINTS, REMAKE, FileLandmarker, Port, check_graph, landmarks_of, read_card
-from landmarks.types import U8, Landmarks, LineamentError
+from lineament.engines.engine_file import (
+    CONFIDENCE,
+    POINTS,
+    REMAKE,
+    FileLandmarker,
+    Port,
+    check_graph,
+    landmarks_of,
+    read_card,
+)
+from lineament.landmarks.types import U8, Landmarks, LineamentError
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}

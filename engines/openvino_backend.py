@@ -8,8 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engines.engine_file import CONFIDENCE, POINTS, REMAKE, FileLandmarker, Port, check_graph, landmarks_of, read_card
-from landmarks.types import F32, U8, Landmarks, LineamentError
+from lineament.engines.engine_file import (
+    CONFIDENCE,
+    POINTS,
+    REMAKE,
+    FileLandmarker,
+    Port,
+    check_graph,
+    landmarks_of,
+    read_card,
+)
+from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 
 Precision = Literal["f32", "bf16", "auto"]
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from engines.timing import in_turns
-from landmarks.card import ModelCard
-from landmarks.types import F32, F64, U8, Landmarker, LineamentError
+from lineament.engines.timing import in_turns
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import F32, F64, U8, Landmarker, LineamentError
 
 if TYPE_CHECKING:
     import onnx
@@ -154,7 +154,7 @@ def judge(
     built: Sequence[Built], held_back: U8, nme: Callable[[Landmarker], float] | None = None, rounds: int = ROUNDS
 ) -> list[Judged]:
     """Runs all on held_back (N, H, W, 3), one crop at a time, in turns, by the runtime that engines.load takes."""
-    import engines
+    from lineament import engines
 
     landmarkers = [engines.load(str(one.path), "cpu") for one in built]
     try:
@@ -194,8 +194,8 @@ def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
     nncf = _nncf()
     import onnx
 
-    from engines.engine_file import INPUT
-    from engines.export import restore_weights
+    from lineament.engines.engine_file import INPUT
+    from lineament.engines.export import restore_weights
 
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
@@ -233,7 +233,7 @@ def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
 def last_layers(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and products that are the last EXACT before the points, and the last before any other
     output: what they say are places, and a fine one is worth more there than the little time."""
-    from engines.engine_file import POINTS
+    from lineament.engines.engine_file import POINTS
 
     makers = {output: node for node in model.graph.node for output in node.output}
     names: set[str] = set()
@@ -255,7 +255,7 @@ def last_layers(model: onnx.ModelProto) -> list[str]:
 
 def _crops(card: ModelCard, calibration: U8 | None) -> tuple[U8, str]:
     """Crops to quantise with and to hold back, and what they are."""
-    from engines.export import real_crops
+    from lineament.engines.export import real_crops
 
     if calibration is None:
         return real_crops(card, CALIBRATION + HELD_BACK), "crops of one portrait, for want of a labelled folder"
@@ -271,8 +271,8 @@ def _held_back(crops: U8) -> int:
 def _write(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
     import onnx
 
-    from engines.export import put_card
-    from train.model import write_atomically
+    from lineament.engines.export import put_card
+    from lineament.train.model import write_atomically
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from engines.engine_file import parse_card, read_card
-from landmarks.card import ModelCard
-from landmarks.types import LineamentError
+from lineament.engines.engine_file import parse_card, read_card
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import LineamentError
 
 MAGIC = b"LINEAMENT\0"
 VERSION = 1

@@ -17,13 +17,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engines.cuda import Cuda, first_gpu
-from engines.engine_file import CONFIDENCE, INPUT, POINTS, FileLandmarker, Port, check_graph, landmarks_of
-from engines.frame_graph import FRAME, MATRICES
-from engines.plan_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign, refuse_stale
-from engines.tensorrt_library import Library, collecting_logger, complaint, library
-from landmarks.geometry import invert, warp
-from landmarks.types import F32, F64, U8, Landmarks, LineamentError
+from lineament.engines.cuda import Cuda, first_gpu
+from lineament.engines.engine_file import CONFIDENCE, INPUT, POINTS, FileLandmarker, Port, check_graph, landmarks_of
+from lineament.engines.frame_graph import FRAME, MATRICES
+from lineament.engines.plan_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign, refuse_stale
+from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
+from lineament.landmarks.geometry import invert, warp
+from lineament.landmarks.types import F32, F64, U8, Landmarks, LineamentError
 
 BUCKETS = (1, 2, 4, 8, 16)
 """sizes of batch that get a CUDA graph, besides the largest that the engine takes"""

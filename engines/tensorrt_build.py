@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.engine_file import INPUT, read_card
-from engines.fp16 import half_precision, precisions_of_layers
-from engines.frame_graph import FRAME, MATRICES, crop_graph
-from engines.plan_file import (
+from lineament.engines.engine_file import INPUT, read_card
+from lineament.engines.fp16 import half_precision, precisions_of_layers
+from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
+from lineament.engines.plan_file import (
     ANY_RTX,
     CROP_PLAN,
     POINTS_PLAN,
@@ -33,8 +33,8 @@ from engines.plan_file import (
     read_header,
     write_engine,
 )
-from engines.tensorrt_library import Library, collecting_logger, complaint, library
-from landmarks.types import LineamentError
+from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
+from lineament.landmarks.types import LineamentError
 
 if TYPE_CHECKING:
     import onnx
@@ -92,7 +92,7 @@ def build(
     if name == "tensorrt-rtx":
         gpu, capability = ANY_RTX, RTX_CAPABILITY
     else:
-        from engines.cuda import first_gpu
+        from lineament.engines.cuda import first_gpu
 
         found = first_gpu()
         gpu, capability = found.name, found.compute_capability

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engines.plan_file import LibraryName
-from landmarks.types import LineamentError
+from lineament.engines.plan_file import LibraryName
+from lineament.landmarks.types import LineamentError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from landmarks.types import F64
+from lineament.landmarks.types import F64
 
 TURN = 5
 """calls that count, in a turn"""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engines.engine_file import FileLandmarker, landmarks_of, parse_card
-from landmarks.types import U8, Landmarks, LineamentError
+from lineament.engines.engine_file import FileLandmarker, landmarks_of, parse_card
+from lineament.landmarks.types import U8, Landmarks, LineamentError
 
 
 class TorchLandmarker(FileLandmarker):
@@ -22,7 +22,7 @@ class TorchLandmarker(FileLandmarker):
         try:
             import torch
 
-            from train.model import load
+            from lineament.train.model import load
         except ImportError as error:
             raise LineamentError(
                 f"{path} needs PyTorch and timm to run, and {error.name} cannot be imported; run "

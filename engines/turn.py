@@ -27,16 +27,16 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
-from landmarks.adapter import N_MESH
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply, compose, crop_from_frame, invert, warp
-from landmarks.pose import head_pose
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, LineamentError
-from train.data import Sample, group_of, read_sets
-from train.sheet import Tile, sheet
+from lineament.engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
+from lineament.landmarks.adapter import N_MESH
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.geometry import apply, compose, crop_from_frame, invert, warp
+from lineament.landmarks.pose import head_pose
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8, LineamentError
+from lineament.train.data import Sample, group_of, read_sets
+from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger("lineament")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.types import F32, F64, LineamentError
+from lineament.landmarks.types import F32, F64, LineamentError
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "engines" / "weights"
 CARD_PATH = WEIGHTS / "mesh-wflw98.json"

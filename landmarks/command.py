@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec
 
-from landmarks.types import LineamentError
+from lineament.landmarks.types import LineamentError
 
 P = ParamSpec("P")
+
+
+def program(command: str, module: str) -> str:
+    """What help calls a command: `lineament stream` where the package is installed, else `python -m stream`."""
+    return f"lineament {command}" if Path(sys.argv[0]).stem == "lineament" else f"python -m {module}"
 
 
 def _print(failure: str) -> None:

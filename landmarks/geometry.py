@@ -12,8 +12,8 @@ from math import cos, hypot, sin, sqrt
 import cv2
 import numpy as np
 
-from landmarks.card import ModelCard
-from landmarks.types import F32, F64, U8, Floats
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import F32, F64, U8, Floats
 
 FARTHEST_PX = 1e6
 """a crop that reaches further from the frame's origin is left black: it shows a speck at most, and the coordinates that

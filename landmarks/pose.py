@@ -19,9 +19,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from landmarks.adapter import mean_shape
-from landmarks.schema import WFLW98, Schema
-from landmarks.types import F64, Floats
+from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.schema import WFLW98, Schema
+from lineament.landmarks.types import F64, Floats
 
 NEAREST = 3.0
 """no camera is nearer to a face than this many times the face's own extent; a cropped photo would imply one that is"""

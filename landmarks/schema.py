@@ -13,7 +13,7 @@ from math import atan2, isfinite, nan
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.types import F32, Floats
+from lineament.landmarks.types import F32, Floats
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.card import ModelCard
+from lineament.landmarks.card import ModelCard
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -24,23 +24,23 @@ import tyro
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import engines
-from landmarks.command import ends_in_a_line
-from landmarks.types import Frame, LineamentError, Result
-from stream.analyse.batch import SharedLandmarker
-from stream.read.reconnect import ReconnectingSource
-from stream.read.source import CameraSource, Source, again, open_source, redacted_spec
-from stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
-from stream.run.session import Session, SessionConfig
-from stream.run.signals import stopped_by_signals
-from stream.run.stats import Stats
-from stream.run.supervisor import Supervisor
-from stream.watch.http import Monitor
-from stream.watch.log import Kind, set_up
-from stream.watch.status import StatusLog, status
-from stream.write.base import Sink
-from stream.write.files import VideoSink
-from stream.write.window import WindowSink, has_display
+from lineament import engines
+from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.read.reconnect import reconnecting
+from lineament.stream.read.source import Source, redacted_spec
+from lineament.stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
+from lineament.stream.run.session import Session, SessionConfig
+from lineament.stream.run.signals import stopped_by_signals
+from lineament.stream.run.stats import Stats
+from lineament.stream.run.supervisor import Supervisor
+from lineament.stream.watch.http import Monitor
+from lineament.stream.watch.log import Kind, set_up
+from lineament.stream.watch.status import StatusLog, status
+from lineament.stream.write.base import Sink
+from lineament.stream.write.files import VideoSink
+from lineament.stream.write.window import WindowSink, has_display
 
 log = logging.getLogger("lineament")
 
@@ -106,7 +106,7 @@ def main(args: list[str] | None = None) -> int:
     # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
     cv2.setNumThreads(1)
     os.umask(0o077)  # what is written shows faces: it is for this user alone
-    cfg = tyro.cli(StreamConfig, args=args, prog="python -m stream")
+    cfg = tyro.cli(StreamConfig, args=args, prog=program("stream", "stream"))
     set_up(cfg.log)
     if cfg.cameras or len(cfg.source) > 1:
         run_many(cfg)
@@ -121,7 +121,7 @@ def run(cfg: StreamConfig) -> Stats:
     (camera,) = named([spec], [])
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(cfg.model, cfg.device))
-        source = _source(camera, cfg)
+        source = reconnecting(spec, cfg.session.retry, called=camera.name)
         stack.callback(source.close)
         paths = _outputs(cfg, source)
         check_outputs([replace(camera, outputs=paths)])
@@ -214,15 +214,6 @@ def run_many(cfg: StreamConfig) -> None:
         raise LineamentError(
             f"{len(failed)} of {len(supervisor.workers)} sources failed: {', '.join(failed)}; see above"
         )
-
-
-def _source(camera: Camera, cfg: StreamConfig) -> Source:
-    """What the user asked for; a camera or a stream that is lost comes back by itself."""
-    spec = camera.spec
-    source = open_source(spec)
-    if isinstance(source, CameraSource) or "://" in spec:
-        return ReconnectingSource(source, lambda: open_source(again(spec)), cfg.session.retry, called=camera.name)
-    return source
 
 
 def _cameras(cfg: StreamConfig) -> list[Camera]:

@@ -32,21 +32,21 @@ import cv2
 import numpy as np
 import tyro
 
-import engines
-from engines.adopt import AdoptConfig, adopt
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply, invert
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Frame, Landmarker, LineamentError, Result
-from stream import steadiness
-from stream.analyse.detect import VideoDetector
-from stream.analyse.track import TrackConfig, Tracker
-from stream.read.sample import Sample
-from stream.read.source import PacedSource, SampleSource, VideoSource
-from stream.run.pipeline import Pipeline
-from stream.run.stats import Stats
-from stream.write.draw import DrawConfig, draw
-from stream.write.files import VideoSink
+from lineament import engines
+from lineament.engines.adopt import AdoptConfig, adopt
+from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.geometry import apply, invert
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8, Frame, Landmarker, LineamentError, Result
+from lineament.stream import steadiness
+from lineament.stream.analyse.detect import VideoDetector
+from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.read.sample import Sample
+from lineament.stream.read.source import PacedSource, SampleSource, VideoSource
+from lineament.stream.run.pipeline import Pipeline
+from lineament.stream.run.stats import Stats
+from lineament.stream.write.draw import DrawConfig, draw
+from lineament.stream.write.files import VideoSink
 
 Part = Literal["speed", "live", "steady", "memory"]
 
@@ -78,8 +78,9 @@ class BenchConfig:
 
 
 @ends_in_a_line
-def main() -> int:
-    cfg = tyro.cli(BenchConfig, prog="python -m stream.bench")
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    cfg = tyro.cli(BenchConfig, args=args, prog=program("bench", "stream.bench"))
     cv2.setNumThreads(1)  # as the command line does
     print(machine())
     for part in cfg.parts:
@@ -181,7 +182,8 @@ def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> Run:
 def _run_beside(checkout: Path, path: Path, faces: int) -> Run:
     """Of another checkout's pipeline. It has a bench of its own."""
     code = (
-        "import sys, cv2, engines; from pathlib import Path; import stream.bench as bench; cv2.setNumThreads(1); "
+        "import sys, cv2; from pathlib import Path; from lineament import engines; from lineament.stream import bench; "
+        "cv2.setNumThreads(1); "
         "run = bench._run_ours(Path(sys.argv[1]), int(sys.argv[2]), engines.load(engines.DEFAULT)); "
         "print(getattr(run, 'fps', run))"
     )

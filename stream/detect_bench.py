@@ -29,14 +29,14 @@ import cv2
 import numpy as np
 import tyro
 
-import engines
-from engines.labelled import nme
-from landmarks.geometry import bounds, iou
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
-from stream.analyse.detect import ImageDetector, VideoDetector
-from stream.analyse.track import TrackConfig, Tracker
-from stream.bench import machine, mediapipe_runs
+from lineament import engines
+from lineament.engines.labelled import nme
+from lineament.landmarks.geometry import bounds, iou
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
+from lineament.stream.analyse.detect import ImageDetector, VideoDetector
+from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.bench import machine, mediapipe_runs
 
 SIZES_WH = ((640, 480), (1280, 720), (1920, 1080))
 FACES_PX = (24, 32, 40, 48, 60, 80, 120, 160)

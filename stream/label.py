@@ -37,16 +37,16 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-import engines
-from engines import labelled
-from landmarks.card import CropScale, ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import FARTHEST_PX, apply, bounds, crop_from_frame, frame_from_unit, iou, warp
-from landmarks.schema import SCHEMAS, Schema
-from landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
-from stream.analyse.detect import ImageDetector
-from stream.read.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
-from stream.write.draw import DrawConfig, draw
+from lineament import engines
+from lineament.engines import labelled
+from lineament.landmarks.card import CropScale, ModelCard
+from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.geometry import FARTHEST_PX, apply, bounds, crop_from_frame, frame_from_unit, iou, warp
+from lineament.landmarks.schema import SCHEMAS, Schema
+from lineament.landmarks.types import F32, F64, U8, Face, Floats, Frame, Landmarker, LineamentError, Result, Track
+from lineament.stream.analyse.detect import ImageDetector
+from lineament.stream.read.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
+from lineament.stream.write.draw import DrawConfig, draw
 
 log = logging.getLogger("lineament")
 
@@ -168,7 +168,7 @@ def main(args: list[str] | None = None) -> int:
     cv2.setNumThreads(1)  # as stream's command line does
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        label_folder(tyro.cli(LabelConfig, args=args, prog="python -m stream.label"))
+        label_folder(tyro.cli(LabelConfig, args=args, prog=program("label", "stream.label")))
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, Floats
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, Floats
 
 STILL = 0.12
 """face sizes a second, below which a head is nearly still"""

@@ -8,9 +8,9 @@ from typing import Self
 import cv2
 import numpy as np
 
-from landmarks.card import ModelCard
-from landmarks.schema import WFLW98
-from landmarks.types import F32, U8, Face, Frame, Landmarks
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks
 
 CARD = ModelCard(name="blobs", schema="wflw98", input_hw=(64, 64), crop_scale=1.6)
 

@@ -25,13 +25,13 @@ import cv2
 import numpy as np
 import tyro
 
-import engines
-from landmarks.types import U8, Frame, LineamentError, Result
-from stream.bench import machine
-from stream.cluster.driver import ActorSlot, Cluster, ClusterConfig
-from stream.run.cameras import Camera
-from stream.write.encode import letterboxed
-from stream.write.files import VideoSink
+from lineament import engines
+from lineament.landmarks.types import U8, Frame, LineamentError, Result
+from lineament.stream.bench import machine
+from lineament.stream.cluster.driver import ActorSlot, Cluster, ClusterConfig
+from lineament.stream.run.cameras import Camera
+from lineament.stream.write.encode import letterboxed
+from lineament.stream.write.files import VideoSink
 from tests.mjpeg import mjpeg_server, turning_head
 
 log = logging.getLogger("lineament")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from landmarks.types import U8, LineamentError
+from lineament.landmarks.types import U8, LineamentError
 from tests.rtsp import rtsp_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,11 +28,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs an NVIDIA GPU, or the mesh models, where there are none, and says why there are none."""
     try:
         if item.get_closest_marker("gpu"):
-            from engines.cuda import first_gpu
+            from lineament.engines.cuda import first_gpu
 
             first_gpu()
         if item.get_closest_marker("mesh"):
-            from engines.mesh import check_installed
+            from lineament.engines.mesh import check_installed
 
             check_installed()
     except LineamentError as error:

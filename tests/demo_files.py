@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from landmarks.types import Frame, Result
-from stream.read.sample import Sample
-from stream.write.files import VideoSink
+from lineament.landmarks.types import Frame, Result
+from lineament.stream.read.sample import Sample
+from lineament.stream.write.files import VideoSink
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -15,12 +15,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from engines import tensorrt_backend
-from engines.frame_graph import crop_graph
-from engines.plan_file import CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
-from engines.tensorrt_build import Profile, crop_profile, points_profile
-from engines.tensorrt_library import Library
-from landmarks.types import U8
+from lineament.engines import tensorrt_backend
+from lineament.engines.frame_graph import crop_graph
+from lineament.engines.plan_file import CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
+from lineament.engines.tensorrt_build import Profile, crop_profile, points_profile
+from lineament.engines.tensorrt_library import Library
+from lineament.landmarks.types import U8
 from tests.tint import CARD as TINT
 from tests.tint import tint
 

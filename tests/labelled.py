@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from landmarks.adapter import mean_shape
-from landmarks.schema import WFLW98
-from landmarks.types import F32
-from train.data import ATTRIBUTES, Sample
+from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32
+from lineament.train.data import ATTRIBUTES, Sample
 
 LIST = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{split}.txt"
 SIDE = 100

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import cv2
 import numpy as np
 
-from landmarks.types import U8
-from stream.read.sample import Sample
+from lineament.landmarks.types import U8
+from lineament.stream.read.sample import Sample
 
 
 @contextmanager

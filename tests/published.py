@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from landmarks.types import Face, Frame, Result, Track
-from stream.write.base import Sink
+from lineament.landmarks.types import Face, Frame, Result, Track
+from lineament.stream.write.base import Sink
 from tests.waiting import WAIT_S, until
 
 

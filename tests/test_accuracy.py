@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engines
-from landmarks.geometry import apply, invert
-from landmarks.types import F32, Frame, Track
-from stream import bench
-from stream.analyse.detect import ImageDetector, VideoDetector
-from stream.analyse.track import TrackConfig, Tracker
-from stream.read.sample import Sample
-from stream.read.source import ImageSource, VideoSource
-from train import data, metrics
+from lineament import engines
+from lineament.landmarks.geometry import apply, invert
+from lineament.landmarks.types import F32, Frame, Track
+from lineament.stream import bench
+from lineament.stream.analyse.detect import ImageDetector, VideoDetector
+from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.read.sample import Sample
+from lineament.stream.read.source import ImageSource, VideoSource
+from lineament.train import data, metrics
 
 SAMPLE = Sample()
 

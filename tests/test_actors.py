@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from landmarks.types import LineamentError
-from stream.analyse.track import TrackerState
-from stream.cluster.actors import CameraActor, Engine, Job, load_ray
-from stream.run.cameras import Camera, in_life
-from stream.run.session import SessionConfig
+from lineament.landmarks.types import LineamentError
+from lineament.stream.analyse.track import TrackerState
+from lineament.stream.cluster.actors import CameraActor, Engine, Job, load_ray
+from lineament.stream.run.cameras import Camera, in_life
+from lineament.stream.run.session import SessionConfig
 from tests.blobs import CARD
 
 

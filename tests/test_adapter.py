@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engines.mesh import load_card
-from landmarks import adapter
-from landmarks.adapter import N_EYE, N_MESH
-from landmarks.schema import WFLW98
-from landmarks.types import F32, LineamentError
+from lineament.engines.mesh import load_card
+from lineament.landmarks import adapter
+from lineament.landmarks.adapter import N_EYE, N_MESH
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, LineamentError
 
 
 def _mesh(n: int, v: int) -> F32:

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-import engines
-from engines.adopt import AdoptConfig, adopt
-from landmarks.types import F32, U8, LineamentError
-from train import data, metrics
+from lineament import engines
+from lineament.engines.adopt import AdoptConfig, adopt
+from lineament.landmarks.types import F32, U8, LineamentError
+from lineament.train import data, metrics
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

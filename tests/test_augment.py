@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.adapter import mean_shape
-from landmarks.geometry import apply
-from landmarks.schema import IBUG68, WFLW98
-from landmarks.types import F32, U8
-from train import glasses, worn
-from train.augment import ONE_OF, SWITCHES, Augment, AugmentConfig, main
-from train.sheet import Tile, sheet
+from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.geometry import apply
+from lineament.landmarks.schema import IBUG68, WFLW98
+from lineament.landmarks.types import F32, U8
+from lineament.train import glasses, worn
+from lineament.train.augment import ONE_OF, SWITCHES, Augment, AugmentConfig, main
+from lineament.train.sheet import Tile, sheet
 
 HW = (128, 128)
 WIDE = 192
@@ -409,7 +409,7 @@ def test_the_preview_shows_each_transform(
         shown.extend(tiles)
         return sheet(tiles, path, columns)
 
-    monkeypatch.setattr("train.augment.sheet", recorded)
+    monkeypatch.setattr("lineament.train.augment.sheet", recorded)
     out = tmp_path / "sheet.png"
     wflw = str(shared / "data" / "wflw-mini")
     args = ["preview", "--data", wflw, "--out", str(out), "--input-px", "64", "--columns", "2"]

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from landmarks.types import U8, Landmarks
-from stream.analyse.batch import SharedLandmarker
+from lineament.landmarks.types import U8, Landmarks
+from lineament.stream.analyse.batch import SharedLandmarker
 from tests.blobs import CARD
 
 WAIT_S = 20.0

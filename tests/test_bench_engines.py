@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import pytest
 
-from engines import bench as bench_module
-from engines.bench import BenchConfig, Contender, Latency, Row, bench, contenders, main, plot, table
-from engines.plan_file import Gpu
-from landmarks.types import Landmarker, LineamentError
+from lineament.engines import bench as bench_module
+from lineament.engines.bench import BenchConfig, Contender, Latency, Row, bench, contenders, main, plot, table
+from lineament.engines.plan_file import Gpu
+from lineament.landmarks.types import Landmarker, LineamentError
 from tests.labelled import mean_face, write_wflw
 
 torch = pytest.importorskip("torch")
@@ -39,7 +39,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from train.model import LandmarkNet, NetSpec, new_card, save
+    from lineament.train.model import LandmarkNet, NetSpec, new_card, save
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64))).eval()
@@ -129,7 +129,7 @@ def test_one_batch_is_enough_for_a_plot(tmp_path: Path) -> None:
 def test_who_cannot_run_is_left_out_and_named_and_the_others_run(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import engines
+    from lineament import engines
 
     def absent() -> Landmarker:
         raise LineamentError("there is no such GPU")
@@ -153,9 +153,9 @@ def test_who_cannot_run_is_left_out_and_named_and_the_others_run(
 def test_no_engine_is_built_for_a_gpu_that_cannot_run_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engines.cuda.first_gpu", lambda: Gpu("NVIDIA H100", (9, 0)))
-    monkeypatch.setattr("engines.tensorrt_library.installed", lambda name: name == "tensorrt-rtx")
-    monkeypatch.setattr("engines.tensorrt_build.build", lambda *args, **more: pytest.fail("one was built"))
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", lambda: Gpu("NVIDIA H100", (9, 0)))
+    monkeypatch.setattr("lineament.engines.tensorrt_library.installed", lambda name: name == "tensorrt-rtx")
+    monkeypatch.setattr("lineament.engines.tensorrt_build.build", lambda *args, **more: pytest.fail("one was built"))
     cfg = BenchConfig(tmp_path / "tiny.safetensors", out=tmp_path)
     assert list(bench_module._by_tensorrt(tmp_path / "tiny.onnx", cfg, 0.0)) == []
     (record,) = caplog.records

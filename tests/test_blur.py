@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from landmarks.types import U8, Face, Frame, Result, Track
-from stream.analyse.detect import ImageDetector
-from stream.read.source import open_source
-from stream.write.blur import Blur
+from lineament.landmarks.types import U8, Face, Frame, Result, Track
+from lineament.stream.analyse.detect import ImageDetector
+from lineament.stream.read.source import open_source
+from lineament.stream.write.blur import Blur
 
 ROOT = Path(__file__).resolve().parent.parent
 

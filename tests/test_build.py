@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engines
-from engines import build, openvino_build
-from engines.build import BuildConfig, Row, main, run, table, targets
-from engines.engine_file import read_card
-from engines.openvino_build import Built
-from engines.plan_file import ANY_RTX, Gpu, read_header
-from engines.tensorrt_library import installed
-from landmarks.types import LineamentError
+from lineament import engines
+from lineament.engines import build, openvino_build
+from lineament.engines.build import BuildConfig, Row, main, run, table, targets
+from lineament.engines.engine_file import read_card
+from lineament.engines.openvino_build import Built
+from lineament.engines.plan_file import ANY_RTX, Gpu, read_header
+from lineament.engines.tensorrt_library import installed
+from lineament.landmarks.types import LineamentError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
-from train.model import LandmarkNet, NetSpec, new_card, save  # noqa: E402 - after the check that it can
+from lineament.train.model import LandmarkNet, NetSpec, new_card, save  # noqa: E402 - after the check that it can
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_what_the_cpu_gets_is_proven_and_ready_to_stream(model: Path, tmp_path: 
 def test_an_engine_for_rtx_is_built_and_its_graph_proven_where_none_is(
     model: Path, tmp_path: Path, gpu: Gpu | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
     if not installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx: pip install -r requirements-rtx.txt")
     row = run(BuildConfig(model, tmp_path, "tensorrt-rtx"))[-1]
@@ -94,7 +94,7 @@ def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, mon
     monkeypatch.setattr(build, "build", lambda path, out, *others, **more: wrong(path, out))
     real = build.run_onnx
     monkeypatch.setattr(build, "run_onnx", lambda data, rgb: real(data, rgb) + np.float32(0.01))
-    monkeypatch.setattr("engines.cuda.first_gpu", no_gpu)
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", no_gpu)
     with pytest.raises(LineamentError, match=r"3\.6\d px of a 256-px crop from PyTorch's, allowed are 0\.5"):
         run(BuildConfig(model, tmp_path, "tensorrt-rtx"))
     assert not (tmp_path / "tiny-rtx.engine").exists()
@@ -123,7 +123,7 @@ def test_an_onnx_file_is_its_own_reference(model: Path, tmp_path: Path) -> None:
 def test_auto_takes_the_best_that_is_here(
     gpu: Gpu | None, packages: set[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
     monkeypatch.setattr(build, "installed", lambda name: name in packages)
     assert targets("auto") == wanted
 
@@ -229,9 +229,9 @@ def test_the_table_has_a_line_and_a_note_for_each_engine(tmp_path: Path) -> None
 @pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")
 def test_the_b5_becomes_a_real_engine_in_half_precision(tmp_path: Path) -> None:
     """The model that this project is about, by NVIDIA's own compiler: no GPU is needed to build."""
-    from engines.export import graph_of, put_card
-    from engines.tensorrt_build import build as build_engine
-    from train.model import write_atomically
+    from lineament.engines.export import graph_of, put_card
+    from lineament.engines.tensorrt_build import build as build_engine
+    from lineament.train.model import write_atomically
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec()).eval()

@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landmarks.types import LineamentError
-from stream.analyse.batch import SharedLandmarker
-from stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
-from stream.run.session import SessionConfig
-from stream.run.supervisor import Supervisor
+from lineament.landmarks.types import LineamentError
+from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
+from lineament.stream.run.session import SessionConfig
+from lineament.stream.run.supervisor import Supervisor
 from tests.blobs import BlobLandmarker
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import U8
+from lineament.landmarks.types import U8
 
 for package in ("torch", "onnx", "onnxruntime", "openvino", "nncf", "albumentations"):
     pytest.importorskip(package)
@@ -37,12 +37,12 @@ def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
     """best.safetensors of a run that goes on from the student by a hair, so that it knows faces on every processor.
     What a short run learns by itself differs between them, and a net that knows no face leads a tracker anywhere."""
-    import engines
+    from lineament import engines
+    from lineament.train.augment import AugmentConfig
+    from lineament.train.crops import CropConfig
+    from lineament.train.loop import fit
     from tests.labelled import mean_face, sample
     from tests.test_loop import config
-    from train.augment import AugmentConfig
-    from train.crops import CropConfig
-    from train.loop import fit
 
     folder = tmp_path_factory.mktemp("train")
     path = folder / "WFLW_images" / "portrait.png"
@@ -106,8 +106,8 @@ def test_the_other_files_for_the_cpu_stream_too(built: Path) -> None:
 
 
 def test_the_card_goes_all_the_way(trained: Path, built: Path) -> None:
-    import engines
-    from train.model import read_header
+    from lineament import engines
+    from lineament.train.model import read_header
 
     _, card = read_header(trained)
     with engines.load(str(built / "best.onnx")) as landmarker:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import U8
+from lineament.landmarks.types import U8
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "stream"]
@@ -191,7 +191,7 @@ def test_a_model_file_puts_its_points_on_the_sample(tmp_path: Path) -> None:
     """The model sees the mean face in every crop. A checkpoint is streamed in test_chain."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("openvino")
-    from landmarks.adapter import mean_shape
+    from lineament.landmarks.adapter import mean_shape
     from tests.tint import tint
 
     model = onnx.load(path := tint(tmp_path / "mean.onnx"))

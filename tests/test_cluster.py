@@ -18,15 +18,15 @@ import av
 import numpy as np
 import pytest
 
-import engines
-from landmarks.types import Frame, LineamentError, Result
-from stream.cluster.actors import Engine, EngineStatus, RemoteLandmarker
-from stream.cluster.driver import ActorSlot, Cluster, ClusterConfig, EngineSlot, _check_reachable
-from stream.read.sample import Sample
-from stream.read.source import VideoSource
-from stream.run.cameras import Camera
-from stream.run.session import Session, SessionConfig
-from stream.write.files import VideoSink
+from lineament import engines
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.cluster.actors import Engine, EngineStatus, RemoteLandmarker
+from lineament.stream.cluster.driver import ActorSlot, Cluster, ClusterConfig, EngineSlot, _check_reachable
+from lineament.stream.read.sample import Sample
+from lineament.stream.read.source import VideoSource
+from lineament.stream.run.cameras import Camera
+from lineament.stream.run.session import Session, SessionConfig
+from lineament.stream.write.files import VideoSink
 from tests.mjpeg import mjpeg_server, turning_head
 from tests.waiting import WAIT_S, until
 
@@ -173,7 +173,7 @@ def test_on_one_machine_nothing_can_be_reached_from_another(cluster: Cluster) ->
 
 
 def test_an_engine_that_hangs_is_passed_over(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.cluster.actors.CALL_S", 0.5)
+    monkeypatch.setattr("lineament.stream.cluster.actors.CALL_S", 0.5)
     actors = [engine.actor for engine in cluster.engines]
     card = ray.get(actors[0].card.remote(), timeout=WAIT_S)
     crops = np.zeros((1, *card.input_hw, 3), np.uint8)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from landmarks.command import ends_in_a_line
-from landmarks.types import LineamentError
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.types import LineamentError
 
 LONG = "a" * 300
 """no file system takes a name of this length, and many a look-up raises instead of saying that nothing is there"""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import engines
-from landmarks.types import LineamentError
+from lineament import engines
+from lineament.landmarks.types import LineamentError
 from tests.labelled import mean_face, write_wflw
 
 pytest.importorskip("torch")
-from engines.compare import CompareConfig, compare, main, table
-from train.evaluate import EvaluateConfig, report
+from lineament.engines.compare import CompareConfig, compare, main, table
+from lineament.train.evaluate import EvaluateConfig, report
 
 
 def test_models_of_other_crops_stand_in_one_table_with_the_nme_of_evaluating_each_alone(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-import engines
-from landmarks.schema import SCHEMAS
-from landmarks.types import F32, U8, Landmarker, LineamentError
+from lineament import engines
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import F32, U8, Landmarker, LineamentError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from engines.export import real_crops
+from lineament.engines.export import real_crops
 from tests import tint
 from tests.fake_tensorrt import engine_file, play_tensorrt
 
@@ -44,7 +44,7 @@ def by_torch(device: str) -> Callable[[Path], Landmarker]:
         if device == "cuda" and not torch.cuda.is_available():
             pytest.skip("needs a CUDA build of torch")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("train.model.load", lambda path, device: (tint.tint_net().to(device), tint.CARD))
+            patch.setattr("lineament.train.model.load", lambda path, device: (tint.tint_net().to(device), tint.CARD))
             return engines.load(str(folder / "tint.safetensors"), device)
 
     return load
@@ -62,7 +62,7 @@ def by_onnxruntime_on_a_gpu(device: str, provider: str) -> Callable[[Path], Land
 
 
 def by_tensorrt_on_a_gpu(folder: Path) -> Landmarker:
-    from engines.tensorrt_build import build
+    from lineament.engines.tensorrt_build import build
 
     pytest.importorskip("tensorrt")
     build(tint.tint(folder / "tint.onnx"), folder / "tint.engine", "tensorrt", batches=(1, 1, 6), progress=False)

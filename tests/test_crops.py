@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.card import ModelCard
-from landmarks.geometry import apply, crop_from_frame, invert, warp
-from landmarks.schema import WFLW98
-from landmarks.types import F32, LineamentError
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, LineamentError
+from lineament.train.crops import CropConfig, Crops
+from lineament.train.data import Sample
 from tests.labelled import mean_face
-from train.crops import CropConfig, Crops
-from train.data import Sample
 
 HW = (64, 64)
 
@@ -137,7 +137,7 @@ def test_the_nearest_box_of_the_same_picture_round_the_middle_is_taken(
         (str(tmp_path / "y" / "a.png"), [float(v) for v in (*(middle - 70), *(middle + 71))]),
         ("lost.png", [0, 0, 20, 20]),
     )
-    with caplog.at_level(logging.INFO, "train.crops"):
+    with caplog.at_level(logging.INFO, "lineament.train.crops"):
         crops = crops_of(samples, tmp_path / "cache", CropConfig("detector", path))
     expected = (near, [*(middle - 70), *(middle + 71)], samples[2].rect_xyxy)
     for i, box in enumerate(expected):
@@ -252,7 +252,7 @@ def test_senseless_crops_are_refused(bad: dict[str, float]) -> None:
 
 
 def test_real_crops_show_real_faces_alike(shared: Path, tmp_path: Path) -> None:
-    from train.data import read
+    from lineament.train.data import read
 
     samples = read(shared / "data" / "wflw-mini", "test")[:40]
     crops = crops_of(samples, tmp_path / "cache", label_shift_px=0.5)

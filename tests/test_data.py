@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
-from landmarks.types import F32, LineamentError
+from lineament.landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
+from lineament.landmarks.types import F32, LineamentError
+from lineament.train import data
+from lineament.train.data import Problem, group_of, hold_out, read, shift_of_each
 from tests.labelled import mean_face, sample, write_wflw
-from train import data
-from train.data import Problem, group_of, hold_out, read, shift_of_each
 
 K = len(WFLW98)
 

@@ -17,20 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from landmarks import adapter
-from landmarks.adapter import mean_shape
-from landmarks.card import ModelCard
-from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
-from landmarks.pose import aspect_ratios, head_pose
-from landmarks.schema import WFLW98
-from landmarks.types import F32, U8, Face, Frame, Landmarks, Result, Track
-from stream.analyse.smooth import Smoother
-from stream.analyse.track import TrackConfig, Tracker
-from stream.label import Teacher, label_faces
-from stream.write.blur import Blur
-from stream.write.draw import DrawConfig, draw
-from stream.write.files import JsonlSink
-from stream.write.json_line import JsonLine
+from lineament.landmarks import adapter
+from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks, Result, Track
+from lineament.stream.analyse.smooth import Smoother
+from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.label import Teacher, label_faces
+from lineament.stream.write.blur import Blur
+from lineament.stream.write.draw import DrawConfig, draw
+from lineament.stream.write.files import JsonlSink
+from lineament.stream.write.json_line import JsonLine
 from tests.blobs import BlobDetector, BlobLandmarker, scene
 
 some = settings(deadline=None, max_examples=60)

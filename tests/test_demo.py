@@ -22,19 +22,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.types import Message, Receive, Scope, Send
 
-import engines
-from demo.analyst import Analyst
-from demo.clip import Cancelled, annotate
-from demo.config import DemoConfig, Limits
-from demo.guard import Guard
-from demo.live import _changed, _encoded, _watch
-from demo.models import Models
-from demo.network_camera import NetworkCamera
-from demo.picture import compare, downloads, drawn_url, find, pts
-from demo.settings import Settings
-from demo.uploads import check_clip, decode_frame, read_picture
-from demo.visitors import Door, Tabs
-from landmarks.types import U8, Frame, LineamentError
+from lineament import engines
+from lineament.demo.analyst import Analyst
+from lineament.demo.clip import Cancelled, annotate
+from lineament.demo.config import DemoConfig, Limits
+from lineament.demo.guard import Guard
+from lineament.demo.live import _changed, _encoded, _watch
+from lineament.demo.models import Models
+from lineament.demo.network_camera import NetworkCamera
+from lineament.demo.picture import compare, downloads, drawn_url, find, pts
+from lineament.demo.settings import Settings
+from lineament.demo.uploads import check_clip, decode_frame, read_picture
+from lineament.demo.visitors import Door, Tabs
+from lineament.landmarks.types import U8, Frame, LineamentError
 from tests.demo_files import (
     WRONG_CLIPS,
     WRONG_PICTURES,

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.network_camera import NetworkCamera
-from demo.reach import resolve
-from demo.relay import HttpRelay, RtspReplies
-from landmarks.types import LineamentError
-from stream.read.sample import Sample
+from lineament.demo.network_camera import NetworkCamera
+from lineament.demo.reach import resolve
+from lineament.demo.relay import HttpRelay, RtspReplies
+from lineament.landmarks.types import LineamentError
+from lineament.stream.read.sample import Sample
 from tests.demo_files import sample_clip
 from tests.waiting import WAIT_S
 

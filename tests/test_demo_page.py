@@ -34,9 +34,9 @@ from playwright.sync_api import Browser, Page, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from demo.bench import browser_with_camera, chromium, free_port
-from landmarks.types import U8
-from stream.read.sample import Sample
+from lineament.demo.bench import browser_with_camera, chromium, free_port
+from lineament.landmarks.types import U8
+from lineament.stream.read.sample import Sample
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
 from tests.mjpeg import mjpeg_server, turning_head
 from tests.waiting import WAIT_S, until
@@ -56,7 +56,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-from demo.__main__ import main
+from lineament.demo.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 

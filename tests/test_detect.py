@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-import engines
-from landmarks.types import F32, U8, Detector, Face, Frame, LineamentError, NearDetector
-from stream.analyse.detect import ImageDetector, VideoDetector
-from stream.analyse.track import Tracker
+from lineament import engines
+from lineament.landmarks.types import F32, U8, Detector, Face, Frame, LineamentError, NearDetector
+from lineament.stream.analyse.detect import ImageDetector, VideoDetector
+from lineament.stream.analyse.track import Tracker
 
 PHOTOS = Path(importlib.util.find_spec("skimage").origin).parent / "data"  # type: ignore[union-attr, arg-type]
 ALL = [VideoDetector, ImageDetector]
@@ -151,7 +151,7 @@ def test_close_may_be_called_twice_and_a_call_opens_again(detect: Detector, astr
 
 @pytest.mark.parametrize("hw", [(480, 640), (720, 1280), (1080, 1920), (1920, 1080)])
 def test_a_stream_waits_for_the_net_at_its_first_frame_alone(astronaut: U8, hw: tuple[int, int]) -> None:
-    from stream.analyse.detect import _compiled
+    from lineament.stream.analyse.detect import _compiled
 
     bgr = np.zeros((*hw, 3), np.uint8)
     bgr[:480, :480] = astronaut[:480, :480]
@@ -190,7 +190,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_without_the_net_one_line_says_what_to_install(astronaut: U8, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stream.analyse import detect as module
+    from lineament.stream.analyse import detect as module
 
     module._compiled.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landmarks.schema import IBUG68, WFLW98
-from landmarks.types import U8, Face, Frame, Result, Track
-from stream.write.draw import DrawConfig, draw
+from lineament.landmarks.schema import IBUG68, WFLW98
+from lineament.landmarks.types import U8, Face, Frame, Result, Track
+from lineament.stream.write.draw import DrawConfig, draw
 from tests.blobs import template
 
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import engines
-from engines.engine_file import FileLandmarker, read_card
-from landmarks.types import U8, LineamentError
+from lineament import engines
+from lineament.engines.engine_file import FileLandmarker, read_card
+from lineament.landmarks.types import U8, LineamentError
 
 onnx = pytest.importorskip("onnx")
 
@@ -46,7 +46,7 @@ def test_the_student_runs_where_the_instructions_of_bf16_are_out_of_reach() -> N
     """As under a hypervisor that hides them: OpenVINO sees a processor with bf16, and oneDNN may not use it."""
     program = """
 import numpy as np
-import engines
+from lineament import engines
 with engines.load("student") as landmarker:
     print(landmarker(np.zeros((1, *landmarker.card.input_hw, 3), np.uint8)).points_unit.shape)
 """
@@ -63,8 +63,8 @@ with engines.load("student") as landmarker:
 
 def test_bfloat16_is_near_and_another_precision_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    from engines.openvino_backend import OpenVinoLandmarker
-    from engines.openvino_build import has_bf16
+    from lineament.engines.openvino_backend import OpenVinoLandmarker
+    from lineament.engines.openvino_build import has_bf16
 
     path = tint(tmp_path / "tint.onnx")
     with OpenVinoLandmarker(path, "bf16") as landmarker:
@@ -79,7 +79,7 @@ def test_bfloat16_is_near_and_another_precision_is_refused(tmp_path: Path) -> No
 def test_the_student_is_exact_by_openvino_and_near_that_by_default() -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
-    from engines.export import largest_difference_px, real_crops
+    from lineament.engines.export import largest_difference_px, real_crops
 
     with (
         engines.load("student") as usual,
@@ -97,7 +97,7 @@ def test_a_processor_without_bfloat16_says_so_and_runs_in_f32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     openvino = pytest.importorskip("openvino")
-    from engines.openvino_backend import OpenVinoLandmarker
+    from lineament.engines.openvino_backend import OpenVinoLandmarker
 
     class Old(openvino.Core):  # type: ignore[misc]
         def get_property(self, *args: Any) -> Any:
@@ -113,8 +113,8 @@ def test_a_processor_without_bfloat16_says_so_and_runs_in_f32(
 def test_bfloat16_rounds_what_the_network_sees_and_not_its_points(tmp_path: Path) -> None:
     """Between 0.5 and 1 its steps are 0.004, a pixel of a 256-px crop."""
     pytest.importorskip("openvino")
-    from engines.openvino_backend import OpenVinoLandmarker
-    from engines.openvino_build import has_bf16
+    from lineament.engines.openvino_backend import OpenVinoLandmarker
+    from lineament.engines.openvino_build import has_bf16
 
     if not has_bf16():
         pytest.skip("this processor has no bf16")
@@ -133,7 +133,7 @@ def test_bfloat16_rounds_what_the_network_sees_and_not_its_points(tmp_path: Path
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch")
-    from train.model import LandmarkNet, NetSpec, new_card, save
+    from lineament.train.model import LandmarkNet, NetSpec, new_card, save
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64), presence=True)).eval()
@@ -145,8 +145,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_and_the_files_made_of_it_say_the_same(checkpoint: Path, tmp_path: Path) -> None:
-    from engines.export import export, largest_difference_px, real_crops
-    from train.model import load
+    from lineament.engines.export import export, largest_difference_px, real_crops
+    from lineament.train.model import load
 
     net, card = load(checkpoint)
     export(net, card, path := tmp_path / "tiny.onnx")
@@ -467,8 +467,8 @@ def test_an_unknown_device_or_kind_of_file_is_refused_with_the_choice_there_is(t
 
 def test_importing_the_backends_imports_no_runtime() -> None:
     code = (
-        "import sys, engines.engine_file, engines.openvino_backend, engines.onnxruntime_backend, engines.adopt, "
-        "engines.torch_backend, engines.openvino_build, engines.labelled; "
+        "import sys; from lineament.engines import (engine_file, openvino_backend, onnxruntime_backend, adopt, "
+        "torch_backend, openvino_build, labelled); "
         "assert not {'openvino', 'onnxruntime', 'onnx', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
@@ -476,7 +476,7 @@ def test_importing_the_backends_imports_no_runtime() -> None:
 
 def test_a_graph_that_breaks_its_word_is_found_out(tmp_path: Path) -> None:
     """Sizes that a runtime cannot foresee are checked when they come."""
-    from landmarks.types import Landmarks
+    from lineament.landmarks.types import Landmarks
 
     class Odd(FileLandmarker):
         def _run(self, rgb_NHWC: U8) -> Landmarks:

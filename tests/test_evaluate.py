@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from landmarks.card import ModelCard
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, LineamentError
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8, LineamentError
+from lineament.train import evaluate as evaluation
+from lineament.train import model
+from lineament.train.crops import CropConfig
+from lineament.train.data import Sample, read
+from lineament.train.evaluate import EvaluateConfig, Predict, Scores, ced, evaluate
+from lineament.train.model import LandmarkNet, NetSpec
+from lineament.train.sheet import TILE_PX
 from tests.labelled import mean_face, write_wflw
-from train import evaluate as evaluation
-from train import model
-from train.crops import CropConfig
-from train.data import Sample, read
-from train.evaluate import EvaluateConfig, Predict, Scores, ced, evaluate
-from train.model import LandmarkNet, NetSpec
-from train.sheet import TILE_PX
 
 INPUT_HW = (64, 64)
 

@@ -9,9 +9,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from engines import export as export_module
-from engines.engine_file import read_card
-from engines.export import (
+from lineament.engines import export as export_module
+from lineament.engines.engine_file import read_card
+from lineament.engines.export import (
     HALF_MAX_ERROR_PX,
     MAX_ERROR_PX,
     export,
@@ -21,14 +21,14 @@ from engines.export import (
     run_onnx,
     run_torch,
 )
-from landmarks.types import LineamentError
+from lineament.landmarks.types import LineamentError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")
 
-from train.heads import HeadName  # noqa: E402 - after the check that it can
-from train.model import LandmarkNet, NetSpec, new_card, save  # noqa: E402
+from lineament.train.heads import HeadName  # noqa: E402 - after the check that it can
+from lineament.train.model import LandmarkNet, NetSpec, new_card, save  # noqa: E402
 
 HEADS: tuple[HeadName, ...] = get_args(HeadName)
 

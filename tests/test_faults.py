@@ -23,11 +23,11 @@ import av
 import numpy as np
 import pytest
 
-from landmarks.types import Frame, LineamentError, Result
-from stream.read.reconnect import ReconnectingSource, RetryConfig
-from stream.read.sample import Sample
-from stream.read.source import VideoSource, open_source
-from stream.run.pipeline import Pipeline
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
+from lineament.stream.read.sample import Sample
+from lineament.stream.read.source import VideoSource, open_source
+from lineament.stream.run.pipeline import Pipeline
 from tests.rtsp import Fault, rtsp_server, tcp_relay, tcp_server
 from tests.waiting import WAIT_S, beside
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from engines.adopt import AdoptConfig, adopt
-from engines.engine_file import CARD_KEY, read_card
-from engines.export import graph_of, halve_weights, put_card, real_crops, run_onnx
-from engines.fp16 import half_precision, precisions_of_layers
-from landmarks.card import ModelCard
-from landmarks.types import F32, LineamentError
-from train.heads import HeadName
-from train.model import LandmarkNet, NetSpec, new_card
+from lineament.engines.adopt import AdoptConfig, adopt
+from lineament.engines.engine_file import CARD_KEY, read_card
+from lineament.engines.export import graph_of, halve_weights, put_card, real_crops, run_onnx
+from lineament.engines.fp16 import half_precision, precisions_of_layers
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import F32, LineamentError
+from lineament.train.heads import HeadName
+from lineament.train.model import LandmarkNet, NetSpec, new_card
 
 onnx = pytest.importorskip("onnx")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper

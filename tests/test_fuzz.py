@@ -32,17 +32,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import engines
-from engines.engine_file import parse_card
-from engines.plan_file import MAGIC, read_header, read_plans
-from landmarks.card import ModelCard, is_crop_scale
-from landmarks.schema import SCHEMAS
-from landmarks.types import LineamentError
-from stream.read.image import IMAGE_SUFFIXES, read_image
-from stream.read.source import open_source
-from stream.run.cameras import read_cameras
+from lineament import engines
+from lineament.engines.engine_file import parse_card
+from lineament.engines.plan_file import MAGIC, read_header, read_plans
+from lineament.landmarks.card import ModelCard, is_crop_scale
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import LineamentError
+from lineament.stream.read.image import IMAGE_SUFFIXES, read_image
+from lineament.stream.read.source import open_source
+from lineament.stream.run.cameras import read_cameras
+from lineament.train.data import Problem, check, read
 from tests.labelled import mean_face
-from train.data import Problem, check, read
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = int(os.environ.get("LINEAMENT_FUZZ", "1"))
@@ -215,7 +215,7 @@ def test_a_row_of_csv_may_hold_anything(folder: Path, changed: dict[int, str]) -
 @given(seed=seeds)
 def test_a_damaged_list_of_suspects_is_read_or_refused(folder: Path, seed: int) -> None:
     pytest.importorskip("torch")
-    from train import suspects
+    from lineament.train import suspects
 
     path = folder / "suspects.csv"
     path.write_bytes(mutated(b"image,face,score,weight,reasons\na.png,0,9.1,0.25,far; crossed\nb.png,1,3,1,x\n", seed))
@@ -475,7 +475,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".safetensors": lambda path: engines.load(str(path)),
     ".jsonl": lambda path: read(path, "train"),
     ".csv": lambda path: read(path, "train"),
-    ".suspects": lambda path: __import__("train.suspects").suspects._read(path),
+    ".suspects": lambda path: __import__("lineament.train.suspects").suspects._read(path),
 }
 
 
@@ -593,7 +593,7 @@ def graphs(folder: Path) -> Iterator[tuple[str, bytes]]:
 def checkpoints(folder: Path) -> Iterator[tuple[str, bytes]]:
     import torch
 
-    from train.model import LandmarkNet, NetSpec, new_card, save
+    from lineament.train.model import LandmarkNet, NetSpec, new_card, save
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64), presence=True)).eval()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.card import ModelCard
-from landmarks.geometry import apply, compose, crop_from_frame, crop_from_unit, frame_from_unit, invert, warp
-from landmarks.types import F32, U8
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import apply, compose, crop_from_frame, crop_from_unit, frame_from_unit, invert, warp
+from lineament.landmarks.types import F32, U8
 
 CARD = ModelCard(name="test", schema="wflw98", input_hw=(192, 192), crop_scale=1.5)
 coordinate = st.floats(-2000, 2000, width=32)

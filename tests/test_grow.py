@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from landmarks.types import LineamentError
-from train.grow import grow, load_in_order, main
-from train.model import LandmarkNet, NetSpec, load_initial
-from train.native import timm
+from lineament.landmarks.types import LineamentError
+from lineament.train.grow import grow, load_in_order, main
+from lineament.train.model import LandmarkNet, NetSpec, load_initial
+from lineament.train.native import timm
 
 
 def net(name: str) -> Any:

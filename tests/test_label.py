@@ -17,14 +17,14 @@ import cv2
 import numpy as np
 import pytest
 
-import stream.label
-from landmarks.card import ModelCard
-from landmarks.schema import WFLW98
-from landmarks.types import F32, U8, Face, Landmarks, LineamentError
-from stream.label import LabelConfig, Teacher, label_faces, label_folder, main
-from stream.read.image import write_image
+from lineament.label_module import LabelConfig, Teacher, label_faces, label_folder, main
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, U8, Face, Landmarks, LineamentError
+from lineament.stream import label as label_module
+from lineament.stream.read.image import write_image
+from lineament.train import data
 from tests.blobs import boxes_of, scene, template
-from train import data
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 80
@@ -135,7 +135,7 @@ def test_weight_falls_as_teachers_part_and_as_they_doubt_that_a_face_is_there() 
 def test_a_profile_whose_eye_corners_meet_has_a_finite_disagreement() -> None:
     points = np.repeat(face_of_square()[None] * 100, 2, axis=0)
     points[:, [60, 72]] = [[(20, 40), (80, 40)], [(50, 40), (50, 40)]]
-    frontal, profile = stream.label._ocular(points, WFLW98)
+    frontal, profile = label_module._ocular(points, WFLW98)
     assert frontal == pytest.approx(60) and profile == pytest.approx(50)
 
 
@@ -278,7 +278,7 @@ def test_a_run_that_fails_leaves_the_old_file_and_no_part(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream.label, "label_faces", interrupted)
+    monkeypatch.setattr(label_module, "label_faces", interrupted)
     assert main([str(photos), "--out", str(out)]) == 130
     assert out.read_text() == "old"
     assert not list(tmp_path.glob("*.part"))
@@ -308,13 +308,13 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_teachers_of_different_schemas_are_refused(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
-    monkeypatch.setattr(stream.label.engines, "load", lambda model: Knows(schema=model))
+    monkeypatch.setattr(label_module.engines, "load", lambda model: Knows(schema=model))
     with pytest.raises(LineamentError, match="schemas ibug68, wflw98, expected one"):
         label_folder(LabelConfig(photos, photos / "labels.jsonl", teacher=("wflw98", "ibug68")))
 
 
 def test_a_teachers_weight_follows_the_last_colon_and_a_path_may_hold_others() -> None:
-    parsed = stream.label._parsed
+    parsed = label_module._parsed
     assert parsed("mesh", 1.0) == ("mesh", 1.0)
     assert parsed("mesh:0.3", 1.0) == ("mesh", 0.3)
     assert parsed("C:/models/pfld.onnx", 1.0) == ("C:/models/pfld.onnx", 1.0)
@@ -353,7 +353,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-from stream.label import main
+from lineament.label_module import main
 teachers = ["--teacher", "student", "--teacher", "student"]
 sys.exit(main([{str(photos)!r}, "--out", {str(tmp_path / "labels.jsonl")!r}, *teachers]))
 """

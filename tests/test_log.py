@@ -16,17 +16,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from landmarks.types import Frame, LineamentError
-from stream.read.reconnect import ReconnectingSource, RetryConfig
-from stream.watch.log import JsonLines, TextLines
+from lineament.landmarks.types import Frame, LineamentError
+from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
+from lineament.stream.watch.log import JsonLines, TextLines
 
 ROOT = Path(__file__).resolve().parent.parent
 URL = "rtsp://admin:hunter2@10.0.0.5/live?token=hunter2"
 
 
+RECONNECT = "lineament.stream.read.reconnect"
+
+
 def record(message: str, *args: object, **given: Any) -> logging.LogRecord:
     made = logging.LogRecord(
-        "stream.read.reconnect", logging.WARNING, "reconnect.py", 1, message, args, given.pop("exc_info", None)
+        RECONNECT,
+        logging.WARNING,
+        "reconnect.py",
+        1,
+        message,
+        args,
+        given.pop("exc_info", None),
     )
     vars(made).update(given)
     return made
@@ -57,7 +66,7 @@ def test_a_record_is_one_json_object_with_what_extra_gave() -> None:
     said = entry(record("%s is\nback after %.1f s", "door", 1.25, source="door", event="back", down_s=1.2))
     assert said["message"] == "door is\nback after 1.2 s" and said["level"] == "warning"
     assert (said["logger"], said["source"], said["event"], said["down_s"]) == (
-        "stream.read.reconnect",
+        RECONNECT,
         "door",
         "back",
         1.2,
@@ -142,7 +151,7 @@ def test_what_cannot_be_opened_is_a_record_without_the_password() -> None:
 def test_warnings_and_what_nobody_catches_are_records_too() -> None:
     script = f"""
 import logging, threading, warnings
-from stream.watch.log import set_up
+from lineament.stream.watch.log import set_up
 set_up("json")
 warnings.warn("old")
 logging.getLogger("somebody.else").error("theirs")

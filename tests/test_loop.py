@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from landmarks.types import LineamentError
-from train import loop, model
-from train.__main__ import ship
-from train.augment import AugmentConfig
-from train.crops import CropConfig
-from train.data import Sample
-from train.loop import Batches, Here, TrainConfig, fit
-from train.schedule import ScheduleConfig
+from lineament.landmarks.types import LineamentError
+from lineament.train import loop, model
+from lineament.train.__main__ import ship
+from lineament.train.augment import AugmentConfig
+from lineament.train.crops import CropConfig
+from lineament.train.data import Sample
+from lineament.train.loop import Batches, Here, TrainConfig, fit
+from lineament.train.schedule import ScheduleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Here(0, 1, torch.device("cpu"))
@@ -151,7 +151,7 @@ def test_a_run_begins_by_saying_what_the_mean_face_scores(tmp_path: Path, caplog
     # of the box, round which both are cropped
     middle = (train[0].points.max(0) + train[0].points.min(0)) / 2
     narrow = (train[0].points - middle) * np.float32([0.5, 1]) + middle
-    with caplog.at_level("INFO", "train.loop"):
+    with caplog.at_level("INFO", "lineament.train.loop"):
         cfg = config(tmp_path, epochs=1, crop=CropConfig("rect", level=False))
         fit(cfg, train, [replace(train[0], points=narrow)])
     # the mean face is the training faces' one shape, as high as the narrow one and twice as wide
@@ -316,7 +316,7 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}]
 from pathlib import Path
 from tests.test_loop import config, faces, recorded
-from train import loop
+from lineament.train import loop
 folder, world = Path({str(tmp_path)!r}), sys.argv[1]
 cfg = config(folder, run=folder / world / "run", backbone="test_convnext", epochs=2, drop_path=0.0, head="simcc")
 with recorded() as losses:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from stream.mailbox import Closed, Mailbox
+from lineament.stream.mailbox import Closed, Mailbox
 
 
 def blocked(call: object) -> tuple[threading.Thread, list[Closed]]:

@@ -19,10 +19,10 @@ import av
 import numpy as np
 import pytest
 
-from landmarks.types import U8, LineamentError
-from stream.read import reconnect
-from stream.write.network import Background
-from stream.write.open import open_sink
+from lineament.landmarks.types import U8, LineamentError
+from lineament.stream.read import reconnect
+from lineament.stream.write.network import Background
+from lineament.stream.write.open import open_sink
 from tests.published import feed, nothing_left, result
 from tests.rtsp import rtsp_recorder
 from tests.waiting import WAIT_S, until
@@ -180,7 +180,7 @@ with av.open(sys.argv[1], options={"listen": "1"}) as container:
         reader.start()
         try:
             sink = opened(url)
-            monkeypatch.setattr("stream.write.media.socket.create_connection", lambda *_: socket.socket())
+            monkeypatch.setattr("lineament.stream.write.media.socket.create_connection", lambda *_: socket.socket())
             with sink:
                 feed(sink, lambda: up(said) == 1)
                 feed(sink, lambda: server.poll() is not None or len(told) == 1, 1)
@@ -224,7 +224,7 @@ class FakeCamera:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeCamera]:
     module = SimpleNamespace(Camera=FakeCamera, PixelFormat=SimpleNamespace(BGR="bgr"))
     monkeypatch.setitem(sys.modules, "pyvirtualcam", module)
-    monkeypatch.setattr("stream.write.media.sys.platform", "darwin")  # where no device is looked for
+    monkeypatch.setattr("lineament.stream.write.media.sys.platform", "darwin")  # where no device is looked for
     monkeypatch.setattr(FakeCamera, "made", [])
     return FakeCamera
 

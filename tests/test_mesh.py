@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
-import engines
-from engines.mesh import MeshLandmarker
-from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, LineamentError
-from train import data, metrics
+from lineament import engines
+from lineament.engines.mesh import MeshLandmarker
+from lineament.landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8, LineamentError
+from lineament.train import data, metrics
 
 pytestmark = pytest.mark.mesh
 

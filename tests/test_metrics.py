@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.schema import IBUG68
-from train import data, metrics
+from lineament.landmarks.schema import IBUG68
+from lineament.train import data, metrics
 
 
 def _faces(n: int = 2) -> np.ndarray:

@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from landmarks.types import LineamentError
-from train import model
-from train.model import LandmarkNet, NetSpec
-from train.native import timm
+from lineament.landmarks.types import LineamentError
+from lineament.train import model
+from lineament.train.model import LandmarkNet, NetSpec
+from lineament.train.native import timm
 
 TINY = NetSpec("test_efficientnet", input_hw=(64, 64))
 

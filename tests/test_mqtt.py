@@ -18,11 +18,11 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from landmarks.types import LineamentError
-from stream.read import reconnect
-from stream.write.files import JsonlSink
-from stream.write.network import MESSAGES, Background
-from stream.write.open import open_sink
+from lineament.landmarks.types import LineamentError
+from lineament.stream.read import reconnect
+from lineament.stream.write.files import JsonlSink
+from lineament.stream.write.network import MESSAGES, Background
+from lineament.stream.write.open import open_sink
 from tests.published import feed, nothing_left, result
 from tests.waiting import WAIT_S, until
 

@@ -20,13 +20,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from websockets.sync.client import connect
 
-from landmarks.types import U8, LineamentError, Result
-from stream.read.sample import Sample
-from stream.read.source import PacedSource, RefusedError, SampleSource
-from stream.run.session import Session, SessionConfig
-from stream.watch.http import Monitor
-from stream.write.network import Background, parsed
-from stream.write.open import open_sink
+from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream.read.sample import Sample
+from lineament.stream.read.source import PacedSource, RefusedError, SampleSource
+from lineament.stream.run.session import Session, SessionConfig
+from lineament.stream.watch.http import Monitor
+from lineament.stream.write.network import Background, parsed
+from lineament.stream.write.open import open_sink
 from tests.blobs import CARD, BlobLandmarker
 from tests.published import feed, nothing_left, result
 from tests.waiting import WAIT_S, until

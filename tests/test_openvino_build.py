@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engines
-from engines.engine_file import read_card
-from engines.openvino_build import (
+from lineament import engines
+from lineament.engines.engine_file import read_card
+from lineament.engines.openvino_build import (
     EXACT,
     MAX_MEAN_PX,
     MAX_NME_LOSS,
@@ -25,8 +25,8 @@ from engines.openvino_build import (
     quantise,
     variants,
 )
-from landmarks.card import ModelCard
-from landmarks.types import U8, Landmarker, LineamentError
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import U8, Landmarker, LineamentError
 from tests.labelled import mean_face, write_wflw
 
 onnx = pytest.importorskip("onnx")
@@ -41,8 +41,8 @@ INT8 = Judged(Built(Path("b.onnx"), "int8", ""), ms=10.0, mean_px=0.3, p99_px=1.
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelCard]:
     """A small net whose points move with the picture, and judge it."""
-    from engines.export import export
-    from train.model import LandmarkNet, NetSpec, new_card
+    from lineament.engines.export import export
+    from lineament.train.model import LandmarkNet, NetSpec, new_card
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64), presence=True)).eval()
@@ -59,7 +59,7 @@ def built(exported: tuple[Path, ModelCard], tmp_path_factory: pytest.TempPathFac
 
 
 def crops(card: ModelCard, n: int) -> U8:
-    from engines.export import real_crops
+    from lineament.engines.export import real_crops
 
     return real_crops(card, n)
 
@@ -139,7 +139,7 @@ def test_the_given_crops_make_the_ranges(exported: tuple[Path, ModelCard]) -> No
 
 
 def test_a_graph_whose_weights_are_stored_in_half_is_quantised_alike(exported: tuple[Path, ModelCard]) -> None:
-    from engines.export import halve_weights
+    from lineament.engines.export import halve_weights
 
     path, card = exported
     stored = onnx.load(path)
@@ -152,7 +152,7 @@ def test_a_graph_whose_weights_are_stored_in_half_is_quantised_alike(exported: t
 
 
 def test_an_older_graph_is_quantised_too(exported: tuple[Path, ModelCard], tmp_path: Path) -> None:
-    from engines.export import run_onnx
+    from lineament.engines.export import run_onnx
     from tests.tint import CARD, answer, tint
 
     model = onnx.load(tint(tmp_path / "old.onnx"))
@@ -174,7 +174,7 @@ def test_without_nncf_the_other_files_are_made_and_a_line_says_why(
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
     found = variants(*exported, crops(exported[1], 4), tmp_path)
     assert "int8" not in [one.precision for one in found] and found[0].precision == "fp32"
-    (record,) = [record for record in caplog.records if record.name == "engines.openvino_build"]
+    (record,) = [record for record in caplog.records if record.name == "lineament.engines.openvino_build"]
     assert "no INT8" in record.message and "requirements-train.txt" in record.message
 
 
@@ -184,7 +184,7 @@ def test_without_nncf_the_other_files_are_made_and_a_line_says_why(
 def test_candidates_are_in_order_of_speed_and_say_what_they_are(
     exported: tuple[Path, ModelCard], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "engines.openvino_build"):
+    with caplog.at_level(logging.INFO, "lineament.engines.openvino_build"):
         found = candidates(*exported, None, tmp_path)
     assert found[0].path == exported[0]
     told = "\n".join(record.message for record in caplog.records)
@@ -248,7 +248,7 @@ def test_an_untrained_net_is_told_from_an_accurate_one(
 def test_a_labelled_folder_gives_crops_of_its_training_faces_and_the_score_of_a_landmarker(
     exported: tuple[Path, ModelCard], tmp_path: Path
 ) -> None:
-    from engines.labelled import calibration_crops, nme_on
+    from lineament.engines.labelled import calibration_crops, nme_on
 
     path, card = exported
     root = write_wflw(tmp_path, "train", [(f"{i}.png", mean_face(50 + i % 3)) for i in range(10)])

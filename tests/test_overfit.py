@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from landmarks.schema import WFLW98
-from train import data
-from train.augment import AugmentConfig
-from train.loop import TrainConfig, fit
-from train.schedule import ScheduleConfig
+from lineament.landmarks.schema import WFLW98
+from lineament.train import data
+from lineament.train.augment import AugmentConfig
+from lineament.train.loop import TrainConfig, fit
+from lineament.train.schedule import ScheduleConfig
 
 
 @pytest.fixture(autouse=True)

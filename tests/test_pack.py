@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.schema import WFLW98
-from landmarks.types import U8, LineamentError
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import U8, LineamentError
+from lineament.train import pack
+from lineament.train.crops import CropConfig, Crops
+from lineament.train.data import check, group_of, hold_out, read, stamp_ns
 from tests.labelled import mean_face, write_wflw
-from train import pack
-from train.crops import CropConfig, Crops
-from train.data import check, group_of, hold_out, read, stamp_ns
 
 PX = 64
 

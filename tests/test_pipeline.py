@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from landmarks.types import Frame, LineamentError, Result
-from stream.run import pipeline
-from stream.run.pipeline import Pipeline
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.run import pipeline
+from lineament.stream.run.pipeline import Pipeline
 
 
 class CountingSource:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.plan_file import (
+from lineament.engines.plan_file import (
     ANY_RTX,
     MAGIC,
     Gpu,
@@ -22,8 +22,8 @@ from engines.plan_file import (
     refuse_stale,
     write_engine,
 )
-from landmarks.card import ModelCard
-from landmarks.types import LineamentError
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import LineamentError
 
 CARD = ModelCard(name="b5", schema="wflw98", input_hw=(256, 256), crop_scale=1.3, precision="fp16")
 KEY = PlanKey("aa" * 32, "bb" * 32, "tensorrt", "11.4.0", "NVIDIA H200", (9, 0), (1, 1, 16), "fp16")
@@ -153,7 +153,7 @@ def checkpoint(weights_sha256: str) -> bytes:
 def test_a_checkpoint_is_told_stale_by_its_own_card(tmp_path: Path) -> None:
     """That the layout above is the one that training writes."""
     torch = pytest.importorskip("torch")
-    from train.model import LandmarkNet, NetSpec, new_card, save
+    from lineament.train.model import LandmarkNet, NetSpec, new_card, save
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64)))

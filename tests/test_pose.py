@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.adapter import mean_shape
-from landmarks.pose import HeadPose, aspect_ratios, head_pose
-from landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
-from landmarks.types import F32
+from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.pose import HeadPose, aspect_ratios, head_pose
+from lineament.landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
+from lineament.landmarks.types import F32
 
 HW = (720, 1280)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lineament.train.loop import STAGES, TrainConfig
+from lineament.train.profile import Profile, ProfileConfig, main, measure, table
 from tests.labelled import mean_face, write_wflw
-from train.loop import STAGES, TrainConfig
-from train.profile import Profile, ProfileConfig, main, measure, table
 
 
 def config(data: Path, run: Path) -> TrainConfig:

@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import Frame, LineamentError, Result
-from stream.read import reconnect
-from stream.read import source as source_module
-from stream.read.reconnect import ReconnectingSource, RetryConfig
-from stream.read.source import RefusedError, VideoSource, open_source
-from stream.run.pipeline import Pipeline
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.read import reconnect
+from lineament.stream.read import source as source_module
+from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
+from lineament.stream.read.source import RefusedError, VideoSource, open_source
+from lineament.stream.run.pipeline import Pipeline
 from tests.rtsp import H265, rtsp_server, tcp_server
 from tests.waiting import WAIT_S, until
 
@@ -395,7 +395,7 @@ def test_a_stream_of_broken_pictures_is_lost_though_its_data_never_stops(monkeyp
 def test_control_c_ends_a_wait_of_the_main_thread_at_once() -> None:
     code = """
 import signal, sys
-from stream.read.source import VideoSource
+from lineament.stream.read.source import VideoSource
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 VideoSource(sys.argv[1], 600.0, 600.0).__enter__()
 """

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.geometry import apply
-from landmarks.types import LineamentError
-from stream.read.sample import FACE_PHOTO_XYXY, Sample, _photo_bgr
+from lineament.landmarks.geometry import apply
+from lineament.landmarks.types import LineamentError
+from lineament.stream.read.sample import FACE_PHOTO_XYXY, Sample, _photo_bgr
 
 
 def test_rendering_a_frame_twice_gives_the_same_pixels() -> None:
@@ -83,7 +83,10 @@ def test_every_frame_has_the_asked_size_even_a_small_or_odd_one() -> None:
 
 
 def test_importing_and_rendering_leaves_scikit_image_alone() -> None:
-    code = "import sys; from stream.read.sample import Sample; Sample().render(0); sys.exit('skimage' in sys.modules)"
+    code = (
+        "import sys; from lineament.stream.read.sample import Sample; "
+        "Sample().render(0); sys.exit('skimage' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

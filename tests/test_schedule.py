@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train.schedule import ScheduleConfig
+from lineament.train.schedule import ScheduleConfig
 
 
 def test_warm_up_rises_in_a_line_to_the_full_rate() -> None:

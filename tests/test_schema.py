@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landmarks.card import ModelCard
-from landmarks.schema import IBUG68, SCHEMAS, WFLW98, Schema, convert, ibug68_from_wflw98
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.schema import IBUG68, SCHEMAS, WFLW98, Schema, convert, ibug68_from_wflw98
 
 both = pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS.keys())
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import engines
-from landmarks.types import LineamentError
+from lineament import engines
+from lineament.landmarks.types import LineamentError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import LineamentError
-from train.sheet import TILE_PX, Tile, sheet
+from lineament.landmarks.types import LineamentError
+from lineament.train.sheet import TILE_PX, Tile, sheet
 
 GREY = np.full((56, 56, 3), 100, np.uint8)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engines
-from engines.export import real_crops
-from landmarks.schema import WFLW98
-from train.crops import CropConfig
-from train.data import read
-from train.evaluate import Scores, evaluate, load_predictor
-from train.model import read_header
+from lineament import engines
+from lineament.engines.export import real_crops
+from lineament.landmarks.schema import WFLW98
+from lineament.train.crops import CropConfig
+from lineament.train.data import read
+from lineament.train.evaluate import Scores, evaluate, load_predictor
+from lineament.train.model import read_header
 
 LEFT_EYE, MOUTH = (list(WFLW98.parts[part]) for part in ("left_eye", "outer_lips"))
 

@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
-from landmarks.types import F32, U8, Face, Frame, LineamentError, Result, Track
-from stream.read.sample import Sample
-from stream.read.source import open_source
-from stream.write.files import HlsSink, ImageSink, JsonlSink, VideoSink
-from stream.write.open import open_sink
-from stream.write.window import WindowSink, has_display
+from lineament.landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
+from lineament.landmarks.types import F32, U8, Face, Frame, LineamentError, Result, Track
+from lineament.stream.read.sample import Sample
+from lineament.stream.read.source import open_source
+from lineament.stream.write.files import HlsSink, ImageSink, JsonlSink, VideoSink
+from lineament.stream.write.open import open_sink
+from lineament.stream.write.window import WindowSink, has_display
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -118,9 +118,9 @@ def test_colours_survive(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_a_playable_video_and_whole_lines(tmp_path: Path) -> None:
     code = """
 import os, signal
-from stream.read.sample import Sample
-from stream.write.open import open_sink
-from landmarks.types import Frame, Result
+from lineament.stream.read.sample import Sample
+from lineament.stream.write.open import open_sink
+from lineament.landmarks.types import Frame, Result
 sample = Sample((120, 160))
 with open_sink("killed.mp4", 30) as video, open_sink("killed.jsonl") as lines:
     for i in range(100):
@@ -145,9 +145,9 @@ def test_a_process_killed_in_the_middle_of_writing_leaves_a_playable_video_and_w
 ) -> None:
     code = """
 import numpy as np
-from stream.read.sample import Sample
-from stream.write.open import open_sink
-from landmarks.types import Face, Frame, Result, Track
+from lineament.stream.read.sample import Sample
+from lineament.stream.write.open import open_sink
+from lineament.landmarks.types import Face, Frame, Result, Track
 bgr, points = Sample((240, 320)).render(0), np.full((98, 2), 123.456, np.float32)
 face = Face(points.min(0).repeat(2), 0.9)
 crowd = tuple(Track(i, face, points, 0.9) for i in range(40))  # 60 kB a line
@@ -176,8 +176,8 @@ def test_a_disk_that_fills_up_keeps_whole_lines(tmp_path: Path) -> None:
     code = """
 import resource, signal
 import numpy as np
-from stream.write.open import open_sink
-from landmarks.types import Frame, LineamentError, Result
+from lineament.stream.write.open import open_sink
+from lineament.landmarks.types import Frame, LineamentError, Result
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a file over the limit fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
@@ -244,7 +244,7 @@ def test_a_slow_cameras_segments_are_as_short_as_a_fast_ones(tmp_path: Path) -> 
 def test_a_killed_process_leaves_a_playlist_that_plays(tmp_path: Path) -> None:
     script = f"""
 import numpy as np
-from stream.write.open import open_sink
+from lineament.stream.write.open import open_sink
 from tests.test_sink import result_of
 bgr = np.zeros((64, 64, 3), np.uint8)
 with open_sink({str(tmp_path / "a.m3u8")!r}, 10.0) as sink:
@@ -422,9 +422,9 @@ WINDOW = """
 import sys, threading, time
 from pathlib import Path
 import cv2
-from stream.read.sample import Sample
-from stream.write.window import WindowSink
-from landmarks.types import Frame, Result
+from lineament.stream.read.sample import Sample
+from lineament.stream.write.window import WindowSink
+from lineament.landmarks.types import Frame, Result
 sample = Sample()
 results = [Result(Frame(sample.render(i), "rtsp://x/y", i, i / 30, 0.0), ()) for i in range(8)]
 keys = iter([-1, ord("s"), ord(" "), -1, -1, ord(" "), -1, 27])

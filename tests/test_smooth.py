@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landmarks.types import F32
-from stream.analyse.smooth import Smoother
+from lineament.landmarks.types import F32
+from lineament.stream.analyse.smooth import Smoother
 
 FACE = np.random.default_rng(0).uniform(0, 200, (98, 2)).astype(np.float32)
 

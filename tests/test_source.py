@@ -27,9 +27,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmarks.types import U8, Frame, LineamentError
-from stream.read.sample import Sample
-from stream.read.source import (
+from lineament.landmarks.types import U8, Frame, LineamentError
+from lineament.stream.read.sample import Sample
+from lineament.stream.read.source import (
     CameraSource,
     ImageSource,
     PacedSource,
@@ -43,6 +43,10 @@ from stream.read.source import (
 
 WAIT_S = 20.0
 """a generous bound: whatever takes longer hangs"""
+
+READ = """import sys; from lineament.stream.read.source import open_source
+with open_source(sys.argv[1]) as source: source.read()"""
+"""a program that reads one frame"""
 
 
 def write_clip(
@@ -380,9 +384,7 @@ def damaged_jpeg2000(kind: str) -> bytes:
 def test_a_damaged_jpeg2000_is_an_error_and_does_not_end_the_process(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.jp2"
     path.write_bytes(damaged_jpeg2000(kind))
-    code = (
-        "import sys; from stream.read.source import open_source\nwith open_source(sys.argv[1]) as source: source.read()"
-    )
+    code = READ
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "not a picture, or a damaged one" in done.stderr
@@ -410,9 +412,7 @@ def test_a_header_with_two_sizes_allocates_no_more_than_is_allowed(tmp_path: Pat
     data[4:8] = struct.pack("<I", len(data))
     data += struct.pack("<H", len(twice)) + b"".join(twice) + bytes(4)
     (tmp_path / "a.tif").write_bytes(data)
-    code = (
-        "import sys; from stream.read.source import open_source\nwith open_source(sys.argv[1]) as source: source.read()"
-    )
+    code = READ
     root = Path(__file__).resolve().parent.parent
     ask = [sys.executable, "-c", code, tmp_path / "a.tif"]
     done = subprocess.run(ask, cwd=root, capture_output=True, text=True, timeout=60)
@@ -672,7 +672,7 @@ def test_no_password_survives_whatever_is_in_it(password: str) -> None:
 
 
 def test_nothing_that_is_printed_of_a_failure_holds_the_password() -> None:
-    code = "from stream.read.source import open_source\nwith open_source('rtsp://admin:hunter2@127.0.0.1:9/x'): pass"
+    code = READ.replace("sys.argv[1]", "'rtsp://admin:hunter2@127.0.0.1:9/x'")
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "LineamentError" in done.stderr and "***@127.0.0.1" in done.stderr

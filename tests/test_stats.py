@@ -7,8 +7,8 @@ import threading
 
 import numpy as np
 
-from landmarks.types import Frame, Result
-from stream.run.stats import Stats
+from lineament.landmarks.types import Frame, Result
+from lineament.stream.run.stats import Stats
 
 BGR = np.zeros((4, 4, 3), np.uint8)
 

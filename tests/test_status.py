@@ -8,11 +8,11 @@ import threading
 import numpy as np
 import pytest
 
-from landmarks.types import Frame, Result
-from stream.read.source import open_source
-from stream.run.session import Session, SessionConfig
-from stream.watch import status as status_module
-from stream.watch.status import StatusLog, no_picture, status
+from lineament.landmarks.types import Frame, Result
+from lineament.stream.read.source import open_source
+from lineament.stream.run.session import Session, SessionConfig
+from lineament.stream.watch import status as status_module
+from lineament.stream.watch.status import StatusLog, no_picture, status
 from tests.blobs import BlobLandmarker
 from tests.waiting import until
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from landmarks.schema import WFLW98
-from landmarks.types import F32
-from stream.steadiness import depths, jitter
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32
+from lineament.stream.steadiness import depths, jitter
 from tests.labelled import mean_face
 
 T = 90

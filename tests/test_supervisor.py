@@ -21,15 +21,15 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.types import U8, Frame, Landmarks, LineamentError
-from stream.analyse.batch import SharedLandmarker
-from stream.analyse.track import TrackConfig
-from stream.read.reconnect import RetryConfig
-from stream.read.source import CameraSource
-from stream.run import pipeline
-from stream.run.cameras import Camera
-from stream.run.session import SessionConfig
-from stream.run.supervisor import Supervisor
+from lineament.landmarks.types import U8, Frame, Landmarks, LineamentError
+from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.analyse.track import TrackConfig
+from lineament.stream.read.reconnect import RetryConfig
+from lineament.stream.read.source import CameraSource
+from lineament.stream.run import pipeline
+from lineament.stream.run.cameras import Camera
+from lineament.stream.run.session import SessionConfig
+from lineament.stream.run.supervisor import Supervisor
 from tests.blobs import BlobLandmarker, template
 from tests.rtsp import rtsp_server
 from tests.waiting import WAIT_S, until
@@ -271,7 +271,7 @@ def test_an_auto_that_chose_the_camera_never_becomes_the_sample(monkeypatch: pyt
         opened.append(spec)
         return Unplugged(0)
 
-    monkeypatch.setattr("stream.run.supervisor.open_source", opens)
+    monkeypatch.setattr("lineament.stream.read.reconnect.open_source", opens)
     with watch(Camera("webcam", "auto"), retry=RetryConfig(0.5)) as one:
         until(lambda: not one.running)
     assert opened[0] == "auto" and set(opened[1:]) == {"0"}

@@ -10,15 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from landmarks.schema import IBUG68, WFLW98
-from landmarks.types import F32, U8, LineamentError
+from lineament.landmarks.schema import IBUG68, WFLW98
+from lineament.landmarks.types import F32, U8, LineamentError
+from lineament.train import suspects
+from lineament.train.crops import CropConfig
+from lineament.train.data import Sample, group_of, read
+from lineament.train.evaluate import Predict, evaluate
+from lineament.train.loop import TrainConfig
+from lineament.train.suspects import Suspect, SuspectsConfig, cross_validate, find, fold_of, folds, robust_z
 from tests.labelled import exchanged, mean_face, sample, write_wflw
-from train import suspects
-from train.crops import CropConfig
-from train.data import Sample, group_of, read
-from train.evaluate import Predict, evaluate
-from train.loop import TrainConfig
-from train.suspects import Suspect, SuspectsConfig, cross_validate, find, fold_of, folds, robust_z
 
 CONTOUR = list(WFLW98.parts["contour"])
 

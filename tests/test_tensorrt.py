@@ -18,19 +18,19 @@ import cv2
 import numpy as np
 import pytest
 
-import engines
-from engines import cuda, tensorrt_build
-from engines.cuda import Cuda, first_gpu
-from engines.export import real_crops
-from engines.frame_graph import FRAME, MATRICES, crop_graph
-from engines.plan_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
-from engines.tensorrt_backend import TensorRtLandmarker, bucket
-from engines.tensorrt_build import build, layers_by_precision
-from engines.tensorrt_library import complaint, installed, library
-from landmarks.card import ModelCard
-from landmarks.geometry import crop_from_frame, invert, warp
-from landmarks.types import F64, U8, FrameLandmarker, Landmarks, LineamentError
-from stream.analyse.track import Tracker
+from lineament import engines
+from lineament.engines import cuda, tensorrt_build
+from lineament.engines.cuda import Cuda, first_gpu
+from lineament.engines.export import real_crops
+from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
+from lineament.engines.plan_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
+from lineament.engines.tensorrt_backend import TensorRtLandmarker, bucket
+from lineament.engines.tensorrt_build import build, layers_by_precision
+from lineament.engines.tensorrt_library import complaint, installed, library
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import crop_from_frame, invert, warp
+from lineament.landmarks.types import F64, U8, FrameLandmarker, Landmarks, LineamentError
+from lineament.stream.analyse.track import Tracker
 from tests.blobs import BlobDetector, BlobLandmarker, scene
 
 onnx = pytest.importorskip("onnx")
@@ -94,7 +94,7 @@ def test_a_shifted_pixel_would_be_found_out(astronaut: U8) -> None:
 
 
 def test_points_in_crops_of_the_graph_are_within_half_a_pixel(astronaut: U8, shared: Path, tmp_path: Path) -> None:
-    from engines.adopt import AdoptConfig, adopt
+    from lineament.engines.adopt import AdoptConfig, adopt
 
     peer = shared / "peers" / "pfld_ghostone_112_98pt.onnx"
     card = adopt(AdoptConfig(peer, tmp_path / "pfld.onnx", bgr=True))
@@ -449,8 +449,8 @@ def test_what_the_inspector_does_not_show_is_not_claimed() -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny net as ONNX."""
     torch = pytest.importorskip("torch")
-    from engines.export import export
-    from train.model import LandmarkNet, NetSpec, new_card
+    from lineament.engines.export import export
+    from lineament.train.model import LandmarkNet, NetSpec, new_card
 
     if not installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx: pip install -r requirements-rtx.txt")
@@ -483,7 +483,7 @@ def test_an_engine_is_built_again_only_when_something_changed(exported: Path, tm
 
 def test_a_build_that_stays_single_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a build with a flag for half precision that the release has no more would give."""
-    from engines.fp16 import _cast_pixels_first
+    from lineament.engines.fp16 import _cast_pixels_first
 
     def unchanged(model: onnx.ModelProto) -> onnx.ModelProto:
         _cast_pixels_first(model.graph)
@@ -565,8 +565,8 @@ def test_on_a_gpu_an_engine_agrees_with_pytorch_on_crops_and_on_frames(astronaut
         pytest.skip("needs tensorrt: pip install -r requirements-gpu.txt")
     import torch
 
-    from engines.export import export, run_torch
-    from train.model import LandmarkNet, NetSpec, new_card
+    from lineament.engines.export import export, run_torch
+    from lineament.train.model import LandmarkNet, NetSpec, new_card
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec("test_efficientnet", input_hw=(64, 64))).eval()

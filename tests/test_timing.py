@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.timing import TURN, in_turns
+from lineament.engines.timing import TURN, in_turns
 
 
 @pytest.mark.parametrize("n", [1, TURN, 2 * TURN + 1])
@@ -27,6 +27,6 @@ def test_the_first_call_of_a_turn_does_not_count(monkeypatch: pytest.MonkeyPatch
         now_s += 0.25 if name == last else 5.0
         last = name
 
-    monkeypatch.setattr("engines.timing.time", SimpleNamespace(perf_counter=lambda: now_s))
+    monkeypatch.setattr("lineament.engines.timing.time", SimpleNamespace(perf_counter=lambda: now_s))
     found = in_turns([lambda: slow_when_it_is_new("a"), lambda: slow_when_it_is_new("b")], TURN + 2)
     assert (found == 250).all()

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-import engines
-from landmarks.schema import WFLW98
-from landmarks.types import F32, U8, Face, Frame, Landmarks, Track
-from stream.analyse.track import TrackConfig, Tracker, TrackerState
+from lineament import engines
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks, Track
+from lineament.stream.analyse.track import TrackConfig, Tracker, TrackerState
 from tests.blobs import BlobDetector, BlobLandmarker, NearBlobDetector, scene, template
 
 

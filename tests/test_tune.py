@@ -13,12 +13,12 @@ import optuna
 import pytest
 import tyro
 
-from landmarks.types import LineamentError
+from lineament.landmarks.types import LineamentError
+from lineament.train import loop, tune
+from lineament.train.data import Sample
+from lineament.train.loop import Fitted, OnEpoch, TrainConfig
+from lineament.train.tune import TuneConfig, command, open_study, search_space
 from tests.labelled import mean_face, sample, write_wflw
-from train import loop, tune
-from train.data import Sample
-from train.loop import Fitted, OnEpoch, TrainConfig
-from train.tune import TuneConfig, command, open_study, search_space
 
 FACES = [sample(mean_face())]
 optuna.logging.set_verbosity(optuna.logging.WARNING)

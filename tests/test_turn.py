@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
-import engines
-from engines.mesh import MeshModels
-from engines.turn import OUT_HW, Solid, TurnConfig, solid_of, turn, turn_sets
-from landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
-from landmarks.pose import head_pose
-from landmarks.schema import WFLW98
-from landmarks.types import F32, U8, LineamentError
-from stream.read.image import write_image
+from lineament import engines
+from lineament.engines.mesh import MeshModels
+from lineament.engines.turn import OUT_HW, Solid, TurnConfig, solid_of, turn, turn_sets
+from lineament.landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from lineament.landmarks.pose import head_pose
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, U8, LineamentError
+from lineament.stream.read.image import write_image
 
 pytestmark = pytest.mark.mesh
 

@@ -17,11 +17,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from landmarks.types import LineamentError
-from stream.write.files import JsonlSink
-from stream.write.network import MESSAGES
-from stream.write.open import open_sink
-from stream.write.websocket import WebSocketSink
+from lineament.landmarks.types import LineamentError
+from lineament.stream.write.files import JsonlSink
+from lineament.stream.write.network import MESSAGES
+from lineament.stream.write.open import open_sink
+from lineament.stream.write.websocket import WebSocketSink
 from tests.published import nothing_left, result
 from tests.waiting import WAIT_S, until
 

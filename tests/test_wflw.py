@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-import train.__main__ as command
-from landmarks.card import ModelCard
-from landmarks.schema import WFLW98
-from train import loop, model
-from train.crops import CropConfig
-from train.data import Sample, group_of, read
-from train.evaluate import Predict, evaluate, load_predictor
+import lineament.train.__main__ as command
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.schema import WFLW98
+from lineament.train import loop, model
+from lineament.train.crops import CropConfig
+from lineament.train.data import Sample, group_of, read
+from lineament.train.evaluate import Predict, evaluate, load_predictor
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "training.md"
 HEADS = ("coords", "heatmap", "star", "simcc")

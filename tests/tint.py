@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from landmarks.card import ModelCard
-from landmarks.types import F32, U8
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import F32, U8
 
 CARD = ModelCard(name="tint", schema="wflw98", input_hw=(12, 16), crop_scale=1.3)
 RNG = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def tint_net() -> Any:
     """The same model as PyTorch has it, of the methods that a LandmarkNet is asked for."""
     import torch
 
-    from train.heads import Prediction
+    from lineament.train.heads import Prediction
 
     class Tint(torch.nn.Module):
         def points(self, rgb_BHW3: torch.Tensor) -> tuple[Prediction, None]:

@@ -15,12 +15,12 @@ from typing import Annotated
 
 import tyro
 
-from landmarks.command import ends_in_a_line
-from landmarks.schema import SCHEMAS
-from train import data, suspects
-from train.data import Sample
-from train.loop import Fitted, TrainConfig, fit
-from train.model import load, save
+from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.schema import SCHEMAS
+from lineament.train import data, suspects
+from lineament.train.data import Sample
+from lineament.train.loop import Fitted, TrainConfig, fit
+from lineament.train.model import load, save
 
 log = logging.getLogger("lineament")
 
@@ -35,7 +35,7 @@ def main(args: list[str] | None = None) -> int:
     cfg = tyro.cli(
         Annotated[TrainConfig, tyro.conf.arg(name="")],
         args=args,
-        prog="python -m train",
+        prog=program("train", "train"),
         description="Trains a landmark model; the run folder then holds best.safetensors, and best-half for shipping.",
     )
     train(cfg)

@@ -32,15 +32,15 @@ import tyro
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
-from landmarks.adapter import mean_shape
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply, invert, warp
-from landmarks.schema import SCHEMAS, WFLW98, Schema
-from landmarks.types import F32, F64, U8, LineamentError
-from train import glasses, worn
-from train.crops import CropConfig, Crops
-from train.data import read
-from train.sheet import Tile, sheet
+from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.geometry import apply, invert, warp
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema
+from lineament.landmarks.types import F32, F64, U8, LineamentError
+from lineament.train import glasses, worn
+from lineament.train.crops import CropConfig, Crops
+from lineament.train.data import read
+from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger(__name__)
 

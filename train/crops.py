@@ -23,11 +23,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from landmarks.card import CropScale, ModelCard, is_crop_scale
-from landmarks.geometry import apply, crop_from_frame, invert, warp
-from landmarks.schema import Schema
-from landmarks.types import F32, F64, U8, Floats, LineamentError
-from train.data import Sample, stamp_ns
+from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
+from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
+from lineament.landmarks.schema import Schema
+from lineament.landmarks.types import F32, F64, U8, Floats, LineamentError
+from lineament.train.data import Sample, stamp_ns
 
 log = logging.getLogger(__name__)
 

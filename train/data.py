@@ -42,12 +42,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply, crop_from_frame, warp
-from landmarks.schema import SCHEMAS, WFLW98, Schema, convert
-from landmarks.types import F32, F64, U8, LineamentError
-from train.sheet import TILE_PX, Tile, sheet
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.geometry import apply, crop_from_frame, warp
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, convert
+from lineament.landmarks.types import F32, F64, U8, LineamentError
+from lineament.train.sheet import TILE_PX, Tile, sheet
 
 Split = Literal["train", "test"]
 

@@ -29,15 +29,15 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply, compose, crop_from_frame, crop_from_unit, warp
-from landmarks.schema import SCHEMAS, WFLW98, Schema
-from landmarks.types import F32, F64, U8, Floats, LineamentError
-from train import metrics
-from train.crops import CropConfig, Crops
-from train.data import ATTRIBUTES, Sample, read
-from train.sheet import Tile, sheet
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.geometry import apply, compose, crop_from_frame, crop_from_unit, warp
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema
+from lineament.landmarks.types import F32, F64, U8, Floats, LineamentError
+from lineament.train import metrics
+from lineament.train.crops import CropConfig, Crops
+from lineament.train.data import ATTRIBUTES, Sample, read
+from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger("lineament")
 
@@ -322,7 +322,7 @@ def report(cfg: EvaluateConfig) -> list[Scores]:
     write_files(scores, samples, set_name, cfg.model, out, cfg.worst)
     print(f"{out}: scores.json, ced.png, worst.jpg")
     if cfg.write_card:
-        from train.model import write_card
+        from lineament.train.model import write_card
 
         write_card(cfg.model, with_figures(card, scores, set_name))
         print(f"the figures are in the card of {cfg.model}")
@@ -371,7 +371,7 @@ def load_predictor(path: Path, device: str = "auto", batch: int = 64) -> tuple[P
     # here, so that evaluating something else needs no torch
     import torch
 
-    from train import model
+    from lineament.train import model
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
-from landmarks.adapter import mean_shape
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8, Floats
+from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8, Floats
 
 Shape = Literal["round", "rectangle", "wayfarer", "aviator"]
 Rgb = tuple[int, int, int]

@@ -23,10 +23,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from landmarks.command import ends_in_a_line
-from landmarks.types import LineamentError
-from train.model import in_order, read_weights, write_atomically
-from train.native import timm
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.types import LineamentError
+from lineament.train.model import in_order, read_weights, write_atomically
+from lineament.train.native import timm
 
 OPEN = 4.0
 """bias of a new gate: its sigmoid is 0.98"""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train import losses
+from lineament.train import losses
 
 HeadName = Literal["coords", "heatmap", "star", "simcc"]
 

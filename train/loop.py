@@ -38,17 +38,26 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from landmarks.schema import SCHEMAS
-from landmarks.types import F32, LineamentError
-from train import metrics
-from train.augment import Augment, AugmentConfig
-from train.crops import CropConfig, Crops
-from train.data import Sample, shift_of_each
-from train.heads import HeadName
-from train.model import LandmarkNet, NetSpec, load_initial, new_card, offline_weights, predictor, save, write_atomically
-from train.native import timm
-from train.schedule import ScheduleConfig
-from train.sheet import Tile, sheet
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import F32, LineamentError
+from lineament.train import metrics
+from lineament.train.augment import Augment, AugmentConfig
+from lineament.train.crops import CropConfig, Crops
+from lineament.train.data import Sample, shift_of_each
+from lineament.train.heads import HeadName
+from lineament.train.model import (
+    LandmarkNet,
+    NetSpec,
+    load_initial,
+    new_card,
+    offline_weights,
+    predictor,
+    save,
+    write_atomically,
+)
+from lineament.train.native import timm
+from lineament.train.schedule import ScheduleConfig
+from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger(__name__)
 

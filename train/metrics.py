@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from landmarks.schema import WFLW98, Schema
-from landmarks.types import F64, Floats
+from lineament.landmarks.schema import WFLW98, Schema
+from lineament.landmarks.types import F64, Floats
 
 
 def point_errors(predicted: Floats, truth: Floats, schema: Schema = WFLW98, least_ocular: float = 0.0) -> F64:

@@ -23,11 +23,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from landmarks.card import CropScale, ModelCard
-from landmarks.schema import SCHEMAS
-from landmarks.types import F32, U8, LineamentError
-from train.heads import Coordinates, Head, HeadName, Heatmap, Prediction, SimCC, Star
-from train.native import timm
+from lineament.landmarks.card import CropScale, ModelCard
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import F32, U8, LineamentError
+from lineament.train.heads import Coordinates, Head, HeadName, Heatmap, Prediction, SimCC, Star
+from lineament.train.native import timm
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 torchvision's wheels are built for one torch; beside another (a CPU torch and the usual CUDA wheel) its operators do not
 load and `import torchvision` raises `operator torchvision::nms does not exist`. Nothing here uses those operators, so
-their schemas alone are declared. Take timm from here: `from train.native import timm`.
+their schemas alone are declared. Take timm from here: `from lineament.train.native import timm`.
 """
 
 from __future__ import annotations

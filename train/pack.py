@@ -24,12 +24,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from landmarks.command import ends_in_a_line
-from landmarks.geometry import apply
-from landmarks.schema import SCHEMAS, Schema
-from landmarks.types import F32, U8, LineamentError
-from train.crops import CropConfig, wide_view
-from train.data import PACKED_LIST, Sample, group_of, read_sets, shift_of_each
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.geometry import apply
+from lineament.landmarks.schema import SCHEMAS, Schema
+from lineament.landmarks.types import F32, U8, LineamentError
+from lineament.train.crops import CropConfig, wide_view
+from lineament.train.data import PACKED_LIST, Sample, group_of, read_sets, shift_of_each
 
 log = logging.getLogger("lineament")
 

@@ -22,9 +22,9 @@ import torch
 import tyro
 from torch.profiler import ProfilerActivity, profile
 
-from landmarks.command import ends_in_a_line
-from train.__main__ import held_out
-from train.loop import STAGES, Batch, Here, Run, TrainConfig, environment, pick_device
+from lineament.landmarks.command import ends_in_a_line
+from lineament.train.__main__ import held_out
+from lineament.train.loop import STAGES, Batch, Here, Run, TrainConfig, environment, pick_device
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from landmarks.types import U8, Floats, LineamentError
+from lineament.landmarks.types import U8, Floats, LineamentError
 
 TILE_PX = 224
 _POINTS_BGR, _TRUTH_BGR = (90, 255, 120), (80, 80, 255)

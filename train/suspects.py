@@ -28,15 +28,15 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from landmarks.command import ends_in_a_line
-from landmarks.schema import SCHEMAS, WFLW98, Schema
-from landmarks.types import F32, F64, Floats, LineamentError
-from train.crops import CropConfig
-from train.data import Sample, group_of, hold_out, read, shifted
-from train.evaluate import Predict, evaluate, load_predictor, tile
-from train.loop import TrainConfig, fit
-from train.model import write_atomically
-from train.sheet import sheet
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema
+from lineament.landmarks.types import F32, F64, Floats, LineamentError
+from lineament.train.crops import CropConfig
+from lineament.train.data import Sample, group_of, hold_out, read, shifted
+from lineament.train.evaluate import Predict, evaluate, load_predictor, tile
+from lineament.train.loop import TrainConfig, fit
+from lineament.train.model import write_atomically
+from lineament.train.sheet import sheet
 
 log = logging.getLogger("lineament")
 

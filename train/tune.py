@@ -30,13 +30,13 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from landmarks.command import ends_in_a_line
-from landmarks.types import LineamentError
-from train import loop
-from train.__main__ import held_out
-from train.augment import AugmentConfig
-from train.data import Sample
-from train.loop import Fitted, OnEpoch, TrainConfig
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.types import LineamentError
+from lineament.train import loop
+from lineament.train.__main__ import held_out
+from lineament.train.augment import AugmentConfig
+from lineament.train.data import Sample
+from lineament.train.loop import Fitted, OnEpoch, TrainConfig
 
 log = logging.getLogger("lineament")
 

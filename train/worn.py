@@ -15,9 +15,9 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from landmarks.schema import WFLW98
-from landmarks.types import F32, F64, U8
-from train.glasses import SMALLEST_PX, Canvas, Rgb, camera_of
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import F32, F64, U8
+from lineament.train.glasses import SMALLEST_PX, Canvas, Rgb, camera_of
 
 Kind = Literal["mask", "cap", "hand", "microphone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -12,8 +12,8 @@ from typing import Self
 
 import numpy as np
 
-from landmarks.card import ModelCard
-from landmarks.types import U8, Landmarker, Landmarks
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import U8, Landmarker, Landmarks
 
 
 @dataclass(slots=True)

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.openvino_backend import Precision, compiled
-from landmarks.card import ModelCard
-from landmarks.geometry import apply, compose, crop_from_frame, invert, iou, warp
-from landmarks.types import F32, F64, U8, Face, LineamentError
+from lineament.engines.openvino_backend import Precision, compiled
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import apply, compose, crop_from_frame, invert, iou, warp
+from lineament.landmarks.types import F32, F64, U8, Face, LineamentError
 
 MIN_SCORE = 0.4
 """keeps every face of the hard ones that it was measured on; the landmark model's presence judges what it proposes"""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from landmarks.card import ModelCard
-from landmarks.geometry import crop_from_frame, warp
-from landmarks.schema import Schema
-from landmarks.types import F32, U8, Frame
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import crop_from_frame, warp
+from lineament.landmarks.schema import Schema
+from lineament.landmarks.types import F32, U8, Frame
 
 SAME_SCENE = 0.5
 """likeness of two frames in a row; after a cut it is less"""

@@ -8,8 +8,8 @@ from math import exp, pi
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.schema import WFLW98, Schema
-from landmarks.types import F32, F64
+from lineament.landmarks.schema import WFLW98, Schema
+from lineament.landmarks.types import F32, F64
 
 C128 = NDArray[np.complex128]
 """points as x + iy: a similarity is then one multiplication and one addition"""

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
-from landmarks.schema import SCHEMAS
-from landmarks.types import (
+from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import (
     F32,
     F64,
     Detector,
@@ -33,8 +33,8 @@ from landmarks.types import (
     Result,
     Track,
 )
-from stream.analyse.scene import SAME_FACE, SAME_SCENE, SURELY_SAME_SCENE, Scene
-from stream.analyse.smooth import Smoother
+from lineament.stream.analyse.scene import SAME_FACE, SAME_SCENE, SURELY_SAME_SCENE, Scene
+from lineament.stream.analyse.smooth import Smoother
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from landmarks.card import ModelCard
-from landmarks.types import U8, Landmarks
-from stream.analyse.detect import VideoDetector
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import U8, Landmarks
+from lineament.stream.analyse.detect import VideoDetector
 
 
 def warm_up(landmarker: Callable[[U8], Landmarks], card: ModelCard) -> None:

@@ -2,6 +2,6 @@
 
 import sys
 
-from stream.cluster.driver import main
+from lineament.stream.cluster.driver import main
 
 sys.exit(main())

@@ -19,15 +19,15 @@ from typing import Any, Self
 import cv2
 import numpy as np
 
-import engines
-from landmarks.card import ModelCard
-from landmarks.types import U8, Landmarker, Landmarks, LineamentError
-from stream.analyse.batch import SharedLandmarker
-from stream.analyse.detect import VideoDetector
-from stream.analyse.track import TrackerState
-from stream.run.cameras import Camera, in_life
-from stream.run.session import SessionConfig
-from stream.run.supervisor import Worker
+from lineament import engines
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import U8, Landmarker, Landmarks, LineamentError
+from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.analyse.detect import VideoDetector
+from lineament.stream.analyse.track import TrackerState
+from lineament.stream.run.cameras import Camera, in_life
+from lineament.stream.run.session import SessionConfig
+from lineament.stream.run.supervisor import Worker
 
 CALL_S = 10.0
 """an engine that has not answered for so long is as good as lost"""

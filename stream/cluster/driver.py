@@ -30,12 +30,13 @@ from typing import Annotated, Any, Self
 
 import tyro
 
-import engines
-from landmarks.card import ModelCard
-from landmarks.command import ends_in_a_line
-from landmarks.types import LineamentError
-from stream.analyse.track import TrackerState
-from stream.cluster.actors import (
+import lineament
+from lineament import engines
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.types import LineamentError
+from lineament.stream.analyse.track import TrackerState
+from lineament.stream.cluster.actors import (
     CALL_S,
     STOP_S,
     CameraActor,
@@ -47,9 +48,9 @@ from stream.cluster.actors import (
     check_same_model,
     load_ray,
 )
-from stream.run.cameras import Camera, check_outputs, read_cameras
-from stream.run.session import SessionConfig
-from stream.run.signals import stopped_by_signals
+from lineament.stream.run.cameras import Camera, check_outputs, read_cameras
+from lineament.stream.run.session import SessionConfig
+from lineament.stream.run.signals import stopped_by_signals
 
 log = logging.getLogger("lineament")
 
@@ -62,7 +63,8 @@ _SPARE_IDS = 1000
 """skipped with a restart: faces that came after the last word of the camera that was lost had some of these"""
 _STORE_BYTES = 128 * 2**20
 """of Ray's shared memory on a local run; crops are some kB"""
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(lineament.__file__).resolve().parents[1]
+"""where the package is found"""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from landmarks.types import U8, LineamentError
-from stream import MAX_PIXELS
+from lineament.landmarks.types import U8, LineamentError
+from lineament.stream import MAX_PIXELS
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
 MAX_SIDE_PX = 32766

@@ -1,6 +1,6 @@
 """Reconnecting: a camera or a stream that is lost is opened again, with growing pauses.
 
-with ReconnectingSource(open_source(url), lambda: open_source(url)) as source:
+with reconnecting("rtsp://10.0.0.5/live") as source:
     while (frame := source.read()) is not None:
         ...
 """
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
-from landmarks.types import Frame, LineamentError
-from stream.read.source import RefusedError, Source
+from lineament.landmarks.types import Frame, LineamentError
+from lineament.stream.read.source import RefusedError, Source, again, open_source
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,13 @@ class RetryConfig:
     def __post_init__(self) -> None:
         if not self.retry_s >= 0:
             raise ValueError(f"retry_s must be 0 or more seconds, got {self.retry_s}")
+
+
+def reconnecting(
+    spec: str, cfg: RetryConfig | None = None, *, patient: bool = False, called: str = ""
+) -> ReconnectingSource:
+    """The source that open_source makes of spec, opened again when it is live and was lost. Others pass through."""
+    return ReconnectingSource(open_source(spec), lambda: open_source(again(spec)), cfg, patient=patient, called=called)
 
 
 class ReconnectingSource:

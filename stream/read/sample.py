@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from landmarks.geometry import apply, compose, warp
-from landmarks.types import F64, U8, Floats, LineamentError
+from lineament.landmarks.geometry import apply, compose, warp
+from lineament.landmarks.types import F64, U8, Floats, LineamentError
 
 FACE_PHOTO_XYXY = (172.0, 62.0, 278.0, 190.0)
 """the face in the photo, hairline to chin, photo px"""

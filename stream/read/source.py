@@ -30,11 +30,11 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from landmarks.types import U8, Frame, LineamentError
-from stream import MAX_PIXELS
-from stream.read.image import IMAGE_SUFFIXES, MAX_SIDE_PX, check_file, read_image, turned
-from stream.read.interrupt import Wait
-from stream.read.sample import Sample
+from lineament.landmarks.types import U8, Frame, LineamentError
+from lineament.stream import MAX_PIXELS
+from lineament.stream.read.image import IMAGE_SUFFIXES, MAX_SIDE_PX, check_file, read_image, turned
+from lineament.stream.read.interrupt import Wait
+from lineament.stream.read.sample import Sample
 
 log = logging.getLogger(__name__)
 

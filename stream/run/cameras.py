@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from landmarks.types import LineamentError
-from stream.read.source import redacted_spec
-from stream.write.files import check_not_source, numbered
-from stream.write.open import is_address
+from lineament.landmarks.types import LineamentError
+from lineament.stream.read.source import redacted_spec
+from lineament.stream.write.files import check_not_source, numbered
+from lineament.stream.write.open import is_address
 
 _DEEPEST = 20
 """lists in lists"""

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
 
-from landmarks.types import Frame, LineamentError, Result
-from stream.mailbox import Closed, Mailbox
-from stream.read.source import Source
+from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.mailbox import Closed, Mailbox
+from lineament.stream.read.source import Source
 
 _FILE_QUEUE = 4
 """frames that may wait at a hand-over of a file: enough to even out a slow frame, few enough to stay small"""

@@ -18,20 +18,20 @@ from typing import Annotated, Self
 
 import tyro
 
-from landmarks.pose import aspect_ratios, head_pose
-from landmarks.schema import SCHEMAS
-from landmarks.types import U8, Detector, Frame, Landmarker, Result, Track
-from stream.analyse.detect import MIN_SCORE, ImageDetector, VideoDetector
-from stream.analyse.track import TrackConfig, Tracker, TrackerState
-from stream.mailbox import Closed, Mailbox
-from stream.read.reconnect import ReconnectingSource, RetryConfig
-from stream.read.source import Source, redacted_spec
-from stream.run.pipeline import Pipeline
-from stream.run.stats import Stats
-from stream.write.base import Sink
-from stream.write.blur import Blur
-from stream.write.draw import DrawConfig, draw
-from stream.write.open import is_address, open_sink
+from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import U8, Detector, Frame, Landmarker, Result, Track
+from lineament.stream.analyse.detect import MIN_SCORE, ImageDetector, VideoDetector
+from lineament.stream.analyse.track import TrackConfig, Tracker, TrackerState
+from lineament.stream.mailbox import Closed, Mailbox
+from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
+from lineament.stream.read.source import Source, redacted_spec
+from lineament.stream.run.pipeline import Pipeline
+from lineament.stream.run.stats import Stats
+from lineament.stream.write.base import Sink
+from lineament.stream.write.blur import Blur
+from lineament.stream.write.draw import DrawConfig, draw
+from lineament.stream.write.open import is_address, open_sink
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 
 import numpy as np
 
-from landmarks.types import F32, Result
+from lineament.landmarks.types import F32, Result
 
 _KEPT = 10_000
 """numbers kept a stage: enough for a p99, bounded over weeks"""

@@ -21,14 +21,13 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from landmarks.types import U8, Landmarker, LineamentError
-from stream.analyse.batch import SharedLandmarker
-from stream.analyse.warm import warm_up
-from stream.read.reconnect import ReconnectingSource
-from stream.read.source import again, open_source
-from stream.run.cameras import Camera, check_outputs, in_life
-from stream.run.session import Session, SessionConfig
-from stream.write.encode import letterboxed
+from lineament.landmarks.types import U8, Landmarker, LineamentError
+from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.analyse.warm import warm_up
+from lineament.stream.read.reconnect import reconnecting
+from lineament.stream.run.cameras import Camera, check_outputs, in_life
+from lineament.stream.run.session import Session, SessionConfig
+from lineament.stream.write.encode import letterboxed
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +45,7 @@ class Worker:
         """what ended it; None while it runs and after a good end"""
         self.drawn_bgr: U8 | None = None
         """(H, W, 3) the newest picture, with what was found drawn on it"""
-        source = ReconnectingSource(
-            open_source(camera.spec),
-            lambda: open_source(again(camera.spec)),
-            cfg.retry,
-            patient=bool(cfg.retry.retry_s),
-            called=camera.name,
-        )
+        source = reconnecting(camera.spec, cfg.retry, patient=bool(cfg.retry.retry_s), called=camera.name)
         self.session = Session(cfg, source, landmarker, outputs, camera.spec)
         self.thread = threading.Thread(target=self._run, name=f"watch {camera.name}", daemon=True)
 

@@ -22,13 +22,13 @@ from socketserver import TCPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from landmarks.card import ModelCard
-from landmarks.types import LineamentError
-from stream.analyse.batch import SharedLandmarker
-from stream.run.session import Session
-from stream.run.stats import BUCKETS_S
-from stream.watch.status import no_picture, status
-from stream.write.network import is_loopback
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import LineamentError
+from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.run.session import Session
+from lineament.stream.run.stats import BUCKETS_S
+from lineament.stream.watch.status import no_picture, status
+from lineament.stream.write.network import is_loopback
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from stream.run.session import Session
+from lineament.stream.run.session import Session
 
 log = logging.getLogger(__name__)
 

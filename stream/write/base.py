@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, Self
 
-from landmarks.types import U8, Result
+from lineament.landmarks.types import U8, Result
 
 
 class Sink(Protocol):

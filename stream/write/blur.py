@@ -7,7 +7,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from landmarks.types import F32, F64, U8, Result
+from lineament.landmarks.types import F32, F64, U8, Result
 
 _HOLD_S = 1.0
 """a face that is no longer found stays blurred where it was for so long: it is more often missed than gone"""

@@ -9,9 +9,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from landmarks.pose import aspect_ratios, head_pose
-from landmarks.schema import SCHEMAS, Schema, convert
-from landmarks.types import F32, U8, Floats, Result, Track
+from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.schema import SCHEMAS, Schema, convert
+from lineament.landmarks.types import F32, U8, Floats, Result, Track
 
 _COLOURS_BGR = (
     (120, 230, 60),

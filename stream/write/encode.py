@@ -12,7 +12,7 @@ from av.container import OutputContainer
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from landmarks.types import U8
+from lineament.landmarks.types import U8
 
 H264 = ("libx264", {"preset": "ultrafast", "tune": "zerolatency", "crf": "21"})
 """a codec and its options, as VideoEncoder takes them"""

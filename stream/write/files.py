@@ -17,12 +17,12 @@ import av
 import av.error
 from av.container import OutputContainer
 
-from landmarks.schema import WFLW98
-from landmarks.types import U8, Frame, LineamentError, Result
-from stream.read.image import IMAGE_SUFFIXES, cannot_write, write_image
-from stream.read.source import without_file_scheme
-from stream.write.encode import H264, VideoEncoder, even, i420
-from stream.write.json_line import JsonLine, Measure
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import U8, Frame, LineamentError, Result
+from lineament.stream.read.image import IMAGE_SUFFIXES, cannot_write, write_image
+from lineament.stream.read.source import without_file_scheme
+from lineament.stream.write.encode import H264, VideoEncoder, even, i420
+from lineament.stream.write.json_line import JsonLine, Measure
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
-from landmarks.types import F32, Frame, LineamentError, Result, Track
-from stream.read.source import redacted
+from lineament.landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
+from lineament.landmarks.types import F32, Frame, LineamentError, Result, Track
+from lineament.stream.read.source import redacted
 
 Measure = Callable[[Track, Frame], Mapping[str, object]]
 """more to say of a face than its points: pose, ratios"""

@@ -19,11 +19,12 @@ from typing import Any
 import av
 import av.error
 
-from landmarks.types import U8, LineamentError, Result
-from stream.read.source import RefusedError
-from stream.write import relay
-from stream.write.encode import even, i420, letterboxed
-from stream.write.network import CONNECT_S, Address, unreachable
+import lineament
+from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream.read.source import RefusedError
+from lineament.stream.write import relay
+from lineament.stream.write.encode import even, i420, letterboxed
+from lineament.stream.write.network import CONNECT_S, Address, unreachable
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ PICTURES = 4
 """that may wait for a slow server: 25 MB of 1920x1080"""
 _LEAVE_S = 1.0
 """the longest that taking leave of a server may take"""
-_RUN_FROM = Path(__file__).resolve().parents[2]
+_RUN_FROM = Path(lineament.__file__).resolve().parents[1]
+"""where the package is found, wherever the user is"""
 
 
 class MediaServer:
@@ -75,7 +77,7 @@ class MediaServer:
             if self._interrupted:
                 raise LineamentError(f"{self._address.shown} was not reached before the end")
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "stream.write.relay"],
+                [sys.executable, "-m", "lineament.stream.write.relay"],
                 cwd=_RUN_FROM,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -10,10 +10,10 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from landmarks.types import U8, LineamentError, Result
-from stream.read.source import RefusedError
-from stream.write.json_line import JsonLine
-from stream.write.network import CONNECT_S, Address, unreachable
+from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream.read.source import RefusedError
+from lineament.stream.write.json_line import JsonLine
+from lineament.stream.write.network import CONNECT_S, Address, unreachable
 
 _SEND_S = 5.0
 """the longest that a broker may take to take a message"""

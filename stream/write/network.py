@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from landmarks.types import U8, LineamentError, Result
-from stream.mailbox import Closed, Mailbox
-from stream.read.reconnect import HELD_S, pauses_s
-from stream.read.source import RefusedError, redacted_spec
+from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream.mailbox import Closed, Mailbox
+from lineament.stream.read.reconnect import HELD_S, pauses_s
+from lineament.stream.read.source import RefusedError, redacted_spec
 
 log = logging.getLogger(__name__)
 

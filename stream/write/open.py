@@ -10,13 +10,13 @@ import os
 import re
 from pathlib import Path
 
-from landmarks.schema import WFLW98
-from landmarks.types import LineamentError
-from stream.read.image import IMAGE_SUFFIXES
-from stream.write.base import Sink
-from stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
-from stream.write.json_line import JsonLine, Measure
-from stream.write.network import MESSAGES, Background, parsed
+from lineament.landmarks.schema import WFLW98
+from lineament.landmarks.types import LineamentError
+from lineament.stream.read.image import IMAGE_SUFFIXES
+from lineament.stream.write.base import Sink
+from lineament.stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
+from lineament.stream.write.json_line import JsonLine, Measure
+from lineament.stream.write.network import MESSAGES, Background, parsed
 
 _STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
@@ -61,9 +61,9 @@ def open_sink(
 def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
     """The sink for a URL, or for "virtual:" and perhaps a device. Raises LineamentError for what is neither."""
     # here, so that a run that only writes files needs none of them
-    from stream.write.media import PICTURES, MediaServer, VirtualCamera
-    from stream.write.mqtt import MqttBroker
-    from stream.write.websocket import WebSocketSink
+    from lineament.stream.write.media import PICTURES, MediaServer, VirtualCamera
+    from lineament.stream.write.mqtt import MqttBroker
+    from lineament.stream.write.websocket import WebSocketSink
 
     if output.startswith("virtual:"):
         return Background(VirtualCamera(output.removeprefix("virtual:"), fps), output, PICTURES)

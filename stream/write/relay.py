@@ -1,6 +1,6 @@
 """Relay: a process that encodes pictures and sends them to a media server. stream.write.network starts and feeds it.
 
-python -m stream.write.relay < orders
+python -m lineament.stream.write.relay < orders
 
 A process, because writing to a server by FFmpeg cannot be ended from outside: a server that stops reading holds its
 thread for ever, PyAV's time-outs are for reading, and RTSP ignores FFmpeg's own. A process can always be ended.
@@ -25,7 +25,7 @@ import av
 import av.error
 import numpy as np
 
-from stream.write.encode import H264, VideoEncoder
+from lineament.stream.write.encode import H264, VideoEncoder
 
 STUCK_S = 6
 """the longest that connecting, or sending one picture, may take"""

@@ -18,10 +18,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
-from landmarks.types import U8, LineamentError, Result
-from stream.mailbox import Closed, Mailbox
-from stream.write.json_line import JsonLine
-from stream.write.network import CONNECT_S, MESSAGES, Address, is_loopback
+from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream.mailbox import Closed, Mailbox
+from lineament.stream.write.json_line import JsonLine
+from lineament.stream.write.network import CONNECT_S, MESSAGES, Address, is_loopback
 
 log = logging.getLogger(__name__)
 _wire_log = logging.getLogger(f"{__name__}.wire")

@@ -13,8 +13,8 @@ from typing import Self
 
 import cv2
 
-from landmarks.types import U8, Frame, LineamentError, Result
-from stream.read.image import write_image
+from lineament.landmarks.types import U8, Frame, LineamentError, Result
+from lineament.stream.read.image import write_image
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,42 @@
+"""98 accurate landmarks on every face: in a picture, in a live stream, in frames of your own.
+
+    faces = lineament.find("photo.jpg")
+    for frame in lineament.stream("rtsp://camera/live"):
+        print(frame.faces[0].points)
+    tracker = lineament.Tracker()
+
+docs/python.md has recipes. What these return is in `lineament.api`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lineament.api import Face as Face
+    from lineament.api import Frame as Frame
+    from lineament.api import Tracker as Tracker
+    from lineament.api import find as find
+    from lineament.api import stream as stream
+    from lineament.landmarks.types import LineamentError as LineamentError
+
+__version__ = "0.1.0"
+__all__ = ["Face", "Frame", "LineamentError", "Tracker", "__version__", "find", "stream"]
+
+_HERE = Path(__file__).resolve().parent
+if not (_HERE / "landmarks").is_dir():
+    # a checkout has the rooms beside this folder, a wheel has them in it
+    __path__.append(str(_HERE.parent))
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first asked for: a room alone needs nothing of the others."""
+    if name == "stream":  # a room that can be called, too
+        return import_module("lineament.stream")
+    if name == "LineamentError":
+        return import_module("lineament.landmarks.types").LineamentError
+    if name in __all__:
+        return getattr(import_module("lineament.api"), name)
+    raise AttributeError(f"module 'lineament' has no attribute {name!r}")

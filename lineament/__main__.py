@@ -1,0 +1,69 @@
+"""The `lineament` command: what each of its commands does is in that command's own `--help`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from lineament import __version__
+
+COMMANDS = {
+    "stream": ("lineament.stream.__main__", "98 landmarks on every face of a camera, a stream, a video or a picture"),
+    "demo": ("lineament.demo.__main__", "the same in the browser, on a page that can be shared"),
+    "engine": ("lineament.engines.build", "the fastest engines that this machine can run of a model"),
+    "train": ("lineament.train.__main__", "trains a model on labelled faces"),
+    "label": ("lineament.stream.label", "labels photos by what several models agree on"),
+    "bench": ("lineament.stream.bench", "frames per second, latency and steadiness on this machine"),
+}
+"""by name: the module that has its main, and what it does"""
+_EXTRAS = {
+    "gradio": "demo",
+    "ray": "cluster",
+    "torch": "train",
+    "timm": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+}
+"""which extra of the package brings a module"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0 done, 1 failed, 2 wrong arguments."""
+    given = sys.argv[1:] if args is None else args
+    match given:
+        case [] | ["-h" | "--help"]:
+            print(_usage())
+            return 0
+        case ["--version"]:
+            print(f"lineament {__version__}")
+            return 0
+        case [name, *rest] if name in COMMANDS:
+            return _run(name, rest)
+    print(f"error: unknown command {given[0]!r}\n\n{_usage()}", file=sys.stderr)
+    return 2
+
+
+def _run(name: str, args: list[str]) -> int:
+    try:
+        return int(import_module(COMMANDS[name][0]).main(args))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        print(
+            f"error: `lineament {name}` needs {missing}; run `pip install 'lineament[{_EXTRAS[missing]}]'`",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: lineament COMMAND [OPTIONS]", "", *lines, "", "`lineament COMMAND --help` shows its options."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

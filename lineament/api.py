@@ -1,0 +1,198 @@
+"""The public interface in Python: faces of a picture, of a stream, and of frames of your own.
+
+Pictures are (H, W, 3) uint8 in BGR, as OpenCV reads them. Points and boxes are in px of the picture, an integer being a
+pixel's centre; the 98 points are in the order of WFLW.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from lineament import engines
+from lineament.landmarks.pose import AspectRatios, HeadPose, aspect_ratios, head_pose
+from lineament.landmarks.schema import SCHEMAS, WFLW98
+from lineament.landmarks.types import F32, U8, Landmarker, LineamentError, Result
+from lineament.landmarks.types import Frame as _Frame
+from lineament.stream.analyse.detect import ImageDetector, VideoDetector
+from lineament.stream.analyse.track import TrackConfig
+from lineament.stream.analyse.track import Tracker as _Tracker
+from lineament.stream.read.image import read_image
+from lineament.stream.read.reconnect import RetryConfig, reconnecting
+from lineament.stream.run.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face."""
+
+    points: F32
+    """(98, 2) px"""
+    box: F32
+    """(4,) px: x0, y0, x1, y1"""
+    id: int
+    """the same from frame to frame as long as the face is followed; 1, 2, ... in a picture"""
+    score: float
+    """0..1, of the detector"""
+    confidence: float
+    """0..1, of the landmark model: whether a face is there at all"""
+    image_hw: tuple[int, int]
+    """height and width of the picture"""
+
+    def part(self, name: str) -> F32:
+        """(N, 2) px: 'contour', 'left_brow', 'nose_ridge', 'left_eye', 'outer_lips', 'left_pupil' and so on.
+
+        Left is the left of the picture. Raises LineamentError for a part that does not exist.
+        """
+        if name not in WFLW98.parts:
+            raise LineamentError(f"a face has no part {name!r}; choose from {', '.join(WFLW98.parts)}")
+        return np.asarray(WFLW98.part(name, self.points), np.float32)
+
+    @cached_property
+    def pose(self) -> HeadPose:
+        """Degrees: yaw_deg > 0 to the right of the picture, pitch_deg > 0 up, roll_deg > 0 clockwise; nan: unknown."""
+        return head_pose(self.points, self.image_hw)
+
+    @cached_property
+    def openness(self) -> AspectRatios:
+        """Height over width of left_eye, right_eye and mouth: 0 closed; an open eye has about 0.3."""
+        return aspect_ratios(self.points)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a stream, and its faces."""
+
+    image: U8
+    """(H, W, 3) BGR"""
+    faces: list[Face]
+    index: int
+    """of the frames of its source; a live source skips some"""
+    time_s: float
+    """seconds since the source began"""
+
+
+def find(
+    image: str | os.PathLike[str] | U8, *, model: str = engines.DEFAULT, device: str = "auto", min_score: float = 0.5
+) -> list[Face]:
+    """Every face of a picture, best first. Any thread may call it; calls with the same model share it, in turn.
+
+    image: a file, or (H, W, 3) uint8 BGR. model, device: as for `lineament stream`. min_score: of the detector, 0..1.
+    Raises LineamentError for what is no picture.
+    """
+    bgr = read_image(Path(image)) if isinstance(image, str | os.PathLike) else _checked(image)
+    landmarker, lock = _shared(model, device)
+    with lock, ImageDetector(min_score=min_score) as detector:
+        tracker = _Tracker(detector, landmarker, TrackConfig(max_faces=0), still=True)
+        return _faces(tracker(_Frame(bgr, "picture", 0, 0.0, time.monotonic())))
+
+
+def stream(
+    source: str | int = "auto",
+    *,
+    model: str = engines.DEFAULT,
+    device: str = "auto",
+    track: TrackConfig | None = None,
+    retry_s: float = float("inf"),
+) -> Iterator[Frame]:
+    """The frames of a source with their faces: every one of a file, the newest of a camera, which may skip some.
+
+    source: as for `lineament stream`: a camera's number, a file, a folder of pictures, an rtsp:// or http:// URL,
+    'sample', or 'auto', the webcam. A live one that is lost is opened again for retry_s seconds. Closing the iterator,
+    or leaving its loop for good, closes the source and its threads. Raises LineamentError where it cannot be read.
+    """
+    with ExitStack() as stack:
+        landmarker = stack.enter_context(engines.load(model, device))
+        _check_schema(landmarker, model)
+        one = reconnecting(str(source), RetryConfig(retry_s))
+        stack.callback(one.close)
+        detector = stack.enter_context((ImageDetector if one.still else VideoDetector)())
+        tracker = _Tracker(detector, landmarker, track, still=one.still)
+        for result in stack.enter_context(Pipeline(one, tracker)):
+            yield Frame(result.frame.bgr, _faces(result), result.frame.index, result.frame.time_s)
+
+
+class Tracker:
+    """Follows faces through frames of your own. A context manager; one thread at a time calls it.
+
+    with lineament.Tracker() as tracker:
+        faces = tracker(image_bgr, time_s)
+    """
+
+    def __init__(self, *, model: str = engines.DEFAULT, device: str = "auto", track: TrackConfig | None = None) -> None:
+        """model, device: as for `lineament stream`. Raises LineamentError where the model cannot run."""
+        with ExitStack() as stack:
+            self._landmarker = stack.enter_context(engines.load(model, device))
+            _check_schema(self._landmarker, model)
+            self._tracker = _Tracker(stack.enter_context(VideoDetector()), self._landmarker, track)
+            self._stack = stack.pop_all()
+        self._index, self._time_s = 0, -np.inf
+
+    def __call__(self, image: U8, time_s: float | None = None) -> list[Face]:
+        """The faces of the next frame. image: (H, W, 3) uint8 BGR.
+
+        time_s: seconds on any clock, never less than before; the clock of this machine if not given.
+        """
+        now_s = time.monotonic()
+        time_s = now_s if time_s is None else time_s
+        if not time_s >= self._time_s:
+            raise LineamentError(f"time_s went back from {self._time_s} to {time_s}; make a tracker for each source")
+        self._time_s = time_s
+        result = self._tracker(_Frame(_checked(image), "frames", self._index, time_s, now_s))
+        self._index += 1
+        return _faces(result)
+
+    def close(self) -> None:
+        """Frees the model; may be called twice."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+_opened: dict[tuple[str, str], tuple[Landmarker, threading.Lock]] = {}
+_opening = threading.Lock()
+
+
+def _shared(model: str, device: str) -> tuple[Landmarker, threading.Lock]:
+    """The model that all calls of `find` share: opening one takes longer than a picture does."""
+    with _opening:
+        if (model, device) not in _opened:
+            landmarker = engines.load(model, device)
+            _check_schema(landmarker, model)
+            _opened[model, device] = (landmarker, threading.Lock())
+        return _opened[model, device]
+
+
+def _check_schema(landmarker: Landmarker, model: str) -> None:
+    if SCHEMAS[landmarker.card.schema] is not WFLW98:
+        raise LineamentError(
+            f"{model} gives the points of {landmarker.card.schema}, wanted {WFLW98.name}; use `lineament stream`"
+        )
+
+
+def _checked(image: U8) -> U8:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise LineamentError(f"an image is (H, W, 3) uint8 in BGR, as cv2.imread gives it; got {got}")
+    return image
+
+
+def _faces(result: Result) -> list[Face]:
+    height, width = result.frame.bgr.shape[:2]
+    return [
+        Face(track.points, track.face.box_xyxy, track.id, track.face.score, track.confidence, (height, width))
+        for track in result.tracks
+    ]
