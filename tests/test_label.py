@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 import pytest
 
-from lineament.label_module import LabelConfig, Teacher, label_faces, label_folder, main
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Face, Landmarks, LineamentError
 from lineament.stream import label as label_module
+from lineament.stream.label import LabelConfig, Teacher, label_faces, label_folder, main
 from lineament.stream.read.image import write_image
 from lineament.train import data
 from tests.blobs import boxes_of, scene, template
@@ -353,7 +353,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-from lineament.label_module import main
+from lineament.stream.label import main
 teachers = ["--teacher", "student", "--teacher", "student"]
 sys.exit(main([{str(photos)!r}, "--out", {str(tmp_path / "labels.jsonl")!r}, *teachers]))
 """
