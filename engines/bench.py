@@ -279,8 +279,8 @@ def _of_checkpoint(cfg: BenchConfig) -> Iterator[Contender]:
 
 def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Contender]:
     """build_s: what path itself took to make."""
-    from lineament.engines.engine_file import read_card
     from lineament.engines.labelled import calibration_crops
+    from lineament.engines.model_file import read_card
     from lineament.engines.openvino_build import CALIBRATION, HELD_BACK, variants
 
     def by(name: str, file: Path, device: str, build_s: float) -> Contender:
@@ -308,7 +308,7 @@ def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Con
 
 def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Contender]:
     from lineament.engines.cuda import first_gpu
-    from lineament.engines.plan_file import RTX_RUNS_ON, runs_rtx
+    from lineament.engines.engine_file import RTX_RUNS_ON, runs_rtx
     from lineament.engines.tensorrt_build import build
     from lineament.engines.tensorrt_library import installed
 

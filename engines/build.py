@@ -26,8 +26,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lineament import engines
+from lineament.engines.engine_file import ANY_RTX, RTX_RUNS_ON, LibraryName, runs_rtx
 from lineament.engines.export import export, real_crops, run_onnx, run_torch
-from lineament.engines.plan_file import ANY_RTX, RTX_RUNS_ON, LibraryName, runs_rtx
 from lineament.engines.tensorrt_build import BATCHES, build
 from lineament.engines.tensorrt_library import installed
 from lineament.engines.timing import in_turns
@@ -284,7 +284,7 @@ def _save_untrained(path: Path) -> None:
 def _exported(model: Path, onnx_path: Path) -> tuple[Callable[[U8], F32], ModelCard]:
     """model as ONNX at onnx_path, proven; and what any engine of it must say: PyTorch's points, or those of an .onnx
     that came without a checkpoint."""
-    from lineament.engines.engine_file import read_card
+    from lineament.engines.model_file import read_card
 
     if model.suffix == ".onnx":
         card, data = read_card(model), model.read_bytes()

@@ -35,7 +35,7 @@ POSE = "pose"
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Compares models with one another, peers in the form that `python -m engines.adopt` gives them among them."""
+    """Compares models with one another, also peers, as `python -m engines.import_onnx` writes them."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """Names of models that ship, or model files. The others' times are compared with the first one's."""

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lineament.engines.plan_file import Gpu
+from lineament.engines.engine_file import Gpu
 from lineament.landmarks.types import LineamentError
 
 _DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")

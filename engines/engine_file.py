@@ -1,245 +1,241 @@
-"""What an ONNX file says of itself, what its graph must look like, and what every landmarker made from a file shares.
+"""An .engine file: the model card and what it was built for, in front of what TensorRT built.
 
-    card = read_card(Path("b5.onnx"))
+    header = read_header(Path("b5.engine"))
+    plans = read_plans(Path("b5.engine"))
 
-The graph takes `rgb`, uint8 (N, H, W, 3), and gives `points`, float32 (N, K, 2) in unit crop coordinates, and perhaps
-`confidence`, (N,). The model card is JSON in the file's metadata under the key "card". It is read here, without any
-runtime, so that every backend refuses the same files in the same words. Suffix of arrays: N crops, H high, W wide.
+    10 bytes      "LINEAMENT" and a zero
+    4 bytes       version of this layout, little endian as all numbers
+    8 bytes       length of the JSON
+    JSON          {"card": ..., "key": ..., "source": ..., "plans": [{"name", "bytes", "sha256"}, ...]}
+    the plans     one after the other
+
+A plan runs only on the kind of GPU and by the release of TensorRT that it was built for, and says so in words that
+nobody understands, or not at all. The key says it first. No runtime is needed to read a file. Raises LineamentError.
 """
 
 from __future__ import annotations
 
-import mmap
+import hashlib
+import json
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, get_args
 
-import numpy as np
+from lineament.engines.model_file import parse_card, read_card
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.types import LineamentError
 
-from lineament.landmarks.card import ModelCard, is_crop_scale
-from lineament.landmarks.schema import SCHEMAS
-from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
+MAGIC = b"LINEAMENT\0"
+VERSION = 1
+POINTS_PLAN, CROP_PLAN = "points", "crop"
+"""names of the plans in a file: crops to points, and frame to crops"""
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+ANY_RTX = "any RTX GPU"
+"""the gpu of a key whose plan is compiled for the GPU when it is first run"""
+RTX_CAPABILITY = (8, 0)
+"""the least that TensorRT-RTX builds for unless told otherwise: Ampere"""
+RTX_RUNS_ON = "RTX GPUs of compute capability 8.6, 8.9 or 12.x (RTX 30, 40, 50 and their kin)"
+"""those of them that it knows; a data centre's A100 (8.0), H100 (9.0) or B200 (10.0) is not among them"""
 
-CARD_KEY = "card"
-"""of the file's metadata"""
-INPUT, POINTS, CONFIDENCE = "rgb", "points", "confidence"
-"""names in the graph"""
-REMAKE = "export it again from its checkpoint, or wrap a foreign model with `python -m engines.adopt`"
-
-LARGEST_PX = 4096
-"""of a crop's side: no model takes more, and a damaged card that says so would ask for all memory"""
-
-_GRAPH_FIELD, _METADATA_FIELD = 7, 14
-"""of ONNX's ModelProto"""
-_KEY_FIELD, _VALUE_FIELD = 1, 2
-"""of its StringStringEntryProto"""
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-"""protobuf's wire types; the two others, groups, ONNX does not use"""
+_NUMBERS = struct.Struct("<IQ")
+_MAX_JSON = 1 << 20
+_MOST_CROPS = 4096
+"""at once: an engine sets aside memory for all"""
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
-    """An input or output of a graph, as its runtime sees it."""
+class PlanKey:
+    """All that a plan depends on: two builds of equal keys are the same, and one of another key is stale or foreign."""
 
-    name: str
-    shape: tuple[int | None, ...]
-    """None: any size"""
-    dtype: str
-    """as numpy calls it"""
-
-    def __str__(self) -> str:
-        sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
-        return f"{self.name!r} ({sizes}) {self.dtype}"
-
-
-def read_card(path: Path) -> ModelCard:
-    """The card of an ONNX file. Raises LineamentError on a missing, broken or foreign file and on an unusable card."""
-    text = _metadata(path).get(CARD_KEY)
-    if text is None:
-        raise LineamentError(f"{path} holds no model card, so its points have no meaning here; {REMAKE}")
-    return parse_card(path, text)
+    weights_sha256: str
+    """of the checkpoint"""
+    onnx_sha256: str
+    """of the graph that was given to TensorRT: a change of the exporter shows here"""
+    library: LibraryName
+    library_version: str
+    gpu: str
+    """its name, or ANY_RTX"""
+    compute_capability: tuple[int, int]
+    """of that GPU; of ANY_RTX the least"""
+    batches: tuple[int, int, int]
+    """fewest, usual and most crops at once"""
+    precision: str
 
 
-def parse_card(path: Path, text: str) -> ModelCard:
-    """The card whose JSON was found in path, a file of any kind. Raises LineamentError on one that is unusable."""
-    try:
-        card = ModelCard.from_json(text)
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise LineamentError(f"the model card in {path} is malformed: {error}; {REMAKE}") from None
-    if not isinstance(card.schema, str) or card.schema not in SCHEMAS:
-        raise LineamentError(f"{path} has schema {card.schema!r}, expected one of {', '.join(SCHEMAS)}; {REMAKE}")
-    if not isinstance(card.name, str):
-        raise LineamentError(f"the model card in {path} has name {card.name!r}, expected text; {REMAKE}")
-    if len(card.input_hw) != 2 or not all(type(side) is int and 0 < side <= LARGEST_PX for side in card.input_hw):
-        raise LineamentError(
-            f"the model card in {path} has input_hw {card.input_hw!r}, expected height and width in pixels, "
-            f"at most {LARGEST_PX}; {REMAKE}"
-        )
-    if not is_crop_scale(card.crop_scale):
-        raise LineamentError(
-            f"the model card in {path} has crop_scale {card.crop_scale!r}, expected one or two numbers over 0; {REMAKE}"
-        )
-    return card
-
-
-def check_graph(path: Path, card: ModelCard, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
-    """Raises LineamentError when the graph is not what this module says, or not what its card says."""
-    height, width = card.input_hw
-    wanted = f"one input {INPUT!r} (any or 1, {height}, {width}, 3) uint8, as its card says"
-    if len(inputs) != 1 or inputs[0].name != INPUT or inputs[0].dtype != "uint8":
-        raise LineamentError(f"{path} takes {_listed(inputs)}, expected {wanted}; {REMAKE}")
-    if len(inputs[0].shape) != 4 or not _fits(inputs[0].shape, (1, height, width, 3)):
-        raise LineamentError(f"{path} takes {inputs[0]}, expected {wanted}; {REMAKE}")
-    known = {output.name: output for output in outputs}
-    n_points = len(SCHEMAS[card.schema])
-    points = known.get(POINTS)
-    if points is None or points.dtype != "float32" or not _fits(points.shape, (1, n_points, 2)):
-        raise LineamentError(
-            f"{path} gives {_listed(outputs)}, expected {POINTS!r} (any, {n_points}, 2) float32, "
-            f"as its schema {card.schema} has {n_points} points; {REMAKE}"
-        )
-    confidence = known.get(CONFIDENCE)
-    if confidence and (confidence.dtype != "float32" or not _fits(confidence.shape, (1,))):
-        raise LineamentError(f"{path} gives {confidence}, expected {CONFIDENCE!r} (any) float32; {REMAKE}")
-
-
-class FileLandmarker:
-    """What the backends share of landmarks.types.Landmarker. Several threads may call one; calls take turns.
-
-    A backend says how a batch runs, in `_run`, and what it lets go of, in `_release`.
-    """
-
-    def __init__(self, path: Path, card: ModelCard) -> None:
-        self._path = path
-        self._card = card
-        self._closed = False
-        self._turn = threading.Lock()
+@dataclass(frozen=True, slots=True)
+class PlanHeader:
+    card: ModelCard
+    key: PlanKey
+    source: str
+    """the model it was built from, as given to `make engine`"""
+    plans: tuple[tuple[str, int, str], ...]
+    """name, bytes and SHA-256 of each"""
 
     @property
-    def card(self) -> ModelCard:
-        return self._card
-
-    def __call__(self, rgb_NHWC: U8) -> Landmarks:
-        """rgb_NHWC: (N, H, W, 3) uint8 with H, W of card.input_hw."""
-        height, width = self._card.input_hw
-        n = len(rgb_NHWC) if rgb_NHWC.ndim else 0
-        if rgb_NHWC.dtype != np.uint8 or rgb_NHWC.shape != (n, height, width, 3):
-            raise ValueError(
-                f"the model {self._card.name} takes crops (N, {height}, {width}, 3) uint8 RGB, "
-                f"got {rgb_NHWC.shape} {rgb_NHWC.dtype}; cut them with landmarks.geometry.warp and its card"
-            )
-        with self._turn:
-            if self._closed:
-                raise LineamentError(
-                    f"the landmarker {self._card.name} is closed; make a new one with engines.load({str(self._path)!r})"
-                )
-            found = self._run(np.ascontiguousarray(rgb_NHWC)) if n else None
-        n_points = len(SCHEMAS[self._card.schema])
-        if found is None:
-            return Landmarks(np.empty((0, n_points, 2), np.float32), np.empty(0, np.float32))
-        if found.points_unit.shape != (n, n_points, 2) or found.confidence.shape != (n,):
-            raise LineamentError(
-                f"{self._path} gave points {found.points_unit.shape} and confidence {found.confidence.shape} "
-                f"for {n} crops, expected ({n}, {n_points}, 2) and ({n},); {REMAKE}"
-            )
-        return found
-
-    def _run(self, rgb_NHWC: U8) -> Landmarks:
-        """N is at least 1, memory is contiguous, and no other thread is in here. What it returns is the caller's."""
-        raise NotImplementedError
-
-    def _release(self) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Frees the graph. May be called twice."""
-        with self._turn:
-            if not self._closed:
-                self._closed = True
-                self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def rebuild(self) -> str:
+        return f"rebuild it with `make engine{f' MODEL={self.source}' * bool(self.source)}`"
 
 
-def landmarks_of(points_unit: F32, confidence: F32 | None) -> Landmarks:
-    """confidence: (N,) or None for a model that does not judge."""
-    return Landmarks(points_unit, np.ones(len(points_unit), np.float32) if confidence is None else confidence)
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA GPU of this machine."""
+
+    name: str
+    compute_capability: tuple[int, int]
 
 
-def _fits(shape: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
-    return len(shape) == len(wanted) and all(size in (None, want) for size, want in zip(shape, wanted))
+def runs_rtx(gpu: Gpu) -> bool:
+    """Whether a plan of TensorRT-RTX runs on it."""
+    return gpu.compute_capability in ((8, 6), (8, 9)) or gpu.compute_capability[0] == 12
 
 
-def _listed(ports: Sequence[Port]) -> str:
-    return ", ".join(map(str, ports)) or "nothing"
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """The key-value pairs of an ONNX file, found by hopping over its fields: the weights are not read."""
-    if not os.path.isfile(path):  # unlike Path.is_file it bears any name
-        raise LineamentError(f"no model file at {path}; check the spelling, or {REMAKE}")
-    found: dict[str, str] = {}
-    has_graph = False
+def write_engine(path: Path, card: ModelCard, key: PlanKey, source: str, plans: Mapping[str, bytes]) -> None:
+    """Writes path, whole or not at all."""
+    listed = [
+        {"name": name, "bytes": len(plan), "sha256": hashlib.sha256(plan).hexdigest()} for name, plan in plans.items()
+    ]
+    header = {"card": asdict(card), "key": asdict(key), "source": source, "plans": listed}
+    text = json.dumps(header, indent=1).encode()
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                raise LineamentError(f"{path} is empty (0 bytes); copy it again, or {REMAKE}")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                for number, start, end in _byte_fields(data):
-                    has_graph |= number == _GRAPH_FIELD
-                    if number == _METADATA_FIELD:
-                        entry = data[start:end]
-                        pair = {n: entry[a:b].decode() for n, a, b in _byte_fields(entry)}
-                        found[pair.get(_KEY_FIELD, "")] = pair.get(_VALUE_FIELD, "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(MAGIC + _NUMBERS.pack(VERSION, len(text)) + text)
+                for plan in plans.values():
+                    file.write(plan)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
-        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
-    except ValueError as error:  # a UnicodeDecodeError is one
-        raise LineamentError(f"{path} is no ONNX file, or a damaged one: {error}; copy it again, or {REMAKE}") from None
-    if not has_graph:
-        raise LineamentError(f"{path} is no ONNX file: it holds no graph; copy it again, or {REMAKE}")
+        raise LineamentError(f"cannot write {path}: {error.strerror or error}; check the path and the disk") from None
+
+
+def read_header(path: Path) -> PlanHeader:
+    """What stands before the plans; a file that is too short for them is refused here already."""
+    return _read(path)[0]
+
+
+def read_plans(path: Path) -> dict[str, bytes]:
+    """The plans by name, whole and unchanged."""
+    header, begin = _read(path)
+    found = {}
+    with path.open("rb") as file:
+        file.seek(begin)
+        for name, length, sha256 in header.plans:
+            found[name] = file.read(length)
+            if hashlib.sha256(found[name]).hexdigest() != sha256:
+                raise LineamentError(f"{path} is damaged: its plan is not the one it was built with; {header.rebuild}")
     return found
 
 
-def _byte_fields(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of each field of a protobuf message that holds bytes; the others are passed over.
-
-    Raises ValueError where data is not such a message, or ends within one.
-    """
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        start = at
-        if kind == _VARINT:
-            _, at = _varint(data, at)
-        elif kind == _BYTES:
-            length, start = _varint(data, at)
-            at = start + length
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"no protobuf field begins at byte {start}")
-        if at > len(data):
-            raise ValueError(f"it ends {at - len(data)} bytes too early")
-        if kind == _BYTES:
-            yield number, start, at
+def refuse_foreign(path: Path, header: PlanHeader, library_version: str, gpu: Gpu) -> None:
+    """Raises LineamentError unless the plan was built for this release of its library and for this GPU."""
+    key = header.key
+    if key.library_version != library_version:
+        raise LineamentError(
+            f"{path} was built by {key.library} {key.library_version}, and {library_version} is installed, "
+            f"which cannot run it; {header.rebuild}"
+        )
+    wanted = ".".join(map(str, key.compute_capability))
+    got = ".".join(map(str, gpu.compute_capability))
+    if key.gpu == ANY_RTX:
+        if not runs_rtx(gpu):
+            raise LineamentError(
+                f"{path} runs on {RTX_RUNS_ON}, and the {gpu.name} has {got}; "
+                "install tensorrt (requirements-gpu.txt) and build an engine for this GPU with `make engine`"
+            )
+    elif (key.gpu, key.compute_capability) != (gpu.name, gpu.compute_capability):
+        raise LineamentError(
+            f"{path} was built for {key.gpu} (compute capability {wanted}), and this machine has {gpu.name} ({got}); "
+            f"{header.rebuild}"
+        )
 
 
-def _varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
-    """A number in seven bits a byte, lowest first, and where the next byte lies."""
-    value = 0
-    for i in range(10):
-        if at + i >= len(data):
-            raise ValueError("it ends within a number")
-        byte = data[at + i]
-        value |= (byte & 0x7F) << (7 * i)
-        if byte < 0x80:
-            return value, at + i + 1
-    raise ValueError(f"the number at byte {at} does not end")
+def refuse_stale(path: Path, header: PlanHeader) -> None:
+    """Raises LineamentError where the model that path was built from is at hand and has other weights by now."""
+    built_from, now = header.key.weights_sha256, _weights_sha256(Path(header.source))
+    if now and now != built_from:
+        raise LineamentError(
+            f"{path} is stale: it was built from weights {built_from[:12]}, and {header.source} now has {now[:12]}; "
+            f"{header.rebuild}"
+        )
+
+
+def _weights_sha256(model: Path) -> str:
+    """As the card of a .safetensors or .onnx says; empty where none can be read, which is for others to complain of."""
+    try:
+        if model.suffix == ".onnx":
+            return read_card(model).weights_sha256
+        if not os.path.isfile(model):
+            return ""
+        with model.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _MAX_JSON)))
+        return parse_card(model, header["__metadata__"]["card"]).weights_sha256
+    except (OSError, struct.error, ValueError, LookupError, TypeError, RecursionError, LineamentError):
+        return ""
+
+
+def _read(path: Path) -> tuple[PlanHeader, int]:
+    """The header, and where the first plan begins."""
+    again = "copy it again, or rebuild it with `make engine`"
+    if not os.path.isfile(path):
+        raise LineamentError(f"no engine file at {path}; check the spelling, or build it with `make engine`")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC) + _NUMBERS.size)
+            if not start.startswith(MAGIC):
+                raise LineamentError(
+                    f"{path} is no engine of Lineament: it does not begin with its mark; if it is a bare plan of "
+                    "TensorRT, give `make engine` the model that it was built from"
+                )
+            if len(start) < len(MAGIC) + _NUMBERS.size:
+                raise LineamentError(f"{path} is cut off after {len(start)} bytes; {again}")
+            version, length = _NUMBERS.unpack(start[len(MAGIC) :])
+            if version != VERSION:
+                raise LineamentError(
+                    f"{path} has layout {version}, this Lineament reads layout {VERSION}; rebuild it with `make engine`"
+                )
+            text = file.read(length) if length <= _MAX_JSON else b""
+            size = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
+    if len(text) != length:
+        raise LineamentError(f"{path} is cut off within its header, or damaged; {again}")
+    try:
+        header = _parsed(path, json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise LineamentError(f"the header of {path} is damaged ({type(error).__name__}: {error}); {again}") from None
+    begin = len(start) + length
+    if size != (wanted := begin + sum(n for _, n, _ in header.plans)):
+        raise LineamentError(f"{path} has {size} bytes, expected {wanted}: it was not copied whole; {again}")
+    return header, begin
+
+
+def _parsed(path: Path, values: Any) -> PlanHeader:
+    card = parse_card(path, json.dumps(values["card"]))
+    key = dict(values["key"])
+    if set(key) != (known := {field.name for field in fields(PlanKey)}):
+        raise ValueError(f"its key has fields {sorted(key)}, expected {sorted(known)}")
+    for name, n in (("compute_capability", 2), ("batches", 3)):
+        key[name] = tuple(key[name])
+        if len(key[name]) != n or not all(type(number) is int for number in key[name]):
+            raise ValueError(f"its key has {name} {key[name]}, expected {n} whole numbers")
+    for name in known - {"compute_capability", "batches"}:
+        if not isinstance(key[name], str):
+            raise ValueError(f"its key has {name} {str(key[name])[:60]}, expected text")
+    if key["library"] not in get_args(LibraryName):
+        raise ValueError(f"its key has library {key['library']!r}, expected one of {', '.join(get_args(LibraryName))}")
+    fewest, usual, most = key["batches"]
+    if not 0 < fewest <= usual <= most <= _MOST_CROPS:
+        raise ValueError(f"its key has batches {key['batches']}, expected growing numbers from 1 to {_MOST_CROPS}")
+    plans = tuple((str(plan["name"]), int(plan["bytes"]), str(plan["sha256"])) for plan in values["plans"])
+    if any(length < 0 for _, length, _ in plans):
+        raise ValueError("a plan has a negative length")
+    if POINTS_PLAN not in (name for name, _, _ in plans):
+        raise ValueError(f"it holds no plan called {POINTS_PLAN!r}")
+    return PlanHeader(card, PlanKey(**key), str(values["source"]), plans)

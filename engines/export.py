@@ -2,7 +2,7 @@
 
     python -m engines.export runs/train/best.safetensors --out b5.onnx
 
-The graph is engine_file's contract: uint8 RGB crops (N, H, W, 3) in, points in unit crop coordinates out, whatever the
+The graph is model_file's contract: uint8 RGB crops (N, H, W, 3) in, points in unit crop coordinates out, whatever the
 head; normalisation and decoding lie inside. It is written only if it agrees with PyTorch on real crops.
 """
 
@@ -164,7 +164,7 @@ def restore_weights(model: onnx.ModelProto) -> None:
 
 def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
     """The card into the metadata, in place of one that is there."""
-    from lineament.engines.engine_file import CARD_KEY
+    from lineament.engines.model_file import CARD_KEY
 
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != CARD_KEY]
     del model.metadata_props[:]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lineament.engines.engine_file import INPUT
+from lineament.engines.model_file import INPUT
 
 if TYPE_CHECKING:
     import onnx

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lineament.engines.engine_file import (
+from lineament.engines.model_file import (
     CONFIDENCE,
     POINTS,
     REMAKE,

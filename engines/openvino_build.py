@@ -194,8 +194,8 @@ def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
     nncf = _nncf()
     import onnx
 
-    from lineament.engines.engine_file import INPUT
     from lineament.engines.export import restore_weights
+    from lineament.engines.model_file import INPUT
 
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
@@ -233,7 +233,7 @@ def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
 def last_layers(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and products that are the last EXACT before the points, and the last before any other
     output: what they say are places, and a fine one is worth more there than the little time."""
-    from lineament.engines.engine_file import POINTS
+    from lineament.engines.model_file import POINTS
 
     makers = {output: node for node in model.graph.node for output in node.output}
     names: set[str] = set()

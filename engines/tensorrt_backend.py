@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from lineament.engines.cuda import Cuda, first_gpu
-from lineament.engines.engine_file import CONFIDENCE, INPUT, POINTS, FileLandmarker, Port, check_graph, landmarks_of
+from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign, refuse_stale
 from lineament.engines.frame_graph import FRAME, MATRICES
-from lineament.engines.plan_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign, refuse_stale
+from lineament.engines.model_file import CONFIDENCE, INPUT, POINTS, FileLandmarker, Port, check_graph, landmarks_of
 from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
 from lineament.landmarks.geometry import invert, warp
 from lineament.landmarks.types import F32, F64, U8, Landmarks, LineamentError

@@ -20,10 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lineament.engines.engine_file import INPUT, read_card
-from lineament.engines.fp16 import half_precision, precisions_of_layers
-from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
-from lineament.engines.plan_file import (
+from lineament.engines.engine_file import (
     ANY_RTX,
     CROP_PLAN,
     POINTS_PLAN,
@@ -33,6 +30,9 @@ from lineament.engines.plan_file import (
     read_header,
     write_engine,
 )
+from lineament.engines.fp16 import half_precision, precisions_of_layers
+from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
+from lineament.engines.model_file import INPUT, read_card
 from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
 from lineament.landmarks.types import LineamentError
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lineament.engines.plan_file import LibraryName
+from lineament.engines.engine_file import LibraryName
 from lineament.landmarks.types import LineamentError
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lineament.engines.engine_file import FileLandmarker, landmarks_of, parse_card
+from lineament.engines.model_file import FileLandmarker, landmarks_of, parse_card
 from lineament.landmarks.types import U8, Landmarks, LineamentError
 
 

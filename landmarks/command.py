@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -16,6 +17,15 @@ P = ParamSpec("P")
 def program(command: str, module: str) -> str:
     """What help calls a command: `lineament stream` where the package is installed, else `python -m stream`."""
     return f"lineament {command}" if Path(sys.argv[0]).stem == "lineament" else f"python -m {module}"
+
+
+def renamed(args: list[str] | None, names: Mapping[str, str]) -> list[str]:
+    """args, or what the process was given, with options of a former release under their names of today; says so."""
+    given = sys.argv[1:] if args is None else args
+    options = [re.sub(r"^(--[\w-]+)", lambda option: names.get(option[1], option[1]), arg) for arg in given]
+    for old in {arg.partition("=")[0] for arg in given} & names.keys():
+        print(f"{old} is called {names[old]} now; the old name goes with the next release", file=sys.stderr)
+    return options
 
 
 def _print(failure: str) -> None:

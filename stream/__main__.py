@@ -25,13 +25,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lineament import engines
-from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.command import ends_in_a_line, program, renamed
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.read.reconnect import reconnecting
 from lineament.stream.read.source import Source, redacted_spec
 from lineament.stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
-from lineament.stream.run.session import Session, SessionConfig
+from lineament.stream.run.session import OLD_OPTIONS, Session, SessionConfig
 from lineament.stream.run.signals import stopped_by_signals
 from lineament.stream.run.stats import Stats
 from lineament.stream.run.supervisor import Supervisor
@@ -106,7 +106,7 @@ def main(args: list[str] | None = None) -> int:
     # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
     cv2.setNumThreads(1)
     os.umask(0o077)  # what is written shows faces: it is for this user alone
-    cfg = tyro.cli(StreamConfig, args=args, prog=program("stream", "stream"))
+    cfg = tyro.cli(StreamConfig, args=renamed(args, OLD_OPTIONS), prog=program("stream", "stream"))
     set_up(cfg.log)
     if cfg.cameras or len(cfg.source) > 1:
         run_many(cfg)

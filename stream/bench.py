@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 
 from lineament import engines
-from lineament.engines.adopt import AdoptConfig, adopt
+from lineament.engines.import_onnx import ImportConfig, import_onnx
 from lineament.landmarks.command import ends_in_a_line, program
 from lineament.landmarks.geometry import apply, invert
 from lineament.landmarks.schema import WFLW98
@@ -258,7 +258,7 @@ def _written(path: Path, pictures: Iterator[Any], fps: float) -> Path:
 def _adopted(peer: Path, folder: Path) -> str:
     """The peer as a model file of ours. PFLD_GhostOne_112_1_opt_sim takes BGR on a scale of 0 to 1."""
     out = folder / "pfld.onnx"
-    adopt(AdoptConfig(peer, out, crop_scale=1.2, bgr=True, name="pfld"))
+    import_onnx(ImportConfig(peer, out, crop_scale=1.2, bgr=True, name="pfld"))
     return str(out)
 
 

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 
 from lineament.engines import tensorrt_backend
+from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
 from lineament.engines.frame_graph import crop_graph
-from lineament.engines.plan_file import CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
 from lineament.engines.tensorrt_build import Profile, crop_profile, points_profile
 from lineament.engines.tensorrt_library import Library
 from lineament.landmarks.types import U8

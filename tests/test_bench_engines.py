@@ -12,7 +12,7 @@ import pytest
 
 from lineament.engines import bench as bench_module
 from lineament.engines.bench import BenchConfig, Contender, Latency, Row, bench, contenders, main, plot, table
-from lineament.engines.plan_file import Gpu
+from lineament.engines.engine_file import Gpu
 from lineament.landmarks.types import Landmarker, LineamentError
 from tests.labelled import mean_face, write_wflw
 

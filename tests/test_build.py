@@ -11,9 +11,9 @@ import pytest
 from lineament import engines
 from lineament.engines import build, openvino_build
 from lineament.engines.build import BuildConfig, Row, main, run, table, targets
-from lineament.engines.engine_file import read_card
+from lineament.engines.engine_file import ANY_RTX, Gpu, read_header
+from lineament.engines.model_file import read_card
 from lineament.engines.openvino_build import Built
-from lineament.engines.plan_file import ANY_RTX, Gpu, read_header
 from lineament.engines.tensorrt_library import installed
 from lineament.landmarks.types import LineamentError
 

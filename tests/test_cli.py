@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lineament.landmarks.command import renamed
 from lineament.landmarks.types import U8
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,7 +156,7 @@ def test_a_source_that_cannot_be_opened_is_one_clear_error(source: str, says: st
         (["--model", "b7"], "b7"),
         (["--out", "clip.xyz"], "clip.xyz"),
         (["--max-faces", "-1"], "max_faces"),
-        (["--every", "-3"], "every"),
+        (["--detect-every", "-3"], "detect_every"),
         (["--min-score", "2"], "min_score"),
         (["--max-age-s", "0"], "max_age_s"),
         (["--out", "/proc/nowhere/a.mp4"], "/proc/nowhere"),
@@ -226,5 +227,19 @@ def test_a_model_that_cannot_be_had_is_one_clear_error(model: str, says: str) ->
 def test_help_names_every_option_with_its_reason() -> None:
     done = stream("--help")
     assert done.returncode == 0
-    for option in ("--source", "--model", "--out", "--jsonl", "--no-window", "--max-faces", "--every", "--draw"):
+    for option in ("--source", "--model", "--out", "--jsonl", "--no-window", "--max-faces", "--detect-every", "--draw"):
         assert option in done.stdout
+
+
+def test_an_option_of_a_former_release_still_works_and_says_its_name_of_today(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"--every": "--detect-every"}
+    assert renamed(["--every", "3", "--source=--every", "--every=4"], names) == [
+        "--detect-every",
+        "3",
+        "--source=--every",
+        "--detect-every=4",
+    ]
+    assert capsys.readouterr().err == "--every is called --detect-every now; the old name goes with the next release\n"
+    assert renamed(["--detect-every", "3"], names) == ["--detect-every", "3"] and not capsys.readouterr().err

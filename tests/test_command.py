@@ -71,7 +71,7 @@ def test_what_goes_well_and_what_is_a_bug_pass() -> None:
         "engines.build --model {}.onnx",
         "engines.bench {}",
         "engines.compare {}",
-        "engines.adopt {}",
+        "engines.import_onnx {}",
         "train --data {}",
         "train.data check {}",
         "train.evaluate {} --data {}",
@@ -87,6 +87,6 @@ def test_a_path_that_is_none_is_no_traceback(
 ) -> None:
     module, *args = line.replace("{}", name).split()
     main: Callable[[list[str]], int] = import_module(module if "." in module else f"{module}.__main__").main
-    assert main([*args, "--out", str(tmp_path / "out")] if module == "engines.adopt" else args) == 1
+    assert main([*args, "--out", str(tmp_path / "out")] if module == "engines.import_onnx" else args) == 1
     said = capfd.readouterr().err + caplog.text
     assert re.search(r"error: .*[a-z]", said) and "Traceback" not in said

@@ -270,7 +270,7 @@ FRAMES = 14
 
 @cache
 def undisturbed() -> list[Result]:
-    track = Tracker(BlobDetector(), BlobLandmarker(), TrackConfig(every=3))
+    track = Tracker(BlobDetector(), BlobLandmarker(), TrackConfig(detect_every=3))
     return [track(two_faces(index)) for index in range(FRAMES)]
 
 
@@ -298,7 +298,7 @@ def finds_both(result: Result) -> bool:
 @given(degenerate, st.booleans())
 def test_a_stream_outlives_any_points_and_finds_the_face_again(points_unit: F32, from_the_start: bool) -> None:
     landmarker, blur, lines = Sick(points_unit), Blur(), JsonlSink("/dev/null", measure=measured)
-    track = Tracker(BlobDetector(), landmarker, TrackConfig(every=3))
+    track = Tracker(BlobDetector(), landmarker, TrackConfig(detect_every=3))
     with lines:
         for index in range(FRAMES):
             landmarker.sick = (0 if from_the_start else 4) <= index < 8
@@ -315,7 +315,7 @@ def test_a_face_without_usable_points_is_counted_once_a_frame(
     kind: str, first: int, still: bool, tmp_path: Path
 ) -> None:
     landmarker = Sick(np.asarray(BROKEN[kind], np.float32))
-    track = Tracker(BlobDetector(), landmarker, TrackConfig(every=1), still=still)
+    track = Tracker(BlobDetector(), landmarker, TrackConfig(detect_every=1), still=still)
     lines = JsonlSink(str(tmp_path / "a.jsonl"), measure=measured)
     with lines:
         for index in range(FRAMES):
@@ -334,27 +334,29 @@ def test_a_face_without_usable_points_is_counted_once_a_frame(
 @few
 @given(boxes, number)
 def test_a_detector_may_give_any_box(box_xyxy: F32, roll_rad: float) -> None:
-    track = Tracker(Confused(Face(box_xyxy, 0.99, roll_rad)), BlobLandmarker(), TrackConfig(every=1))
+    track = Tracker(Confused(Face(box_xyxy, 0.99, roll_rad)), BlobLandmarker(), TrackConfig(detect_every=1))
     for index in range(4):
         assert_as_ever(track(two_faces(index)), index)
 
 
 def test_a_box_that_is_none_is_counted() -> None:
     for box_xyxy in ((5, 5, 5, 5), (90, 90, 10, 10), (0, 0, np.nan, 50), (0, 0, np.inf, 50), (1e9, 0, 2e9, 1e9)):
-        track = Tracker(Confused(Face(np.array(box_xyxy, np.float32), 0.99)), BlobLandmarker(), TrackConfig(every=1))
+        track = Tracker(
+            Confused(Face(np.array(box_xyxy, np.float32), 0.99)), BlobLandmarker(), TrackConfig(detect_every=1)
+        )
         assert_as_ever(track(two_faces(0)), 0)
         assert track.unusable == 1
 
 
 def test_a_healthy_stream_counts_none() -> None:
-    track = Tracker(BlobDetector(), BlobLandmarker(), TrackConfig(every=3))
+    track = Tracker(BlobDetector(), BlobLandmarker(), TrackConfig(detect_every=3))
     for index in range(30):  # one of them walks out of the picture
         track(scene([(280 + 4 * index, 100), (100, 120)], index))
     assert track.unusable == 0
 
 
 def test_a_face_that_a_pause_carries_anywhere_ends_nothing() -> None:
-    track = Tracker(BlobDetector(), BlobLandmarker(), TrackConfig(every=3))
+    track = Tracker(BlobDetector(), BlobLandmarker(), TrackConfig(detect_every=3))
     for index in range(6):
         track(scene([(80 + 8 * index, 100)], index))
     for index, pause_s in enumerate((1e3, 1e6, 1e12, 1e12), start=6):

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lineament import engines
-from lineament.engines.engine_file import FileLandmarker, read_card
+from lineament.engines.model_file import FileLandmarker, read_card
 from lineament.landmarks.types import U8, LineamentError
 
 onnx = pytest.importorskip("onnx")
@@ -213,7 +213,7 @@ def test_a_bad_card_is_refused_with_what_was_got_wanted_and_what_to_do(backend: 
     path = tint(tmp_path / "bad.onnx", card)
     with pytest.raises(LineamentError, match=said) as caught:
         engines.load(str(path), backend)
-    assert "bad.onnx" in str(caught.value) and "engines.adopt" in str(caught.value)
+    assert "bad.onnx" in str(caught.value) and "engines.import_onnx" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_an_unknown_device_or_kind_of_file_is_refused_with_the_choice_there_is(t
 
 def test_importing_the_backends_imports_no_runtime() -> None:
     code = (
-        "import sys; from lineament.engines import (engine_file, openvino_backend, onnxruntime_backend, adopt, "
+        "import sys; from lineament.engines import (model_file, openvino_backend, onnxruntime_backend, import_onnx, "
         "torch_backend, openvino_build, labelled); "
         "assert not {'openvino', 'onnxruntime', 'onnx', 'torch'} & set(sys.modules)"
     )

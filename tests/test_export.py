@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from lineament.engines import export as export_module
-from lineament.engines.engine_file import read_card
 from lineament.engines.export import (
     HALF_MAX_ERROR_PX,
     MAX_ERROR_PX,
@@ -21,6 +20,7 @@ from lineament.engines.export import (
     run_onnx,
     run_torch,
 )
+from lineament.engines.model_file import read_card
 from lineament.landmarks.types import LineamentError
 
 onnx = pytest.importorskip("onnx")

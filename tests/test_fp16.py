@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lineament.engines.adopt import AdoptConfig, adopt
-from lineament.engines.engine_file import CARD_KEY, read_card
 from lineament.engines.export import graph_of, halve_weights, put_card, real_crops, run_onnx
 from lineament.engines.fp16 import half_precision, precisions_of_layers
+from lineament.engines.import_onnx import ImportConfig, import_onnx
+from lineament.engines.model_file import CARD_KEY, read_card
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.types import F32, LineamentError
 from lineament.train.heads import HeadName
@@ -127,9 +127,9 @@ def test_a_tensor_is_cast_once_however_many_want_it(
     assert len(casts) == len(set(casts))
 
 
-def test_an_adopted_trained_model_says_the_same_in_half(shared: Path, tmp_path: Path) -> None:
+def test_an_imported_trained_model_says_the_same_in_half(shared: Path, tmp_path: Path) -> None:
     peer = shared / "peers" / "pfld_ghostone_112_98pt.onnx"
-    card = adopt(AdoptConfig(peer, tmp_path / "pfld.onnx", bgr=True))
+    card = import_onnx(ImportConfig(peer, tmp_path / "pfld.onnx", bgr=True))
     single = onnx.load(tmp_path / "pfld.onnx")
     assert error_px(single, half_precision(single), card)[:-1].max() < 0.5
 

@@ -33,8 +33,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lineament import engines
-from lineament.engines.engine_file import parse_card
-from lineament.engines.plan_file import MAGIC, read_header, read_plans
+from lineament.engines.engine_file import MAGIC, read_header, read_plans
+from lineament.engines.model_file import parse_card
 from lineament.landmarks.card import ModelCard, is_crop_scale
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import LineamentError

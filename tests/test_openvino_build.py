@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lineament import engines
-from lineament.engines.engine_file import read_card
+from lineament.engines.model_file import read_card
 from lineament.engines.openvino_build import (
     EXACT,
     MAX_MEAN_PX,

@@ -21,9 +21,9 @@ import pytest
 from lineament import engines
 from lineament.engines import cuda, tensorrt_build
 from lineament.engines.cuda import Cuda, first_gpu
+from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
 from lineament.engines.export import real_crops
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
-from lineament.engines.plan_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
 from lineament.engines.tensorrt_backend import TensorRtLandmarker, bucket
 from lineament.engines.tensorrt_build import build, layers_by_precision
 from lineament.engines.tensorrt_library import complaint, installed, library
@@ -94,10 +94,10 @@ def test_a_shifted_pixel_would_be_found_out(astronaut: U8) -> None:
 
 
 def test_points_in_crops_of_the_graph_are_within_half_a_pixel(astronaut: U8, shared: Path, tmp_path: Path) -> None:
-    from lineament.engines.adopt import AdoptConfig, adopt
+    from lineament.engines.import_onnx import ImportConfig, import_onnx
 
     peer = shared / "peers" / "pfld_ghostone_112_98pt.onnx"
-    card = adopt(AdoptConfig(peer, tmp_path / "pfld.onnx", bgr=True))
+    card = import_onnx(ImportConfig(peer, tmp_path / "pfld.onnx", bgr=True))
     matrices = matrices_on(astronaut, card, 6, (30, 80))[::2]
     with engines.load(str(tmp_path / "pfld.onnx"), "onnxruntime") as landmarker:
         wanted = landmarker(warped(astronaut, matrices, card.input_hw)).points_unit

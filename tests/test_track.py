@@ -39,7 +39,7 @@ def test_no_face_is_an_empty_tuple_and_the_detector_looks_six_times_a_second(fps
 
 
 def test_whoever_asks_for_every_frame_has_every_frame_searched() -> None:
-    track, detector, _ = tracker(every=1)
+    track, detector, _ = tracker(detect_every=1)
     for i in range(10):
         track(scene([], i))
     assert detector.calls == 10
@@ -53,7 +53,7 @@ def test_a_clock_that_goes_back_stops_no_search() -> None:
 
 
 def test_the_detector_rests_while_a_face_is_followed_and_looks_every_k_frames() -> None:
-    track, detector, _ = tracker(every=10)
+    track, detector, _ = tracker(detect_every=10)
     for i in range(40):
         assert len(track(scene([(60 + 4 * i, 100)], i)).tracks) == 1
         if i == 9:
@@ -62,7 +62,7 @@ def test_the_detector_rests_while_a_face_is_followed_and_looks_every_k_frames() 
 
 
 def test_the_detector_rests_for_good_when_all_allowed_faces_are_followed() -> None:
-    track, detector, _ = tracker(every=3, max_faces=1)
+    track, detector, _ = tracker(detect_every=3, max_faces=1)
     for i in range(30):
         assert len(track(scene([(60, 100), (200, 100)], i)).tracks) == 1
         if i == 9:
@@ -71,7 +71,7 @@ def test_the_detector_rests_for_good_when_all_allowed_faces_are_followed() -> No
 
 
 def test_the_detector_is_asked_about_a_face_that_jumped_or_is_cut_off() -> None:
-    track, detector, _ = tracker(every=1000, max_faces=1)
+    track, detector, _ = tracker(detect_every=1000, max_faces=1)
     for i in range(10):
         track(scene([(100, 100)], i))
     before = detector.calls
@@ -85,7 +85,7 @@ def test_the_detector_is_asked_about_a_face_that_jumped_or_is_cut_off() -> None:
 
 def test_a_face_in_doubt_is_looked_at_where_it_is_and_takes_no_search() -> None:
     detector = NearBlobDetector()
-    track = Tracker(detector, BlobLandmarker(), TrackConfig(every=1000))
+    track = Tracker(detector, BlobLandmarker(), TrackConfig(detect_every=1000))
     for i in range(10):
         assert len(track(scene([(100, 100), (200, 100)], i)).tracks) == 2
     assert (detector.calls, detector.asked) == (1, [2, 2, 2, 2])
@@ -98,7 +98,7 @@ def test_a_face_in_doubt_is_looked_at_where_it_is_and_takes_no_search() -> None:
 
 def test_a_face_out_of_sight_is_looked_for_where_it_was_and_six_times_a_second_anywhere() -> None:
     detector = NearBlobDetector()
-    track = Tracker(detector, BlobLandmarker(), TrackConfig(every=1000))
+    track = Tracker(detector, BlobLandmarker(), TrackConfig(detect_every=1000))
     for i in range(10):
         track(scene([(100, 100), (200, 100)], i))
     before = detector.calls, len(detector.asked)
@@ -111,7 +111,7 @@ def test_a_face_out_of_sight_is_looked_for_where_it_was_and_six_times_a_second_a
 
 
 def test_a_newcomer_is_found_within_k_frames_and_faces_share_one_batch() -> None:
-    track, _, landmarker = tracker(every=5)
+    track, _, landmarker = tracker(detect_every=5)
     for i in range(3):
         track(scene([(60, 100)], i))
     seen = [len(track(scene([(60, 100), (200, 100)], i)).tracks) for i in range(3, 9)]
@@ -121,7 +121,7 @@ def test_a_newcomer_is_found_within_k_frames_and_faces_share_one_batch() -> None
 
 @pytest.mark.parametrize("apart_px", [0, 4, 10, 25])
 def test_ids_survive_a_crossing(apart_px: int) -> None:
-    track, _, _ = tracker(every=5)
+    track, _, _ = tracker(detect_every=5)
     ends = {}
     for i in range(61):
         result = track(scene([(40 + 4 * i, 90), (280 - 4 * i, 90 + apart_px)], i, size=36))
@@ -134,7 +134,7 @@ def test_ids_survive_a_crossing(apart_px: int) -> None:
 
 
 def test_a_face_that_arrives_in_bursts_is_one_face() -> None:
-    track, _, _ = tracker(every=5)
+    track, _, _ = tracker(detect_every=5)
     ids = set()
     for i in range(40):
         frame = scene([(40 + 6 * i, 100)], i, size=36)
@@ -228,7 +228,7 @@ def test_a_tracker_that_resumes_too_late_knows_nobody_but_gives_no_id_again() ->
 
 
 def test_a_low_presence_score_ends_a_track_even_if_the_detector_sees_nothing() -> None:
-    track, detector, _ = tracker(every=100)
+    track, detector, _ = tracker(detect_every=100)
     assert track(scene([(60, 100)], 0)).tracks
     detector.blind = True
     assert track(scene([(60, 100)], 1)).tracks
@@ -236,13 +236,13 @@ def test_a_low_presence_score_ends_a_track_even_if_the_detector_sees_nothing() -
 
 
 def test_a_face_is_never_followed_twice() -> None:
-    track, _, _ = tracker(every=1)
+    track, _, _ = tracker(detect_every=1)
     for i in range(20):
         assert len(track(scene([(60 + 5 * i, 100)], i)).tracks) == 1
 
 
 def test_two_faces_that_merge_into_one_are_one_track() -> None:
-    track, _, _ = tracker(every=1)
+    track, _, _ = tracker(detect_every=1)
     assert len(track(scene([(100, 100), (180, 100)], 0)).tracks) == 2
     for i in range(1, 15):
         last = track(scene([(140, 100)], i)).tracks
@@ -284,7 +284,7 @@ def test_a_picture_and_its_mirror_image_get_the_same_points(astronaut: U8) -> No
 
 
 def test_faces_come_in_the_order_of_their_ids_and_never_more_than_asked() -> None:
-    track, _, _ = tracker(max_faces=2, every=1)
+    track, _, _ = tracker(max_faces=2, detect_every=1)
     for i in range(5):
         tracks = track(scene([(40, 60), (120, 60), (220, 160)], i)).tracks
         assert len(tracks) == 2
@@ -347,7 +347,7 @@ def test_many_faces_take_as_many_looks_as_there_are_faces(count: int) -> None:
             return Landmarks(np.stack([unit] * len(rgb_NHWC)), np.ones(len(rgb_NHWC), np.float32))
 
     detector, landmarker = Many(), Anywhere()
-    track = Tracker(detector, landmarker, TrackConfig(max_faces=0, every=1000))
+    track = Tracker(detector, landmarker, TrackConfig(max_faces=0, detect_every=1000))
     frames = [Frame(np.zeros((100, 2000, 3), np.uint8), "many", i, i / 30, 0.0) for i in range(3)]
     for frame in frames:
         assert len(track(frame).tracks) == count
@@ -355,7 +355,7 @@ def test_many_faces_take_as_many_looks_as_there_are_faces(count: int) -> None:
 
 
 def test_every_stage_that_ran_is_timed() -> None:
-    track, _, _ = tracker(every=100)
+    track, _, _ = tracker(detect_every=100)
     results = [track(scene([(60, 100)], i)) for i in range(10)]
     assert set(results[0].ms) == {"detect", "crop", "landmark", "track"}
     assert set(results[9].ms) == {"crop", "landmark", "track"}
@@ -363,7 +363,13 @@ def test_every_stage_that_ran_is_timed() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_faces": -1}, {"every": 0}, {"min_confidence": 1.5}, {"patience_s": -1.0}, {"patience_s": float("nan")}],
+    [
+        {"max_faces": -1},
+        {"detect_every": 0},
+        {"min_confidence": 1.5},
+        {"patience_s": -1.0},
+        {"patience_s": float("nan")},
+    ],
 )
 def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

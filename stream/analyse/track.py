@@ -44,7 +44,7 @@ class TrackConfig:
     max_faces: int = 32
     """Of a video, follow at most this many, 0 for no limit; while all are in sight, the detector rests. Pictures that
     stand alone show every face."""
-    every: int = 10
+    detect_every: int = 10
     """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most. Six times
     a second while nobody is in sight or somebody is lost, and after a gap of more than 0.2 s; with 1, every frame."""
     min_confidence: float = 0.5
@@ -55,10 +55,10 @@ class TrackConfig:
     """One Euro on a video's points; pictures that stand alone are never smoothed."""
 
     def __post_init__(self) -> None:
-        if self.max_faces < 0 or self.every < 1:
+        if self.max_faces < 0 or self.detect_every < 1:
             raise ValueError(
-                f"max_faces must be at least 1, or 0 for no limit, and every at least 1, "
-                f"got {self.max_faces} and {self.every}"
+                f"max_faces must be at least 1, or 0 for no limit, and detect_every at least 1, "
+                f"got {self.max_faces} and {self.detect_every}"
             )
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence must lie within 0..1, got {self.min_confidence}")
@@ -228,9 +228,9 @@ class Tracker:
     def _search_is_due(self, time_s: float) -> bool:
         in_sight = sum(not followed.may_be_elsewhere(time_s) for followed in self._followed)
         if in_sight and in_sight == len(self._followed):
-            return self._since_search >= self._cfg.every and in_sight < self._limit
+            return self._since_search >= self._cfg.detect_every and in_sight < self._limit
         # also when time has gone back
-        return self._still or self._cfg.every == 1 or not 0 <= time_s - self._searched_s < _PAUSE_S
+        return self._still or self._cfg.detect_every == 1 or not 0 <= time_s - self._searched_s < _PAUSE_S
 
     @property
     def _limit(self) -> float:

@@ -33,7 +33,7 @@ import tyro
 import lineament
 from lineament import engines
 from lineament.landmarks.card import ModelCard
-from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.command import ends_in_a_line, renamed
 from lineament.landmarks.types import LineamentError
 from lineament.stream.analyse.track import TrackerState
 from lineament.stream.cluster.actors import (
@@ -49,7 +49,7 @@ from lineament.stream.cluster.actors import (
     load_ray,
 )
 from lineament.stream.run.cameras import Camera, check_outputs, read_cameras
-from lineament.stream.run.session import SessionConfig
+from lineament.stream.run.session import OLD_OPTIONS, SessionConfig
 from lineament.stream.run.signals import stopped_by_signals
 
 log = logging.getLogger("lineament")
@@ -109,7 +109,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code as `python -m stream` does."""
     os.umask(0o077)  # what is written shows faces: it is for this user alone; so is Ray's token
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    run(tyro.cli(ClusterConfig, args=args, prog="python -m stream.cluster"))
+    run(tyro.cli(ClusterConfig, args=renamed(args, OLD_OPTIONS), prog="python -m stream.cluster"))
     return 0
 
 

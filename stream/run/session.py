@@ -33,6 +33,9 @@ from lineament.stream.write.blur import Blur
 from lineament.stream.write.draw import DrawConfig, draw
 from lineament.stream.write.open import is_address, open_sink
 
+OLD_OPTIONS = {"--every": "--detect-every"}
+"""of a former release, by what they are called now"""
+
 
 @dataclass(frozen=True)
 class SessionConfig:
@@ -157,7 +160,7 @@ class Session:
             stack.callback(source.close)
             detector = stack.enter_context(self._detector())
             # a face that is not followed is not hidden, so for blurring all are looked for in every frame
-            track = replace(cfg.track, every=1) if cfg.blur_faces else cfg.track
+            track = replace(cfg.track, detect_every=1) if cfg.blur_faces else cfg.track
             if cfg.blur_faces or source.still:
                 track = replace(track, max_faces=0)
             tracker = self.tracker = Tracker(detector, self._landmarker, track, still=source.still)

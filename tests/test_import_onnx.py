@@ -1,4 +1,4 @@
-"""A foreign model says the same after adoption, takes uint8 RGB, and runs in batches or says that it cannot."""
+"""A foreign model says the same after its import, takes uint8 RGB, and runs in batches or says that it cannot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lineament import engines
-from lineament.engines.adopt import AdoptConfig, adopt
+from lineament.engines.import_onnx import ImportConfig, import_onnx
 from lineament.landmarks.types import F32, U8, LineamentError
 from lineament.train import data, metrics
 
@@ -109,7 +109,7 @@ def test_a_model_of_one_picture_says_the_same_of_each_in_a_batch(
     shape: dict[str, Any], backend: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.onnx"
-    adopt(AdoptConfig(foreign(tmp_path / "peer.onnx", **shape), out))
+    import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx", **shape), out))
     for n in (1, 2, 5):
         np.testing.assert_allclose(run(out, crops(n), backend), answer(crops(n)), atol=1e-4)
     assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_param
@@ -121,14 +121,14 @@ def test_what_a_batch_would_change_is_run_one_by_one_and_that_is_said(
 ) -> None:
     out = tmp_path / "out.onnx"
     with caplog.at_level("INFO"):
-        adopt(AdoptConfig(foreign(tmp_path / "peer.onnx", mixes=True), out))
+        import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx", mixes=True), out))
     assert "peer stays a model of one picture at a time" in caplog.text
     np.testing.assert_allclose(run(out, crops(3), backend), answer(crops(3)), atol=1e-4)
 
 
 def test_bgr_mean_and_std_are_inside_the_graph_and_on_the_card(tmp_path: Path) -> None:
     out, mean, std = tmp_path / "out.onnx", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    card = adopt(AdoptConfig(foreign(tmp_path / "peer.onnx"), out, bgr=True, mean=mean, std=std, crop_scale=1.4))
+    card = import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx"), out, bgr=True, mean=mean, std=std, crop_scale=1.4))
     wanted = answer(crops(2)[..., ::-1], mean[::-1], std[::-1])
     np.testing.assert_allclose(run(out, crops(2)), wanted, atol=1e-4)
     with engines.load(str(out), "onnxruntime") as landmarker:
@@ -137,15 +137,15 @@ def test_bgr_mean_and_std_are_inside_the_graph_and_on_the_card(tmp_path: Path) -
     assert len(card.weights_sha256) == 64
 
 
-def test_a_half_precision_model_is_adopted(tmp_path: Path) -> None:
+def test_a_half_precision_model_is_imported(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    adopt(AdoptConfig(foreign(tmp_path / "peer.onnx", element=TensorProto.FLOAT16), out))
+    import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx", element=TensorProto.FLOAT16), out))
     np.testing.assert_allclose(run(out, crops(2)), answer(crops(2)), atol=2e-2)
 
 
 def test_of_an_output_that_goes_on_after_the_points_the_first_numbers_count(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    adopt(AdoptConfig(foreign(tmp_path / "peer.onnx", extra=7), out, crop_scale=(1.2, 1.3)))
+    import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx", extra=7), out, crop_scale=(1.2, 1.3)))
     np.testing.assert_allclose(run(out, crops(3)), answer(crops(3)), atol=1e-4)
     with engines.load(str(out)) as landmarker:
         assert landmarker.card.crop_scale == (1.2, 1.3)
@@ -154,7 +154,7 @@ def test_of_an_output_that_goes_on_after_the_points_the_first_numbers_count(tmp_
 def test_adopting_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     peer = foreign(tmp_path / "peer.onnx")
     for name in ("a.onnx", "b.onnx"):
-        adopt(AdoptConfig(peer, tmp_path / name))
+        import_onnx(ImportConfig(peer, tmp_path / name))
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
@@ -169,13 +169,13 @@ def test_adopting_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     ],
     ids=["points", "schema", "crop_scale", "std", "opset"],
 )
-def test_what_cannot_be_adopted_is_refused_and_nothing_is_written(
+def test_what_cannot_be_imported_is_refused_and_nothing_is_written(
     made: dict[str, Any], cfg: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.onnx"
     peer = foreign(tmp_path / "peer.onnx", **made)
     with pytest.raises(LineamentError, match=said):
-        adopt(AdoptConfig(peer, out, **cfg))
+        import_onnx(ImportConfig(peer, out, **cfg))
     assert list(tmp_path.iterdir()) == [peer]
 
 
@@ -185,18 +185,18 @@ def test_a_file_that_is_no_model_is_one_clear_error(content: bytes | None, tmp_p
     if content is not None:
         peer.write_bytes(content)
     with pytest.raises(LineamentError, match=r"peer\.onnx"):
-        adopt(AdoptConfig(peer, tmp_path / "out.onnx"))
+        import_onnx(ImportConfig(peer, tmp_path / "out.onnx"))
 
 
-def test_a_model_that_was_adopted_already_is_refused(tmp_path: Path) -> None:
-    adopt(AdoptConfig(foreign(tmp_path / "peer.onnx"), tmp_path / "once.onnx"))
+def test_a_model_that_was_imported_already_is_refused(tmp_path: Path) -> None:
+    import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx"), tmp_path / "once.onnx"))
     with pytest.raises(LineamentError, match=r"takes 'rgb' .*expected one picture \(N, 3, height, width\)"):
-        adopt(AdoptConfig(tmp_path / "once.onnx", tmp_path / "twice.onnx"))
+        import_onnx(ImportConfig(tmp_path / "once.onnx", tmp_path / "twice.onnx"))
 
 
 def test_the_command_line_adopts_and_says_what_it_wrote(tmp_path: Path) -> None:
     peer, out = foreign(tmp_path / "peer.onnx"), tmp_path / "new" / "out.onnx"
-    command = [sys.executable, "-m", "engines.adopt", peer, "--out", out, "--bgr", "--mean", "0.1", "0.2", "0.3"]
+    command = [sys.executable, "-m", "engines.import_onnx", peer, "--out", out, "--bgr", "--mean", "0.1", "0.2", "0.3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert f"wrote {out}" in done.stderr
@@ -207,10 +207,10 @@ def test_the_command_line_adopts_and_says_what_it_wrote(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_adopted_peer_has_its_known_score(backend: str, shared: Path, tmp_path: Path) -> None:
+def test_the_imported_peer_has_its_known_score(backend: str, shared: Path, tmp_path: Path) -> None:
     samples = data.read(shared / "data" / "wflw-mini", "test")
     out = tmp_path / "pfld.onnx"
-    adopt(AdoptConfig(shared / "peers" / "pfld_ghostone_112_98pt.onnx", out, bgr=True, name="pfld"))
+    import_onnx(ImportConfig(shared / "peers" / "pfld_ghostone_112_98pt.onnx", out, bgr=True, name="pfld"))
     rgb_NHWC = np.stack([cv2.resize(sample.bgr(), (112, 112))[..., ::-1] for sample in samples]).astype(np.uint8)
     # the labels are unit coordinates times 112
     points = run(out, rgb_NHWC, backend) * 112

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lineament.engines.plan_file import (
+from lineament.engines.engine_file import (
     ANY_RTX,
     MAGIC,
     Gpu,

@@ -1,0 +1,245 @@
+"""What an ONNX file says of itself, what its graph must look like, and what every landmarker made from a file shares.
+
+    card = read_card(Path("b5.onnx"))
+
+The graph takes `rgb`, uint8 (N, H, W, 3), and gives `points`, float32 (N, K, 2) in unit crop coordinates, and perhaps
+`confidence`, (N,). The model card is JSON in the file's metadata under the key "card". It is read here, without any
+runtime, so that every backend refuses the same files in the same words. Suffix of arrays: N crops, H high, W wide.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from lineament.landmarks.card import ModelCard, is_crop_scale
+from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
+
+CARD_KEY = "card"
+"""of the file's metadata"""
+INPUT, POINTS, CONFIDENCE = "rgb", "points", "confidence"
+"""names in the graph"""
+REMAKE = "export it again from its checkpoint, or wrap a foreign model with `python -m engines.import_onnx`"
+
+LARGEST_PX = 4096
+"""of a crop's side: no model takes more, and a damaged card that says so would ask for all memory"""
+
+_GRAPH_FIELD, _METADATA_FIELD = 7, 14
+"""of ONNX's ModelProto"""
+_KEY_FIELD, _VALUE_FIELD = 1, 2
+"""of its StringStringEntryProto"""
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+"""protobuf's wire types; the two others, groups, ONNX does not use"""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a graph, as its runtime sees it."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    """None: any size"""
+    dtype: str
+    """as numpy calls it"""
+
+    def __str__(self) -> str:
+        sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
+        return f"{self.name!r} ({sizes}) {self.dtype}"
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card of an ONNX file. Raises LineamentError on a missing, broken or foreign file and on an unusable card."""
+    text = _metadata(path).get(CARD_KEY)
+    if text is None:
+        raise LineamentError(f"{path} holds no model card, so its points have no meaning here; {REMAKE}")
+    return parse_card(path, text)
+
+
+def parse_card(path: Path, text: str) -> ModelCard:
+    """The card whose JSON was found in path, a file of any kind. Raises LineamentError on one that is unusable."""
+    try:
+        card = ModelCard.from_json(text)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise LineamentError(f"the model card in {path} is malformed: {error}; {REMAKE}") from None
+    if not isinstance(card.schema, str) or card.schema not in SCHEMAS:
+        raise LineamentError(f"{path} has schema {card.schema!r}, expected one of {', '.join(SCHEMAS)}; {REMAKE}")
+    if not isinstance(card.name, str):
+        raise LineamentError(f"the model card in {path} has name {card.name!r}, expected text; {REMAKE}")
+    if len(card.input_hw) != 2 or not all(type(side) is int and 0 < side <= LARGEST_PX for side in card.input_hw):
+        raise LineamentError(
+            f"the model card in {path} has input_hw {card.input_hw!r}, expected height and width in pixels, "
+            f"at most {LARGEST_PX}; {REMAKE}"
+        )
+    if not is_crop_scale(card.crop_scale):
+        raise LineamentError(
+            f"the model card in {path} has crop_scale {card.crop_scale!r}, expected one or two numbers over 0; {REMAKE}"
+        )
+    return card
+
+
+def check_graph(path: Path, card: ModelCard, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+    """Raises LineamentError when the graph is not what this module says, or not what its card says."""
+    height, width = card.input_hw
+    wanted = f"one input {INPUT!r} (any or 1, {height}, {width}, 3) uint8, as its card says"
+    if len(inputs) != 1 or inputs[0].name != INPUT or inputs[0].dtype != "uint8":
+        raise LineamentError(f"{path} takes {_listed(inputs)}, expected {wanted}; {REMAKE}")
+    if len(inputs[0].shape) != 4 or not _fits(inputs[0].shape, (1, height, width, 3)):
+        raise LineamentError(f"{path} takes {inputs[0]}, expected {wanted}; {REMAKE}")
+    known = {output.name: output for output in outputs}
+    n_points = len(SCHEMAS[card.schema])
+    points = known.get(POINTS)
+    if points is None or points.dtype != "float32" or not _fits(points.shape, (1, n_points, 2)):
+        raise LineamentError(
+            f"{path} gives {_listed(outputs)}, expected {POINTS!r} (any, {n_points}, 2) float32, "
+            f"as its schema {card.schema} has {n_points} points; {REMAKE}"
+        )
+    confidence = known.get(CONFIDENCE)
+    if confidence and (confidence.dtype != "float32" or not _fits(confidence.shape, (1,))):
+        raise LineamentError(f"{path} gives {confidence}, expected {CONFIDENCE!r} (any) float32; {REMAKE}")
+
+
+class FileLandmarker:
+    """What the backends share of landmarks.types.Landmarker. Several threads may call one; calls take turns.
+
+    A backend says how a batch runs, in `_run`, and what it lets go of, in `_release`.
+    """
+
+    def __init__(self, path: Path, card: ModelCard) -> None:
+        self._path = path
+        self._card = card
+        self._closed = False
+        self._turn = threading.Lock()
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    def __call__(self, rgb_NHWC: U8) -> Landmarks:
+        """rgb_NHWC: (N, H, W, 3) uint8 with H, W of card.input_hw."""
+        height, width = self._card.input_hw
+        n = len(rgb_NHWC) if rgb_NHWC.ndim else 0
+        if rgb_NHWC.dtype != np.uint8 or rgb_NHWC.shape != (n, height, width, 3):
+            raise ValueError(
+                f"the model {self._card.name} takes crops (N, {height}, {width}, 3) uint8 RGB, "
+                f"got {rgb_NHWC.shape} {rgb_NHWC.dtype}; cut them with landmarks.geometry.warp and its card"
+            )
+        with self._turn:
+            if self._closed:
+                raise LineamentError(
+                    f"the landmarker {self._card.name} is closed; make a new one with engines.load({str(self._path)!r})"
+                )
+            found = self._run(np.ascontiguousarray(rgb_NHWC)) if n else None
+        n_points = len(SCHEMAS[self._card.schema])
+        if found is None:
+            return Landmarks(np.empty((0, n_points, 2), np.float32), np.empty(0, np.float32))
+        if found.points_unit.shape != (n, n_points, 2) or found.confidence.shape != (n,):
+            raise LineamentError(
+                f"{self._path} gave points {found.points_unit.shape} and confidence {found.confidence.shape} "
+                f"for {n} crops, expected ({n}, {n_points}, 2) and ({n},); {REMAKE}"
+            )
+        return found
+
+    def _run(self, rgb_NHWC: U8) -> Landmarks:
+        """N is at least 1, memory is contiguous, and no other thread is in here. What it returns is the caller's."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees the graph. May be called twice."""
+        with self._turn:
+            if not self._closed:
+                self._closed = True
+                self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def landmarks_of(points_unit: F32, confidence: F32 | None) -> Landmarks:
+    """confidence: (N,) or None for a model that does not judge."""
+    return Landmarks(points_unit, np.ones(len(points_unit), np.float32) if confidence is None else confidence)
+
+
+def _fits(shape: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(size in (None, want) for size, want in zip(shape, wanted))
+
+
+def _listed(ports: Sequence[Port]) -> str:
+    return ", ".join(map(str, ports)) or "nothing"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The key-value pairs of an ONNX file, found by hopping over its fields: the weights are not read."""
+    if not os.path.isfile(path):  # unlike Path.is_file it bears any name
+        raise LineamentError(f"no model file at {path}; check the spelling, or {REMAKE}")
+    found: dict[str, str] = {}
+    has_graph = False
+    try:
+        with path.open("rb") as file:
+            if not path.stat().st_size:
+                raise LineamentError(f"{path} is empty (0 bytes); copy it again, or {REMAKE}")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                for number, start, end in _byte_fields(data):
+                    has_graph |= number == _GRAPH_FIELD
+                    if number == _METADATA_FIELD:
+                        entry = data[start:end]
+                        pair = {n: entry[a:b].decode() for n, a, b in _byte_fields(entry)}
+                        found[pair.get(_KEY_FIELD, "")] = pair.get(_VALUE_FIELD, "")
+    except OSError as error:
+        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise LineamentError(f"{path} is no ONNX file, or a damaged one: {error}; copy it again, or {REMAKE}") from None
+    if not has_graph:
+        raise LineamentError(f"{path} is no ONNX file: it holds no graph; copy it again, or {REMAKE}")
+    return found
+
+
+def _byte_fields(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of each field of a protobuf message that holds bytes; the others are passed over.
+
+    Raises ValueError where data is not such a message, or ends within one.
+    """
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        start = at
+        if kind == _VARINT:
+            _, at = _varint(data, at)
+        elif kind == _BYTES:
+            length, start = _varint(data, at)
+            at = start + length
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"no protobuf field begins at byte {start}")
+        if at > len(data):
+            raise ValueError(f"it ends {at - len(data)} bytes too early")
+        if kind == _BYTES:
+            yield number, start, at
+
+
+def _varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
+    """A number in seven bits a byte, lowest first, and where the next byte lies."""
+    value = 0
+    for i in range(10):
+        if at + i >= len(data):
+            raise ValueError("it ends within a number")
+        byte = data[at + i]
+        value |= (byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            return value, at + i + 1
+    raise ValueError(f"the number at byte {at} does not end")
