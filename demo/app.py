@@ -13,7 +13,6 @@ import gradio as gr
 
 from lineament.demo import page_parts
 from lineament.demo.about import about
-from lineament.demo.analyst import as_json
 from lineament.demo.context import SAMPLE_URL, Demo, session
 from lineament.demo.controls import Controls
 from lineament.demo.picture import find
@@ -22,6 +21,7 @@ from lineament.demo.settings import Settings
 from lineament.demo.uploads import read_picture
 from lineament.demo.video_tab import video_tab
 from lineament.landmarks.types import LineamentError
+from lineament.stream.write.json_line import result_json
 
 _TELL_VIEWS = """(model, max_faces, confidence, smooth, schema, shown, mirror) => {
     Lineament.set({ model, max_faces, confidence, smooth, schema, shown }, { mirror, shown });
@@ -111,7 +111,7 @@ def _interface(demo: Demo) -> None:
             )
             if not picture:
                 raise LineamentError("no picture came; send one as handle_file('photo.jpg')")
-            return as_json(find(read_picture(Path(picture), demo.cfg.limits), settings, demo.models), schema)
+            return result_json(find(read_picture(Path(picture), demo.cfg.limits), settings, demo.models), schema)
         except LineamentError as error:
             raise gr.Error(str(error), print_exception=False) from None
 

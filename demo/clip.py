@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lineament.demo.analyst import Analyst, known, measure
+from lineament.demo.analyst import Analyst
 from lineament.demo.config import Limits
 from lineament.demo.models import Models
 from lineament.demo.settings import Settings
@@ -19,6 +19,7 @@ from lineament.stream.read.source import VideoSource
 from lineament.stream.run.pipeline import Pipeline
 from lineament.stream.write.draw import draw
 from lineament.stream.write.files import JsonlSink, VideoSink
+from lineament.stream.write.json_line import known
 
 OPENNESS = ("left eye", "right eye", "mouth")
 """height over width"""
@@ -71,7 +72,7 @@ def annotate(
         Analyst(models, settings) as analyst,
         Pipeline(source, analyst) as results,
         VideoSink(video, source.fps) as pictures,
-        JsonlSink(str(jsonl), settings.schema, measure) as lines,
+        JsonlSink(str(jsonl), settings.schema) as lines,
     ):
         for result in results:
             if cancelled.is_set():

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from lineament.demo.analyst import Analyst, as_json
+from lineament.demo.analyst import Analyst
 from lineament.demo.config import DemoConfig
 from lineament.demo.models import Models
 from lineament.demo.network_camera import NetworkCamera
@@ -30,6 +30,7 @@ from lineament.demo.uploads import decode_frame
 from lineament.demo.visitors import Door
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.run.pipeline import Pipeline
+from lineament.stream.write.json_line import result_json
 
 IDLE_S = 300.0
 """a view that sends nothing for so long is closed; the page opens another when it is looked at again"""
@@ -151,7 +152,7 @@ def _analysed(analyst: Analyst, data: bytes, index: int, time_s: float) -> str:
     decode_ms = (time.monotonic() - began_s) * 1e3
     result = analyst(Frame(bgr, "webcam", index, time_s, began_s))
     ms = {"decode": decode_ms, **result.ms, "server": (time.monotonic() - began_s) * 1e3}
-    return json.dumps(as_json(replace(result, ms=ms), analyst.settings.schema))
+    return json.dumps(result_json(replace(result, ms=ms), analyst.settings.schema))
 
 
 def _watch(
@@ -187,7 +188,7 @@ def _encoded(result: Result, schema: str, dropped: int) -> tuple[str, bytes]:
     if not good:
         raise LineamentError("a frame could not be encoded; start the camera again")
     age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
-    meta = as_json(replace(result, ms={**result.ms, "age": age_ms}), schema)
+    meta = result_json(replace(result, ms={**result.ms, "age": age_ms}), schema)
     return json.dumps({**meta, "dropped": dropped}), jpeg.tobytes()
 
 

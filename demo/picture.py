@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from lineament.demo.analyst import as_json
 from lineament.demo.models import Models
 from lineament.demo.settings import Settings
 from lineament.landmarks.geometry import crop_from_frame, warp
@@ -21,6 +20,7 @@ from lineament.landmarks.types import U8, Frame, LineamentError, Result
 from lineament.stream.analyse.detect import ImageDetector
 from lineament.stream.analyse.track import Tracker
 from lineament.stream.write.draw import draw
+from lineament.stream.write.json_line import result_json
 
 _TIMED_RUNS = 9
 """of one model on one crop; the median counts"""
@@ -52,7 +52,7 @@ def downloads(result: Result, settings: Settings) -> list[tuple[str, str]]:
     """(file name, data: address) of the points: JSON, CSV, and a .pts for each face."""
     if not result.tracks:
         return []
-    text = json.dumps(as_json(result, settings.schema), indent=1)
+    text = json.dumps(result_json(result, settings.schema), indent=1)
     files = [("points.json", "application/json", text), ("points.csv", "text/csv", _csv(result, settings.schema))]
     for track in result.tracks:
         points = convert(track.points, WFLW98, SCHEMAS[settings.schema])

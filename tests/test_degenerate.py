@@ -104,11 +104,6 @@ def strictly(line: str) -> dict[str, list[dict[str, object]]]:
     return read
 
 
-def measured(track: Track, frame: Frame) -> dict[str, object]:
-    ratios, pose = aspect_ratios(track.points), head_pose(track.points, (240, 320))
-    return {"pose_deg": pose._asdict(), "eye_aspect": [*ratios], "roll": WFLW98.roll_rad(track.points)}
-
-
 # ---- one measure
 
 
@@ -195,7 +190,7 @@ def test_any_box_and_score_can_be_drawn_and_written(box_xyxy: F32, points: F32) 
 @some
 @given(degenerate, st.sampled_from(["wflw98", "ibug68"]))
 def test_a_line_of_json_has_null_for_what_is_not_finite_and_the_healthy_face_as_ever(points: F32, schema: str) -> None:
-    line = JsonLine(schema, measured)
+    line = JsonLine(schema)
     bad, healthy = strictly(line(result_of(points, HEALTHY)))["faces"]
     assert healthy == {**strictly(line(result_of(HEALTHY)))["faces"][0], "id": 2}
     if schema == "wflw98":
@@ -297,7 +292,7 @@ def finds_both(result: Result) -> bool:
 @few
 @given(degenerate, st.booleans())
 def test_a_stream_outlives_any_points_and_finds_the_face_again(points_unit: F32, from_the_start: bool) -> None:
-    landmarker, blur, lines = Sick(points_unit), Blur(), JsonlSink("/dev/null", measure=measured)
+    landmarker, blur, lines = Sick(points_unit), Blur(), JsonlSink("/dev/null")
     track = Tracker(BlobDetector(), landmarker, TrackConfig(detect_every=3))
     with lines:
         for index in range(FRAMES):
@@ -316,7 +311,7 @@ def test_a_face_without_usable_points_is_counted_once_a_frame(
 ) -> None:
     landmarker = Sick(np.asarray(BROKEN[kind], np.float32))
     track = Tracker(BlobDetector(), landmarker, TrackConfig(detect_every=1), still=still)
-    lines = JsonlSink(str(tmp_path / "a.jsonl"), measure=measured)
+    lines = JsonlSink(str(tmp_path / "a.jsonl"))
     with lines:
         for index in range(FRAMES):
             landmarker.sick = first <= index < 8

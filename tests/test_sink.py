@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lineament.landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
+from lineament.landmarks.schema import IBUG68, ibug68_from_wflw98
 from lineament.landmarks.types import F32, U8, Face, Frame, LineamentError, Result, Track
 from lineament.stream.read.sample import Sample
 from lineament.stream.read.source import open_source
@@ -370,13 +370,13 @@ def test_sixty_eight_points_on_request(tmp_path: Path) -> None:
         JsonlSink("a.jsonl", "coco")
 
 
-def test_measurements_are_added_and_what_is_not_finite_is_null() -> None:
-    def measure(track: Track, frame: Frame) -> dict[str, object]:
-        return {"pose": {"yaw": np.float32(1.5), "pitch": float("nan")}, "eye_aspect": np.array([0.25, 0.5])}
-
-    sink = JsonlSink("a.jsonl", WFLW98.name, measure)
-    face = json.loads(sink.line(Result(Frame(BGR, "x", 0, 0.0, 0.0), (face_at(POINTS),))))["faces"][0]
-    assert face["pose"] == {"yaw": 1.5, "pitch": None} and face["eye_aspect"] == [0.25, 0.5]
+def test_pose_and_openness_are_added_and_what_is_not_finite_is_null() -> None:
+    line = JsonlSink("a.jsonl").line
+    face = json.loads(line(Result(Frame(BGR, "x", 0, 0.0, 0.0), (face_at(POINTS),))))["faces"][0]
+    assert face["pose_deg"].keys() == {"yaw", "pitch", "roll"} and len(face["eye_aspect"]) == 2
+    face = json.loads(line(Result(Frame(BGR, "x", 0, 0.0, 0.0), (face_at(POINTS * np.nan),))))["faces"][0]
+    assert face["points"] == [[None, None]] * 98 and face["eye_aspect"] == [None, None] == [face["mouth_aspect"]] * 2
+    assert face["pose_deg"] == {"yaw": None, "pitch": None, "roll": None}
 
 
 def test_a_dash_is_standard_output_and_leaves_it_open(capsys: pytest.CaptureFixture[str]) -> None:

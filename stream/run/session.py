@@ -18,9 +18,8 @@ from typing import Annotated, Self
 
 import tyro
 
-from lineament.landmarks.pose import aspect_ratios, head_pose
 from lineament.landmarks.schema import SCHEMAS
-from lineament.landmarks.types import U8, Detector, Frame, Landmarker, Result, Track
+from lineament.landmarks.types import U8, Detector, Landmarker, Result
 from lineament.stream.analyse.detect import MIN_SCORE, ImageDetector, VideoDetector
 from lineament.stream.analyse.track import TrackConfig, Tracker, TrackerState
 from lineament.stream.mailbox import Closed, Mailbox
@@ -168,7 +167,7 @@ class Session:
                 tracker.resume(*self.before)
             self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
             for path in self._outputs:
-                sink = open_sink(path, source.fps, cfg.view.schema, _measure, self._spec, source.live)
+                sink = open_sink(path, source.fps, cfg.view.schema, self._spec, source.live)
                 self._sinks.append(stack.enter_context(sink))
             self._stack = stack.pop_all()
         return self
@@ -215,14 +214,3 @@ class Session:
         draw_ms = (time.perf_counter() - began_s) * 1e3
         age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
         return replace(result, ms={**result.ms, "draw": draw_ms, "age": age_ms}), canvas
-
-
-def _measure(track: Track, frame: Frame) -> dict[str, object]:
-    """What JSON lines say of a face beside its points."""
-    height, width = frame.bgr.shape[:2]
-    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points)
-    return {
-        "pose_deg": {"yaw": pose.yaw_deg, "pitch": pose.pitch_deg, "roll": pose.roll_deg},
-        "eye_aspect": [ratios.left_eye, ratios.right_eye],
-        "mouth_aspect": ratios.mouth,
-    }

@@ -22,7 +22,7 @@ from lineament.landmarks.types import U8, Frame, LineamentError, Result
 from lineament.stream.read.image import IMAGE_SUFFIXES, cannot_write, write_image
 from lineament.stream.read.source import without_file_scheme
 from lineament.stream.write.encode import H264, VideoEncoder, even, i420
-from lineament.stream.write.json_line import JsonLine, Measure
+from lineament.stream.write.json_line import JsonLine
 
 log = logging.getLogger(__name__)
 
@@ -149,10 +149,10 @@ class HlsSink(VideoSink):
 class JsonlSink(_FileSink):
     """One line of JSON a frame, each in one call of the system, so that a killed process leaves whole lines."""
 
-    def __init__(self, path: str, schema: str = WFLW98.name, measure: Measure | None = None) -> None:
-        """path: "-" is standard output. measure: adds fields to each face."""
+    def __init__(self, path: str, schema: str = WFLW98.name) -> None:
+        """path: "-" is standard output."""
         super().__init__(Path(path).expanduser())
-        self.line = JsonLine(schema, measure)
+        self.line = JsonLine(schema)
         self._file: IO[Any] | None = None
         self._size = 0
 

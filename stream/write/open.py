@@ -15,7 +15,7 @@ from lineament.landmarks.types import LineamentError
 from lineament.stream.read.image import IMAGE_SUFFIXES
 from lineament.stream.write.base import Sink
 from lineament.stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
-from lineament.stream.write.json_line import JsonLine, Measure
+from lineament.stream.write.json_line import JsonLine
 from lineament.stream.write.network import MESSAGES, Background, parsed
 
 _STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
@@ -27,7 +27,6 @@ def open_sink(
     path: str,
     fps: float | None = None,
     schema: str = WFLW98.name,
-    measure: Measure | None = None,
     source: str = "",
     live: bool = False,
 ) -> Sink:
@@ -37,7 +36,7 @@ def open_sink(
     live: as VideoSink takes it.
     """
     if is_address(path):
-        return _open_address(path, fps, JsonLine(schema, measure))
+        return _open_address(path, fps, JsonLine(schema))
     try:
         target = Path(path).expanduser()
     except (RuntimeError, ValueError):  # no such user, or a name that is none
@@ -45,7 +44,7 @@ def open_sink(
     suffix = target.suffix.lower()
     check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
-        return JsonlSink(path, schema, measure)
+        return JsonlSink(path, schema)
     if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir it bears any name
         return ImageSink(target, folder=True)
     if suffix == ".m3u8":
