@@ -15,7 +15,7 @@ from lineament.demo.uploads import check_clip
 from lineament.landmarks.pose import aspect_ratios, head_pose
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import LineamentError, Result
-from lineament.stream.read.source import VideoSource
+from lineament.stream.read.video import VideoSource
 from lineament.stream.run.pipeline import Pipeline
 from lineament.stream.write.draw import draw
 from lineament.stream.write.files import JsonlSink, VideoSink

@@ -1,4 +1,4 @@
-"""NetworkCamera: a visitor's camera address as a stream.read.source.Source, behind a relay and its rules."""
+"""NetworkCamera: a visitor's camera address as a Source of the stream, behind a relay and its rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from lineament.demo.reach import resolve
 from lineament.demo.relay import HttpRelay, RtspRelay
 from lineament.landmarks.types import Frame, LineamentError
 from lineament.stream import MAX_PIXELS
-from lineament.stream.read.source import PacedSource, Source, VideoSource, redacted_spec
+from lineament.stream.read.base import Health, Source
+from lineament.stream.read.pictures import PacedSource
+from lineament.stream.read.spec import redacted_spec
+from lineament.stream.read.video import VideoSource
 
 
 class NetworkCamera:
@@ -29,6 +32,10 @@ class NetworkCamera:
         self._relay: RtspRelay | HttpRelay | None = None
         self._stack = ExitStack()
         self._closed = threading.Event()
+
+    @property
+    def health(self) -> Health:
+        return Health()
 
     @property
     def closed(self) -> bool:

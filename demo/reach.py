@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from lineament.landmarks.types import LineamentError
-from lineament.stream.read.source import redacted_spec
+from lineament.stream.read.spec import redacted_spec
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 """the schemes that are taken, and where they listen"""

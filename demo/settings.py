@@ -9,7 +9,7 @@ from typing import Any, Self
 from lineament import engines
 from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import LineamentError
-from lineament.stream.analyse.track import TrackConfig
+from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.write.draw import DrawConfig
 
 SHOWN = ("points", "curves", "boxes", "pose")

@@ -24,7 +24,7 @@ from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import F32, U8, Landmarker, LineamentError, Result
 from lineament.landmarks.types import Frame as _Frame
 from lineament.stream.analyse.detect import ImageDetector, VideoDetector
-from lineament.stream.analyse.track import TrackConfig
+from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.analyse.track import Tracker as _Tracker
 from lineament.stream.read.image import read_image
 from lineament.stream.read.reconnect import RetryConfig, reconnecting

@@ -28,8 +28,9 @@ from lineament import engines
 from lineament.landmarks.command import ends_in_a_line, program, renamed
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.analyse.batch import SharedLandmarker
+from lineament.stream.read.base import Source
 from lineament.stream.read.reconnect import reconnecting
-from lineament.stream.read.source import Source, redacted_spec
+from lineament.stream.read.spec import redacted_spec
 from lineament.stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
 from lineament.stream.run.session import OLD_OPTIONS, Session, SessionConfig
 from lineament.stream.run.signals import stopped_by_signals

@@ -40,9 +40,11 @@ from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Frame, Landmarker, LineamentError, Result
 from lineament.stream import steadiness
 from lineament.stream.analyse.detect import VideoDetector
-from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.analyse.followed import TrackConfig
+from lineament.stream.analyse.track import Tracker
+from lineament.stream.read.pictures import PacedSource, SampleSource
 from lineament.stream.read.sample import Sample
-from lineament.stream.read.source import PacedSource, SampleSource, VideoSource
+from lineament.stream.read.video import VideoSource
 from lineament.stream.run.pipeline import Pipeline
 from lineament.stream.run.stats import Stats
 from lineament.stream.write.draw import DrawConfig, draw

@@ -35,7 +35,8 @@ from lineament.landmarks.geometry import bounds, iou
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
 from lineament.stream.analyse.detect import ImageDetector, VideoDetector
-from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.analyse.followed import TrackConfig
+from lineament.stream.analyse.track import Tracker
 from lineament.stream.bench import machine, mediapipe_runs
 
 SIZES_WH = ((640, 480), (1280, 720), (1920, 1080))

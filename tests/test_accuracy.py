@@ -13,9 +13,11 @@ from lineament.landmarks.geometry import apply, invert
 from lineament.landmarks.types import F32, Frame, Track
 from lineament.stream import bench
 from lineament.stream.analyse.detect import ImageDetector, VideoDetector
-from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.analyse.followed import TrackConfig
+from lineament.stream.analyse.track import Tracker
+from lineament.stream.read.pictures import ImageSource
 from lineament.stream.read.sample import Sample
-from lineament.stream.read.source import ImageSource, VideoSource
+from lineament.stream.read.video import VideoSource
 from lineament.train import data, metrics
 
 SAMPLE = Sample()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.types import LineamentError
-from lineament.stream.analyse.track import TrackerState
+from lineament.stream.analyse.followed import TrackerState
 from lineament.stream.cluster.actors import CameraActor, Engine, Job, load_ray
 from lineament.stream.run.cameras import Camera, in_life
 from lineament.stream.run.session import SessionConfig

@@ -12,7 +12,7 @@ import numpy as np
 
 from lineament.landmarks.types import U8, Face, Frame, Result, Track
 from lineament.stream.analyse.detect import ImageDetector
-from lineament.stream.read.source import open_source
+from lineament.stream.read.open import open_source
 from lineament.stream.write.blur import Blur
 
 ROOT = Path(__file__).resolve().parent.parent

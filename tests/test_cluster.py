@@ -23,7 +23,7 @@ from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.cluster.actors import Engine, EngineStatus, RemoteLandmarker
 from lineament.stream.cluster.driver import ActorSlot, Cluster, ClusterConfig, EngineSlot, _check_reachable
 from lineament.stream.read.sample import Sample
-from lineament.stream.read.source import VideoSource
+from lineament.stream.read.video import VideoSource
 from lineament.stream.run.cameras import Camera
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.write.files import VideoSink

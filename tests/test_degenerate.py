@@ -24,8 +24,9 @@ from lineament.landmarks.geometry import apply, crop_from_frame, frame_from_unit
 from lineament.landmarks.pose import aspect_ratios, head_pose
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks, Result, Track
+from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.analyse.smooth import Smoother
-from lineament.stream.analyse.track import TrackConfig, Tracker
+from lineament.stream.analyse.track import Tracker
 from lineament.stream.label import Teacher, label_faces
 from lineament.stream.write.blur import Blur
 from lineament.stream.write.draw import DrawConfig, draw

@@ -24,9 +24,10 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.types import Frame, LineamentError, Result
+from lineament.stream.read.open import open_source
 from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
 from lineament.stream.read.sample import Sample
-from lineament.stream.read.source import VideoSource, open_source
+from lineament.stream.read.video import VideoSource
 from lineament.stream.run.pipeline import Pipeline
 from tests.rtsp import Fault, rtsp_server, tcp_relay, tcp_server
 from tests.waiting import WAIT_S, beside

@@ -39,7 +39,7 @@ from lineament.landmarks.card import ModelCard, is_crop_scale
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import LineamentError
 from lineament.stream.read.image import IMAGE_SUFFIXES, read_image
-from lineament.stream.read.source import open_source
+from lineament.stream.read.open import open_source
 from lineament.stream.run.cameras import read_cameras
 from lineament.train.data import Problem, check, read
 from tests.labelled import mean_face

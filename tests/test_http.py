@@ -20,7 +20,7 @@ import pytest
 from lineament.demo.bench import chromium
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.analyse.batch import SharedLandmarker
-from lineament.stream.read.source import open_source
+from lineament.stream.read.open import open_source
 from lineament.stream.run.cameras import Camera
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.run.stats import BUCKETS_S, Stats

@@ -20,12 +20,15 @@ import pytest
 import torch
 
 from lineament.landmarks.types import LineamentError
-from lineament.train import loop, model
+from lineament.train import batches, loop, machine, model
 from lineament.train.__main__ import ship
 from lineament.train.augment import AugmentConfig
+from lineament.train.batches import Batches
+from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
 from lineament.train.data import Sample
-from lineament.train.loop import Batches, Here, TrainConfig, fit
+from lineament.train.loop import fit
+from lineament.train.machine import Here
 from lineament.train.schedule import ScheduleConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +81,7 @@ def recorded() -> Iterator[list[float]]:
     """The loss of every step that is taken inside the block."""
     step, losses = loop.Run.step, list[float]()
 
-    def kept(run: loop.Run, batch: loop.Batch) -> float:
+    def kept(run: loop.Run, batch: batches.Batch) -> float:
         losses.append(step(run, batch))
         return losses[-1]
 
@@ -193,7 +196,7 @@ def interrupt_and_resume(folder: Path, workers: int, device: str = "cpu") -> Non
     cfg = config(folder, run=folder / "b" / "run", **live)
     step, taken = loop.Run.step, 0
 
-    def interrupted(run: loop.Run, batch: loop.Batch) -> float:
+    def interrupted(run: loop.Run, batch: batches.Batch) -> float:
         nonlocal taken
         taken += 1
         run.stop = taken == 5  # in the middle of the second epoch of three
@@ -238,23 +241,23 @@ def test_each_process_draws_on_from_the_first_on_its_own_gpu(monkeypatch: pytest
     gpus = Gpus(monkeypatch)
     first, second = gpus.stand
     gpus.stand[first] = torch.tensor([77], dtype=torch.uint8)
-    state: dict[str, Any] = loop.draws(first)
+    state: dict[str, Any] = machine.draws(first)
     if before:
         state["cuda_rng"] = list(gpus.stand.values()) * 2  # of more GPUs than there are now
     gpus.stand[first] = torch.zeros(1, dtype=torch.uint8)
     for device in (first, second):
-        loop.draw_on(state, device)
+        machine.draw_on(state, device)
         assert gpus.stand[device].tolist() == [77]
 
 
 def test_a_run_on_a_gpu_is_gone_on_with_on_the_cpu_and_the_other_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = Gpus(monkeypatch)
     (gpu, _) = gpus.stand
-    of_gpu, of_cpu = loop.draws(gpu), loop.draws(CPU.device)
+    of_gpu, of_cpu = machine.draws(gpu), machine.draws(CPU.device)
     wanted = torch.rand(3)
-    loop.draw_on(of_gpu, CPU.device)
+    machine.draw_on(of_gpu, CPU.device)
     assert torch.equal(torch.rand(3), wanted)
-    loop.draw_on(of_cpu, gpu)
+    machine.draw_on(of_cpu, gpu)
     assert torch.equal(torch.rand(3), wanted) and gpus.stand[gpu].tolist() == [0]
 
 
@@ -263,9 +266,9 @@ def test_half_precision_is_of_the_kind_that_the_gpu_was_made_for(
 ) -> None:
     """PyTorch calls bfloat16 supported where it is only emulated, and slow."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert loop._amp_dtype(config(tmp_path), torch.device("cuda")) == torch.float16
+    assert machine.amp_dtype(config(tmp_path), torch.device("cuda")) == torch.float16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert loop._amp_dtype(config(tmp_path), torch.device("cuda")) == torch.bfloat16
+    assert machine.amp_dtype(config(tmp_path), torch.device("cuda")) == torch.bfloat16
 
 
 def test_training_on_the_cpu_beside_a_gpu_is_said_in_one_line(
@@ -274,10 +277,10 @@ def test_training_on_the_cpu_beside_a_gpu_is_said_in_one_line(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(loop, "_DRIVER", tmp_path / "version")
-    assert loop.pick_device("auto") == torch.device("cpu") and not caplog.records
+    assert machine.pick_device("auto") == torch.device("cpu") and not caplog.records
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX 550.1")
-    assert loop.pick_device("cpu") == torch.device("cpu") and not caplog.records
-    assert loop.pick_device("auto") == torch.device("cpu")
+    assert machine.pick_device("cpu") == torch.device("cpu") and not caplog.records
+    assert machine.pick_device("auto") == torch.device("cpu")
     (record,) = caplog.records
     assert "although an NVIDIA driver is there" in record.message and f"torch {torch.__version__}" in record.message
 

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from websockets.sync.client import connect
 
 from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream.read.base import RefusedError
+from lineament.stream.read.pictures import PacedSource, SampleSource
 from lineament.stream.read.sample import Sample
-from lineament.stream.read.source import PacedSource, RefusedError, SampleSource
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.watch.http import Monitor
 from lineament.stream.write.network import Background, parsed

@@ -11,7 +11,8 @@ import torch
 from lineament.landmarks.schema import WFLW98
 from lineament.train import data
 from lineament.train.augment import AugmentConfig
-from lineament.train.loop import TrainConfig, fit
+from lineament.train.config import TrainConfig
+from lineament.train.loop import fit
 from lineament.train.schedule import ScheduleConfig
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lineament.train.loop import STAGES, TrainConfig
+from lineament.train.config import TrainConfig
+from lineament.train.loop import STAGES
 from lineament.train.profile import Profile, ProfileConfig, main, measure, table
 from tests.labelled import mean_face, write_wflw
 

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.types import Frame, LineamentError, Result
-from lineament.stream.read import reconnect
-from lineament.stream.read import source as source_module
+from lineament.stream.read import reconnect, video
+from lineament.stream.read.base import RefusedError
+from lineament.stream.read.open import open_source
 from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
-from lineament.stream.read.source import RefusedError, VideoSource, open_source
+from lineament.stream.read.video import VideoSource
 from lineament.stream.run.pipeline import Pipeline
 from tests.rtsp import H265, rtsp_server, tcp_server
 from tests.waiting import WAIT_S, until
@@ -368,7 +369,7 @@ def test_close_ends_the_read_of_a_stream_that_has_fallen_silent_at_once() -> Non
 
 
 def test_a_stream_of_broken_pictures_is_lost_though_its_data_never_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "_PICTURE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(video, "_PICTURE_TIMEOUT_S", 1.0)
     jpeg = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
 
     def part(data: bytes) -> bytes:
@@ -395,7 +396,7 @@ def test_a_stream_of_broken_pictures_is_lost_though_its_data_never_stops(monkeyp
 def test_control_c_ends_a_wait_of_the_main_thread_at_once() -> None:
     code = """
 import signal, sys
-from lineament.stream.read.source import VideoSource
+from lineament.stream.read.video import VideoSource
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 VideoSource(sys.argv[1], 600.0, 600.0).__enter__()
 """

@@ -17,8 +17,8 @@ import pytest
 
 from lineament.landmarks.schema import IBUG68, ibug68_from_wflw98
 from lineament.landmarks.types import F32, U8, Face, Frame, LineamentError, Result, Track
+from lineament.stream.read.open import open_source
 from lineament.stream.read.sample import Sample
-from lineament.stream.read.source import open_source
 from lineament.stream.write.files import HlsSink, ImageSink, JsonlSink, VideoSink
 from lineament.stream.write.open import open_sink
 from lineament.stream.write.window import WindowSink, has_display

@@ -28,23 +28,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lineament.landmarks.types import U8, Frame, LineamentError
+from lineament.stream.read.base import Source
+from lineament.stream.read.camera import CameraSource
+from lineament.stream.read.open import open_source
+from lineament.stream.read.pictures import ImageSource, PacedSource, SampleSource
 from lineament.stream.read.sample import Sample
-from lineament.stream.read.source import (
-    CameraSource,
-    ImageSource,
-    PacedSource,
-    SampleSource,
-    Source,
-    VideoSource,
-    open_source,
-    redacted,
-    redacted_spec,
-)
+from lineament.stream.read.spec import redacted, redacted_spec
+from lineament.stream.read.video import VideoSource
 
 WAIT_S = 20.0
 """a generous bound: whatever takes longer hangs"""
 
-READ = """import sys; from lineament.stream.read.source import open_source
+READ = """import sys; from lineament.stream.read.open import open_source
 with open_source(sys.argv[1]) as source: source.read()"""
 """a program that reads one frame"""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.types import Frame, Result
-from lineament.stream.read.source import open_source
+from lineament.stream.read.open import open_source
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.watch import status as status_module
 from lineament.stream.watch.status import StatusLog, no_picture, status

@@ -23,9 +23,9 @@ import pytest
 
 from lineament.landmarks.types import U8, Frame, Landmarks, LineamentError
 from lineament.stream.analyse.batch import SharedLandmarker
-from lineament.stream.analyse.track import TrackConfig
+from lineament.stream.analyse.followed import TrackConfig
+from lineament.stream.read.camera import CameraSource
 from lineament.stream.read.reconnect import RetryConfig
-from lineament.stream.read.source import CameraSource
 from lineament.stream.run import pipeline
 from lineament.stream.run.cameras import Camera
 from lineament.stream.run.session import SessionConfig

@@ -13,10 +13,10 @@ import pytest
 from lineament.landmarks.schema import IBUG68, WFLW98
 from lineament.landmarks.types import F32, U8, LineamentError
 from lineament.train import suspects
+from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
 from lineament.train.data import Sample, group_of, read
 from lineament.train.evaluate import Predict, evaluate
-from lineament.train.loop import TrainConfig
 from lineament.train.suspects import Suspect, SuspectsConfig, cross_validate, find, fold_of, folds, robust_z
 from tests.labelled import exchanged, mean_face, sample, write_wflw
 

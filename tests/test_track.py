@@ -9,7 +9,8 @@ import pytest
 from lineament import engines
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks, Track
-from lineament.stream.analyse.track import TrackConfig, Tracker, TrackerState
+from lineament.stream.analyse.followed import TrackConfig, TrackerState
+from lineament.stream.analyse.track import Tracker
 from tests.blobs import BlobDetector, BlobLandmarker, NearBlobDetector, scene, template
 
 

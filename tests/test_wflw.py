@@ -17,6 +17,7 @@ import lineament.train.__main__ as command
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.schema import WFLW98
 from lineament.train import loop, model
+from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
 from lineament.train.data import Sample, group_of, read
 from lineament.train.evaluate import Predict, evaluate, load_predictor
@@ -82,7 +83,7 @@ def trained(request: pytest.FixtureRequest, shared: Path, runs: Path) -> Trained
     }
     given: list[list[Sample]] = []
 
-    def fit(cfg: loop.TrainConfig, training: list[Sample], held_out: list[Sample]) -> loop.Fitted:
+    def fit(cfg: TrainConfig, training: list[Sample], held_out: list[Sample]) -> loop.Fitted:
         given.extend([training, held_out])
         return loop.fit(cfg, training, held_out)
 
@@ -138,7 +139,7 @@ def test_no_layer_is_frozen(trained: Trained) -> None:
     assert not [name for name in before if torch.equal(before[name], after[name]) and not idle(name, trained.head)]
     # and the run started where it was told to: a step of Adam moves a weight by about the rate, which never exceeds lr
     steps = EPOCHS * (len(trained.training) // BATCH)
-    reach = steps * loop.TrainConfig((trained.wflw,)).lr
+    reach = steps * TrainConfig((trained.wflw,)).lr
     assert not [name for name in before if float((after[name] - before[name]).abs().max()) > reach]
 
 

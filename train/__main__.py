@@ -18,8 +18,9 @@ import tyro
 from lineament.landmarks.command import ends_in_a_line, program
 from lineament.landmarks.schema import SCHEMAS
 from lineament.train import data, suspects
+from lineament.train.config import TrainConfig
 from lineament.train.data import Sample
-from lineament.train.loop import Fitted, TrainConfig, fit
+from lineament.train.loop import Fitted, fit
 from lineament.train.model import load, save
 
 log = logging.getLogger("lineament")

@@ -15,39 +15,42 @@ import csv
 import json
 import logging
 import math
-import os
-import platform
-import random
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lineament.landmarks.schema import SCHEMAS
-from lineament.landmarks.types import F32, LineamentError
+from lineament.landmarks.types import LineamentError
 from lineament.train import metrics
-from lineament.train.augment import Augment, AugmentConfig
-from lineament.train.crops import CropConfig, Crops
-from lineament.train.data import Sample, shift_of_each
-from lineament.train.heads import HeadName
+from lineament.train.batches import Augmented, Batch, Batches, collate, quiet_worker
+from lineament.train.config import TrainConfig, differences
+from lineament.train.crops import Crops
+from lineament.train.data import Sample
+from lineament.train.machine import (
+    Here,
+    amp_dtype,
+    draw_on,
+    draws,
+    environment,
+    one_first,
+    processes,
+    seed_all,
+    stopped_by_signals,
+    summed,
+)
 from lineament.train.model import (
     LandmarkNet,
-    NetSpec,
     load_initial,
     new_card,
     offline_weights,
@@ -56,107 +59,10 @@ from lineament.train.model import (
     write_atomically,
 )
 from lineament.train.native import timm
-from lineament.train.schedule import ScheduleConfig
+from lineament.train.schedule import plot
 from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that a run depends on. `python -m train --help` shows it."""
-
-    data: tuple[Path, ...]
-    """Data sets: WFLW's own folder, or .csv/.jsonl lists, or folders of .pts files; several are joined."""
-    run: Path = Path("runs/train")
-    """Folder of this run. One that holds last.pt is resumed if its config is the same, else refused. --out is the same
-    for torchrun, which takes --run for an option of its own."""
-    backbone: str = "tf_efficientnet_b5"
-    """Any convolutional timm model. B5 is the largest that stays real-time at 256 px on two CPU cores."""
-    pretrained: bool = True
-    """Start from timm's ImageNet weights: they halve the epochs. Needs the internet once."""
-    init: Path | None = None
-    """Start from this local file instead: a backbone's weights, or a model of an earlier run."""
-    offline: Path | None = None
-    """Take timm's weights from this folder, from <backbone>.safetensors, .pth or .bin, where there is no internet."""
-    head: HeadName = "coords"
-    """'coords' regresses points by Wing loss; 'heatmap', 'star' and 'simcc' also say how sure they are."""
-    stacks: int = 0
-    """Hourglasses of the heatmap heads."""
-    schema: str = "wflw98"
-    """Which points the data has."""
-    input_px: int = 256
-    """Side of the crop: WFLW's published results are mostly at 256."""
-    crop: CropConfig = field(default_factory=CropConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    epochs: int = 120
-    """WFLW has only 7,500 faces: augmentation goes on paying this long."""
-    batch: int = 32
-    """Faces a step, over all processes together."""
-    lr: float = 5e-4
-    """AdamW's rate at batch 32; scale it by the square root of the batch."""
-    weight_decay: float = 0.05
-    """On weights of two or more dimensions; norms and biases go free."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    drop_path: float = 0.2
-    """Stochastic depth, as EfficientNet was trained with; ignored by backbones that have none."""
-    clip_norm: float = 5.0
-    """Longest gradient: Wing's is steep near zero."""
-    ema: float = 0.999
-    """Decay of the averaged weights, which are validated and kept; warmed up from 0. 0 switches it off."""
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Mixed precision. auto: bf16 on a GPU made for it, fp16 on another, off on the CPU."""
-    channels_last: bool = True
-    """Memory layout: up to twice as fast on a GPU's tensor cores, and no slower on a CPU."""
-    compile: bool = False
-    """torch.compile: minutes to start, then faster steps; pays in long runs on a GPU."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps; under torchrun each process takes its own GPU."""
-    workers: int = 2
-    """Processes that augment, a training process; 0 does it in line."""
-    seed: int = 0
-    hold_out: float = 0.1
-    """Share of the training pictures to validate on: the test list chooses nothing."""
-    val_every: int = 1
-    """Epochs between validations."""
-    checkpoint_min: float = 10.0
-    """Minutes between checkpoints within an epoch."""
-    label_shift_px: tuple[float, ...] = (0.0,)
-    """Subtracted from every label, for sets that count from a pixel's corner: 0.5 for wflw-mini. One number for all
-    data sets, or one for each."""
-    presence: bool = False
-    """Also learn whether a face is there at all, from samples without points."""
-    suspects: Path | None = None
-    """suspects.csv of `python -m train.suspects`."""
-    suspect_policy: Literal["drop", "down-weight"] = "down-weight"
-    name: str = "b5"
-    """What the model's card calls it."""
-    minutes: float | None = None
-    """Stop after this long, at the end of an epoch; the schedule does not know."""
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or self.val_every < 1:
-            raise ValueError(
-                f"epochs, batch and val_every must be at least 1, got {self.epochs}, {self.batch}, {self.val_every}"
-            )
-        if not self.lr > 0 or not self.weight_decay >= 0 or not self.clip_norm > 0 or not 0 <= self.ema < 1:
-            raise ValueError(
-                f"lr {self.lr}, weight_decay {self.weight_decay}, clip_norm {self.clip_norm}, ema {self.ema}: "
-                "wanted above 0, at least 0, above 0, and within 0..1"
-            )
-        if not 0 <= self.hold_out < 1:
-            raise ValueError(f"hold_out must lie within 0..1, got {self.hold_out}")
-        shift_of_each(self.label_shift_px, self.data)
-        if self.schema not in SCHEMAS:
-            raise ValueError(f"unknown schema {self.schema!r}, wanted one of {sorted(SCHEMAS)}")
-
-    @property
-    def net(self) -> NetSpec:
-        hw = (self.input_px, self.input_px)
-        return NetSpec(self.backbone, self.head, self.schema, hw, self.stacks, self.presence, self.drop_path)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, default=str)
 
 
 class Fitted(NamedTuple):
@@ -181,8 +87,8 @@ OnEpoch = Callable[[int, float], None]
 
 def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEpoch | None = None) -> Fitted:
     """Trains on `train`, keeps what does best on `val`. Resumes a run that was interrupted."""
-    with _processes(cfg) as here:
-        _seed(cfg.seed)
+    with processes(cfg) as here:
+        seed_all(cfg.seed)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True  # all batches are of one size
         run = Run(cfg, here, train, val)
@@ -196,18 +102,6 @@ def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEp
             run.close()
 
 
-class Here(NamedTuple):
-    """Which of the processes this is."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
 class Run:
     """One training under way: what must be saved to go on with it, and the steps."""
 
@@ -218,13 +112,13 @@ class Run:
         self.epoch, self.batch_in_epoch = 0, 0
         self.best_nme, self.last_nme = math.inf, math.nan
         # one process cuts, the others find the cache ready
-        self.crops = _one_first(here, lambda: self._crops(train))
-        self.val = _one_first(here, lambda: self._crops(val)) if val else None
+        self.crops = one_first(here, lambda: self._crops(train))
+        self.val = one_first(here, lambda: self._crops(val)) if val else None
         self.batches = Batches(len(self.crops), cfg.batch, cfg.seed, here)
         init = cfg.init
         if cfg.offline and cfg.pretrained and not init:
             init = offline_weights(cfg.offline, cfg.backbone)
-        self.net = _one_first(here, lambda: LandmarkNet(cfg.net, cfg.pretrained and init is None))
+        self.net = one_first(here, lambda: LandmarkNet(cfg.net, cfg.pretrained and init is None))
         if init:
             load_initial(self.net, init)
         if cfg.channels_last:
@@ -237,7 +131,7 @@ class Run:
         assert not frozen, f"no layer is frozen, but {frozen} are"
         self.ema = timm.utils.ModelEmaV3(self.net, decay=cfg.ema, use_warmup=True) if cfg.ema else None
         self.optimizer = _adamw(self.net, cfg)
-        self.dtype = _amp_dtype(cfg, here.device)
+        self.dtype = amp_dtype(cfg, here.device)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
         stepper: nn.Module = torch.compile(self.net) if cfg.compile else self.net  # type: ignore[assignment]
         if here.world > 1:
@@ -258,7 +152,7 @@ class Run:
         cfg = self.cfg
         began_s = saved_s = time.monotonic()
         loader = self.loader()
-        with _stopped_by_signals(self):
+        with stopped_by_signals(self):
             while self.epoch < cfg.epochs:
                 self.batches.start(self.epoch, self.batch_in_epoch)
                 losses, rate = [], _Rate()
@@ -307,7 +201,7 @@ class Run:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), cfg.clip_norm)
         # one exchange for both, so that all processes stop after the same step; the GPU is waited for here alone
-        total, stop = _summed(torch.stack([loss.detach(), loss.new_tensor(float(self.stop))]), here)
+        total, stop = summed(torch.stack([loss.detach(), loss.new_tensor(float(self.stop))]), here)
         self.stop = stop > 0
         if not math.isfinite(total):
             raise self._not_finite("the loss", total, batch)
@@ -458,7 +352,7 @@ class Run:
             state = torch.load(path, map_location=self.here.device, weights_only=True)
         except Exception as error:
             raise LineamentError(f"cannot read {path}: {error}; delete it to start {self.cfg.run} anew") from error
-        if changed := _differences(json.loads(state["config"]), json.loads(self.cfg.to_json())):
+        if changed := differences(json.loads(state["config"]), json.loads(self.cfg.to_json())):
             raise LineamentError(
                 f"{path} was made with another config ({'; '.join(changed[:5])}); "
                 "give the same one to go on, or another --run to start anew"
@@ -491,8 +385,8 @@ class Run:
         run = self.cfg.run
         (run / "config.json").write_text(self.cfg.to_json())
         (run / "environment.json").write_text(json.dumps(environment(self.here.device), indent=2))
-        plot_schedule(self.cfg, len(self.batches), run / "schedule.png")
-        shown = _Augmented(self.crops, self.cfg)
+        plot(self.cfg.schedule, self.cfg.lr, len(self.batches), self.cfg.epochs, run / "schedule.png")
+        shown = Augmented(self.crops, self.cfg)
         tiles = []
         for i in range(min(24, len(self.crops))):
             rgb, points, weight = shown[(0, i)]
@@ -510,11 +404,11 @@ class Run:
     def loader(self) -> DataLoader[Any]:
         cfg = self.cfg
         return DataLoader(
-            _Augmented(self.crops, cfg),
+            Augmented(self.crops, cfg),
             batch_sampler=self.batches,
             num_workers=cfg.workers,
-            collate_fn=_collate,
-            worker_init_fn=_quiet_worker,
+            collate_fn=collate,
+            worker_init_fn=quiet_worker,
             persistent_workers=cfg.workers > 0,
             prefetch_factor=4 if cfg.workers else None,
             pin_memory=self.here.device.type == "cuda",
@@ -548,168 +442,7 @@ PRESENCE_WEIGHT = 2.0
 # ---- batches
 
 
-class Batch(NamedTuple):
-    """What a step takes."""
-
-    rgb: Tensor
-    """(B, H, W, 3) uint8"""
-    points: Tensor
-    """(B, K, 2) unit coordinates; nan for a sample without points"""
-    weight: Tensor
-    """(B, K)"""
-
-
-class Batches:
-    """Which faces make up which batch: a function of seed and epoch alone. Each process takes its part of each batch.
-
-    Keys are (epoch, index), so that augmentation too depends on nothing that a resumed run has lost.
-    """
-
-    def __init__(self, n: int, batch: int, seed: int, here: Here) -> None:
-        self._n, self._batch, self._seed, self._here = n, min(batch, n), seed, here
-        self._epoch, self._first = 0, 0
-        if self._batch < here.world:
-            raise LineamentError(
-                f"a batch of {self._batch} faces cannot be shared by {here.world} processes; raise --batch"
-            )
-
-    def start(self, epoch: int, first: int) -> None:
-        """The next iteration is of `epoch`, from batch number `first` on."""
-        self._epoch, self._first = epoch, first
-
-    def __len__(self) -> int:
-        """Batches in an epoch. The rest that fills none is left to other epochs' permutations."""
-        return self._n // self._batch
-
-    def size(self, number: int) -> int:
-        """Faces in a batch, over all processes."""
-        return self._batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._n)
-        for number in range(self._first, len(self)):
-            chosen = order[number * self._batch : (number + 1) * self._batch]
-            yield [(self._epoch, int(i)) for i in chosen[self._here.rank :: self._here.world]]
-
-
-class _Augmented(Dataset[tuple[Any, F32, F32]]):
-    """Crops as a step sees them."""
-
-    def __init__(self, crops: Crops, cfg: TrainConfig) -> None:
-        self._crops, self._seed = crops, cfg.seed
-        self._hw = (cfg.input_px, cfg.input_px)
-        self._augment = Augment(cfg.augment, SCHEMAS[cfg.schema], self._hw)
-
-    def __len__(self) -> int:
-        return len(self._crops)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, F32, F32]:
-        epoch, i = key
-        crop, sample = self._crops[i], self._crops.samples[i]
-        seed = int(np.random.SeedSequence([self._seed, epoch, i]).generate_state(1)[0])
-        relative = np.ones(len(crop.points)) if sample.point_weights is None else sample.point_weights
-        rgb, weighted = self._augment(crop.rgb, np.column_stack([crop.points, relative]), seed)
-        height, width = self._hw
-        points_unit = np.asarray((weighted[:, :2] + 0.5) / (width, height), np.float32)
-        return rgb, points_unit, np.asarray(sample.weight * weighted[:, 2], np.float32)
-
-
-def _collate(items: list[tuple[Any, F32, F32]]) -> Batch:
-    return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items)))
-
-
-def _quiet_worker(number: int) -> None:
-    """A worker has one core, and leaves signals to the process that owns it: that one ends the step under way first."""
-    import cv2
-
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 # ---- what the run stands on
-
-
-@contextmanager
-def _processes(cfg: TrainConfig) -> Iterator[Here]:
-    """Joins the processes that torchrun started; alone otherwise."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(cfg.device)
-    if world == 1:
-        yield Here(0, 1, device)
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Here(rank, world, device)
-    finally:
-        dist.destroy_process_group()
-
-
-_DRIVER = Path("/proc/driver/nvidia/version")
-"""there if the kernel has NVIDIA's driver loaded"""
-
-
-def pick_device(name: str) -> torch.device:
-    """auto takes the GPU that is there, and says so in one line when it cannot be had."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        if name == "cpu" and _DRIVER.exists():
-            made_for = f"made for CUDA {torch.version.cuda}" if torch.version.cuda else "made for the CPU alone"
-            log.warning(
-                "training on the CPU although an NVIDIA driver is there, for torch %s, %s, finds no GPU; look at "
-                "`nvidia-smi`, or install the torch that fits the driver (docs/gpu.md)",
-                torch.__version__,
-                made_for,
-            )
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise LineamentError("no CUDA device is to be had, device was 'cuda'; check `nvidia-smi`, or take --device cpu")
-    return device
-
-
-def _one_first(here: Here, make: Callable[[], Any]) -> Any:
-    """make(), by the first process before the others: it leaves a cache behind."""
-    if here.world == 1:
-        return make()
-    made = make() if here.first else None
-    dist.barrier()
-    return made if here.first else make()
-
-
-def _summed(values: Tensor, here: Here) -> list[float]:
-    """values (n,), summed over all processes."""
-    if here.world > 1:
-        dist.all_reduce(values)
-    summed: list[float] = values.tolist()
-    return summed
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def draws(device: torch.device) -> dict[str, Tensor | None]:
-    """Where the random numbers stand that a step draws: of the CPU, and of this process's own GPU."""
-    return {
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def draw_on(state: dict[str, Any], device: torch.device) -> None:
-    """Goes on from `draws` of the first process, whose steps all others share, on any machine."""
-    torch.set_rng_state(state["rng"].cpu())
-    of_gpu = state["cuda_rng"]
-    if isinstance(of_gpu, list):  # a checkpoint of before: of each GPU that the first process saw, its own the first
-        of_gpu = of_gpu[0] if of_gpu else None
-    if of_gpu is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(of_gpu.cpu(), device)
 
 
 def _adamw(net: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
@@ -718,52 +451,6 @@ def _adamw(net: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
     free = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=cfg.lr)
-
-
-def _amp_dtype(cfg: TrainConfig, device: torch.device) -> torch.dtype | None:
-    match cfg.amp:
-        case "off":
-            return None
-        case "bf16":
-            return torch.bfloat16
-        case "fp16":
-            return torch.float16
-        case "auto" if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        case _:
-            return None
-
-
-@contextmanager
-def _stopped_by_signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint. A second Ctrl-C interrupts."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        run.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever started it there must stop it
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[str]:
-    """What a resumed run may not change, as 'name: old -> new'."""
-    found = []
-    for name in old.keys() | new.keys():
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{at}{name}.")
-        elif a != b and at + name not in ("run", "device", "workers", "checkpoint_min", "minutes"):
-            found.append(f"{at}{name}: {a} -> {b}")
-    return sorted(found)
 
 
 class _Rate:
@@ -779,44 +466,3 @@ class _Rate:
     @property
     def mean(self) -> float:
         return self._faces / max(time.monotonic() - self._began_s, 1e-9)
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Machine, versions and the state of the code."""
-    import cv2
-
-    packages = ("torch", "torchvision", "timm", "albumentations", "numpy")
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
-    return {
-        "python": platform.python_version(),
-        "machine": platform.processor() or platform.machine(),
-        "cores": str(os.cpu_count()),
-        "gpu": gpu,
-        **{package: version(package) for package in packages},
-        # its package may be the headless one
-        "opencv": cv2.__version__,
-        "git": _git("rev-parse", "HEAD"),
-        "git changes": _git("status", "--short"),
-    }
-
-
-def _git(*args: str) -> str:
-    root = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def plot_schedule(cfg: TrainConfig, steps_per_epoch: int, path: Path) -> None:
-    """The learning rate over the run."""
-    from matplotlib.figure import Figure
-
-    steps = np.arange(cfg.epochs * steps_per_epoch)
-    rates = [cfg.lr * cfg.schedule.factor(int(step), steps_per_epoch, cfg.epochs) for step in steps]
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(steps / steps_per_epoch, rates)
-    axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    figure.savefig(path)

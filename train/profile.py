@@ -24,7 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from lineament.landmarks.command import ends_in_a_line
 from lineament.train.__main__ import held_out
-from lineament.train.loop import STAGES, Batch, Here, Run, TrainConfig, environment, pick_device
+from lineament.train.batches import Batch
+from lineament.train.config import TrainConfig
+from lineament.train.loop import STAGES, Run
+from lineament.train.machine import Here, environment, pick_device
 
 
 @dataclass(frozen=True)

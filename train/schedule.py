@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -36,3 +37,16 @@ class ScheduleConfig:
             return float(self.gamma ** sum(epoch >= at * epochs for at in self.step_at))
         after = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
+
+
+def plot(schedule: ScheduleConfig, lr: float, steps_per_epoch: int, epochs: int, path: Path) -> None:
+    """The learning rate over a run. lr: the base rate."""
+    from matplotlib.figure import Figure
+
+    steps = range(epochs * steps_per_epoch)
+    rates = [lr * schedule.factor(step, steps_per_epoch, epochs) for step in steps]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([step / steps_per_epoch for step in steps], rates)
+    axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    figure.savefig(path)

@@ -35,8 +35,9 @@ from lineament.landmarks.types import LineamentError
 from lineament.train import loop
 from lineament.train.__main__ import held_out
 from lineament.train.augment import AugmentConfig
+from lineament.train.config import TrainConfig
 from lineament.train.data import Sample
-from lineament.train.loop import Fitted, OnEpoch, TrainConfig
+from lineament.train.loop import Fitted, OnEpoch
 
 log = logging.getLogger("lineament")
 

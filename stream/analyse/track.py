@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import hypot
 
 import cv2
@@ -33,99 +32,9 @@ from lineament.landmarks.types import (
     Result,
     Track,
 )
+from lineament.stream.analyse.followed import AWAITED_S, Followed, Remembered, TrackConfig, TrackerState
 from lineament.stream.analyse.scene import SAME_FACE, SAME_SCENE, SURELY_SAME_SCENE, Scene
 from lineament.stream.analyse.smooth import Smoother
-
-
-@dataclass(frozen=True, slots=True)
-class TrackConfig:
-    """When to look for faces and when to let go of one."""
-
-    max_faces: int = 32
-    """Of a video, follow at most this many, 0 for no limit; while all are in sight, the detector rests. Pictures that
-    stand alone show every face."""
-    detect_every: int = 10
-    """Look for new faces every this many frames: at 30 fps a newcomer waits a third of a second at most. Six times
-    a second while nobody is in sight or somebody is lost, and after a gap of more than 0.2 s; with 1, every frame."""
-    min_confidence: float = 0.5
-    """Of the landmark model, 0..1: below it a face counts as not seen in this frame."""
-    patience_s: float = 1.5
-    """Seconds that a face out of sight keeps its id; longer, and somebody else may stand there."""
-    smooth: bool = True
-    """One Euro on a video's points; pictures that stand alone are never smoothed."""
-
-    def __post_init__(self) -> None:
-        if self.max_faces < 0 or self.detect_every < 1:
-            raise ValueError(
-                f"max_faces must be at least 1, or 0 for no limit, and detect_every at least 1, "
-                f"got {self.max_faces} and {self.detect_every}"
-            )
-        if not 0 <= self.min_confidence <= 1:
-            raise ValueError(f"min_confidence must lie within 0..1, got {self.min_confidence}")
-        if not self.patience_s >= 0:
-            raise ValueError(f"patience_s must be 0 or more seconds, got {self.patience_s}")
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """One face of a tracker that another goes on for."""
-
-    id: int
-    score: float
-    """the detector's, when it last took this face in"""
-    points: F32
-    """(K, 2) frame px"""
-
-
-@dataclass(frozen=True, slots=True)
-class TrackerState:
-    """What a tracker hands on to the one that goes on for it: a kB a face. No velocity, for nobody knows the gap."""
-
-    next_id: int
-    """never given to a face yet"""
-    faces: tuple[Remembered, ...] = ()
-
-
-@dataclass(slots=True)
-class _Followed:
-    """What the tracker remembers of one face."""
-
-    score: float
-    """the detector's, when it last took this face in"""
-    points: F32
-    """(K, 2) frame px, as the model gave them: the next crop comes from these"""
-    time_s: float
-    smoother: Smoother
-    velocity: F32 = field(default_factory=lambda: np.zeros(2, np.float32))
-    """(2,) px/s of the whole face"""
-    middle: F32 = field(default_factory=lambda: np.zeros(2, np.float32))
-    """(2,) frame px of the face when its velocity was last measured"""
-    middle_s: float = 0.0
-    """when that was"""
-    id: int = 0
-    """1, 2, ...; 0 for a detection that the landmark model has not confirmed yet"""
-    shown: Track | None = None
-    """as the last result has it; None while the face is out of sight"""
-    frames: int = 0
-    """in sight without a break"""
-    doubtful: bool = True
-    """new, cut off by the frame's edge or not where it was expected: the detector looks whether the points are on it"""
-
-    recalled: bool = False
-    """from the tracker before this one, and not seen by this one yet: nobody knows for how long it has moved"""
-
-    def become_another(self) -> None:
-        """In the same place stands somebody new."""
-        self.smoother.forget()
-        self.id, self.frames, self.velocity = 0, 0, np.zeros(2, np.float32)
-
-    def may_be_elsewhere(self, time_s: float) -> bool:
-        """Out of sight, or not seen for a while because no frame came: a camera stalls, a model warms up."""
-        return self.shown is None or time_s - self.time_s > _AWAITED_S
-
-    def expected(self, time_s: float) -> F32:
-        """(K, 2) frame px: the last points, carried on at the face's velocity for a while."""
-        return self.points + self.velocity * np.float32(min(time_s - self.time_s, _CARRIED_S))
 
 
 class Tracker:
@@ -147,7 +56,7 @@ class Tracker:
         self._schema = SCHEMAS[landmarker.card.schema]
         self.unusable = 0
         """faces not seen because a model gave a box or points that cannot be a face's, each once a frame"""
-        self._followed: list[_Followed] = []
+        self._followed: list[Followed] = []
         self._next_id = 1
         self._since_search, self._searched_s = 0, -math.inf
         self._scene = Scene(self._schema)
@@ -169,7 +78,7 @@ class Tracker:
                 with self._changing:
                     self._followed, self._searched_s = [], -math.inf
         regions = [followed.expected(frame.time_s) for followed in self._followed]
-        awaited = {i for i, f in enumerate(self._followed) if f.shown or frame.time_s - f.time_s <= _AWAITED_S}
+        awaited = {i for i, f in enumerate(self._followed) if f.shown or frame.time_s - f.time_s <= AWAITED_S}
         left_out = 0
         if (faces := self._detected(frame, regions, awaited, ms)) is not None:
             left_out = self._take_in(faces, regions, awaited, frame, ms)
@@ -200,7 +109,7 @@ class Tracker:
             (state, until_s), self._before = self._before, None
             if frame.captured_s <= until_s:
                 self._followed = [
-                    _Followed(f.score, f.points, frame.time_s, Smoother(self._schema), id=f.id, recalled=True)
+                    Followed(f.score, f.points, frame.time_s, Smoother(self._schema), id=f.id, recalled=True)
                     for f in state.faces
                 ]
 
@@ -280,7 +189,7 @@ class Tracker:
                 continue
             if owner is None:
                 owner = len(regions)
-                self._followed.append(_Followed(face.score, points_frame, frame.time_s, Smoother(self._schema)))
+                self._followed.append(Followed(face.score, points_frame, frame.time_s, Smoother(self._schema)))
                 regions.append(points_frame)
             else:
                 self._followed[owner].score = face.score
@@ -403,7 +312,7 @@ class Tracker:
             confidence >= self._cfg.min_confidence and inside and (box_xyxy[2:] - box_xyxy[:2]).min() >= _MIN_FACE_PX
         )
 
-    def _show(self, followed: _Followed, points: F32, confidence: float, time_s: float) -> None:
+    def _show(self, followed: Followed, points: F32, confidence: float, time_s: float) -> None:
         """Moves a followed face to its new points and sets how it looks from outside."""
         middle: F32 = np.add.reduce(points, 0) / np.float32(len(points))
         elapsed_s, known = time_s - followed.middle_s, bool(followed.id) and not followed.recalled
@@ -427,11 +336,6 @@ _ROUND_A_FACE = 0.1
 """of a face's size, round its points: comparing faces looks at that too, and the frame's edge may hide it"""
 _SAME_FACE = 0.4
 """two boxes whose centres lie nearer than this, in face sizes, show one face"""
-_CARRIED_S = 0.5
-"""for so long a face out of sight is expected to go on as it went"""
-_AWAITED_S = 0.2
-"""for so long it is looked at there in every frame; then only searches find it. A gap between frames that is
-longer leaves every face to a search"""
 _PAUSE_S = 0.16
 """between searches while nobody is in sight, or somebody is lost"""
 _SLID_OFF = 0.2

@@ -24,7 +24,7 @@ from lineament.landmarks.card import ModelCard
 from lineament.landmarks.types import U8, Landmarker, Landmarks, LineamentError
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.analyse.detect import VideoDetector
-from lineament.stream.analyse.track import TrackerState
+from lineament.stream.analyse.followed import TrackerState
 from lineament.stream.run.cameras import Camera, in_life
 from lineament.stream.run.session import SessionConfig
 from lineament.stream.run.supervisor import Worker

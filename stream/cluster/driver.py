@@ -35,7 +35,7 @@ from lineament import engines
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line, renamed
 from lineament.landmarks.types import LineamentError
-from lineament.stream.analyse.track import TrackerState
+from lineament.stream.analyse.followed import TrackerState
 from lineament.stream.cluster.actors import (
     CALL_S,
     STOP_S,

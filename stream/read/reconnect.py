@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from lineament.landmarks.types import Frame, LineamentError
-from lineament.stream.read.source import RefusedError, Source, again, open_source
+from lineament.stream.read.base import Health, RefusedError, Source
+from lineament.stream.read.open import open_source
+from lineament.stream.read.spec import again
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,10 @@ class ReconnectingSource:
         """the clock at time 0"""
         self._next_index = self._first_index = 0
         self._gap_s = 0.0
+
+    @property
+    def health(self) -> Health:
+        return Health(self.reconnects, self.trouble, self.down_s, self.lost_s)
 
     @property
     def trouble(self) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lineament.landmarks.types import LineamentError
-from lineament.stream.read.source import redacted_spec
+from lineament.stream.read.spec import redacted_spec
 from lineament.stream.write.files import check_not_source, numbered
 from lineament.stream.write.open import is_address
 

@@ -22,7 +22,7 @@ from types import TracebackType
 
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.mailbox import Closed, Mailbox
-from lineament.stream.read.source import Source
+from lineament.stream.read.base import Source
 
 _FILE_QUEUE = 4
 """frames that may wait at a hand-over of a file: enough to even out a slow frame, few enough to stay small"""

@@ -21,10 +21,12 @@ import tyro
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import U8, Detector, Landmarker, Result
 from lineament.stream.analyse.detect import MIN_SCORE, ImageDetector, VideoDetector
-from lineament.stream.analyse.track import TrackConfig, Tracker, TrackerState
+from lineament.stream.analyse.followed import TrackConfig, TrackerState
+from lineament.stream.analyse.track import Tracker
 from lineament.stream.mailbox import Closed, Mailbox
-from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
-from lineament.stream.read.source import Source, redacted_spec
+from lineament.stream.read.base import Source
+from lineament.stream.read.reconnect import RetryConfig
+from lineament.stream.read.spec import redacted_spec
 from lineament.stream.run.pipeline import Pipeline
 from lineament.stream.run.stats import Stats
 from lineament.stream.write.base import Sink
@@ -108,12 +110,12 @@ class Session:
     @property
     def reconnects(self) -> int:
         """How often the source was lost and came back."""
-        return self.source.reconnects if isinstance(self.source, ReconnectingSource) else 0
+        return self.source.health.reconnects
 
     @property
     def lost_s(self) -> float:
         """Seconds without a picture, all outages together."""
-        return self.source.lost_s if isinstance(self.source, ReconnectingSource) else 0.0
+        return self.source.health.lost_s
 
     @property
     def lost_messages(self) -> dict[str, int]:
@@ -130,9 +132,8 @@ class Session:
     @property
     def trouble(self) -> str | None:
         """Why there is no picture now, and for how long there has been none; None while all is well."""
-        if not isinstance(self.source, ReconnectingSource) or (trouble := self.source.trouble) is None:
-            return None
-        return f"no picture for {self.source.down_s:.0f} s: {trouble}"
+        health = self.source.health
+        return None if health.trouble is None else f"no picture for {health.down_s:.0f} s: {health.trouble}"
 
     def live_line(self) -> str:
         """One line on how it goes."""

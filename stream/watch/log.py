@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal
 
-from lineament.stream.read.source import redacted
+from lineament.stream.read.spec import redacted
 
 Kind = Literal["text", "json"]
 

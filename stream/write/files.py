@@ -20,7 +20,7 @@ from av.container import OutputContainer
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import U8, Frame, LineamentError, Result
 from lineament.stream.read.image import IMAGE_SUFFIXES, cannot_write, write_image
-from lineament.stream.read.source import without_file_scheme
+from lineament.stream.read.spec import without_file_scheme
 from lineament.stream.write.encode import H264, VideoEncoder, even, i420
 from lineament.stream.write.json_line import JsonLine
 

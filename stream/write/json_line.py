@@ -10,7 +10,7 @@ import numpy as np
 from lineament.landmarks.pose import aspect_ratios, head_pose
 from lineament.landmarks.schema import IBUG68, SCHEMAS, WFLW98, ibug68_from_wflw98
 from lineament.landmarks.types import F32, Frame, LineamentError, Result, Track
-from lineament.stream.read.source import redacted
+from lineament.stream.read.spec import redacted
 
 
 class JsonLine:

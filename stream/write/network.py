@@ -19,8 +19,9 @@ from urllib.parse import unquote, urlsplit
 
 from lineament.landmarks.types import U8, LineamentError, Result
 from lineament.stream.mailbox import Closed, Mailbox
+from lineament.stream.read.base import RefusedError
 from lineament.stream.read.reconnect import HELD_S, pauses_s
-from lineament.stream.read.source import RefusedError, redacted_spec
+from lineament.stream.read.spec import redacted_spec
 
 log = logging.getLogger(__name__)
 

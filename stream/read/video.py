@@ -1,28 +1,17 @@
-"""Where frames come from: a camera, a stream, a video file, pictures, the sample. Opening, reading, saying what failed.
-
-with open_source("clip.mp4") as source:
-    while (frame := source.read()) is not None:
-        ...
-"""
+"""Video: files and streams, by FFmpeg."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import re
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
-from urllib.parse import unquote
+from typing import Any, cast
 
 import av
 import av.error
-import cv2
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
@@ -32,14 +21,13 @@ from av.video.stream import VideoStream
 
 from lineament.landmarks.types import U8, Frame, LineamentError
 from lineament.stream import MAX_PIXELS
-from lineament.stream.read.image import IMAGE_SUFFIXES, MAX_SIDE_PX, check_file, read_image, turned
+from lineament.stream.read.base import OPEN_TIMEOUT_S, READ_TIMEOUT_S, BaseSource, RefusedError
+from lineament.stream.read.image import check_file, turned
 from lineament.stream.read.interrupt import Wait
-from lineament.stream.read.sample import Sample
+from lineament.stream.read.spec import redacted_spec
 
 log = logging.getLogger(__name__)
 
-OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
-"""the longest that a URL may take to open, and to deliver its next packet"""
 _PICTURE_TIMEOUT_S = 20.0
 """the longest that a live stream may send without a picture in it: some cameras send a whole one every 10 s only"""
 _LEAP_S, _LEAP_BACK_S = 600.0, 1.0
@@ -55,158 +43,7 @@ _INDEX_AT_END = (
 _UNKNOWN_PROTOCOL = "unknown protocol; use rtsp://, rtsps://, rtmp://, srt://, udp://, http:// or https://"
 
 
-class RefusedError(LineamentError):
-    """The other side does not accept the user name or password. To ask again soon may lock the account."""
-
-
-class Source(Protocol):
-    """Delivers frames; a context manager that opens on entry. One thread reads, any may close."""
-
-    name: str
-    """what a log may show: never a password"""
-    live: bool
-    """True: the newest frame wins. False: every frame counts. For http it is sure only once opened"""
-    still: bool
-    """each frame stands alone: nothing is tracked or smoothed from one to the next"""
-    fps: float | None
-    """known once opened, if at all"""
-    frame_count: int | None
-    """known once opened, if at all, sometimes an estimate: for progress bars"""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exc: object) -> None: ...
-
-    def read(self) -> Frame | None:
-        """The next frame; None at the end and after close. Raises LineamentError after READ_TIMEOUT_S of silence."""
-        ...
-
-    def close(self) -> None:
-        """May be called from any thread, and twice. A read under way ends: of a URL at once, else in its time-out."""
-        ...
-
-
-def open_source(spec: str) -> Source:
-    """What the user typed: a camera number, a URL, a path, "sample", or "" and "auto" for a camera if there is one.
-
-    Only "auto" touches anything here; the rest opens on entry.
-    """
-    if spec in ("", "auto"):
-        camera = CameraSource(0)
-        try:
-            return camera.__enter__()
-        except LineamentError as error:
-            log.warning("no camera to read (%s); showing the sample instead", str(error).split(";")[0])
-            return SampleSource()
-    if spec == "sample":
-        return SampleSource()
-    if match := re.fullmatch(r"(?:/dev/video)?(\d+)", spec):
-        return CameraSource(int(match[1]))
-    spec = without_file_scheme(spec)
-    if "://" in spec:
-        return VideoSource(spec)
-    path = Path(os.path.expanduser(spec))  # unlike Path's own it bears a user that is not there
-    if os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageSource(path)
-    return VideoSource(path)
-
-
-def again(spec: str) -> str:
-    """What to open when the source of a spec was lost: an "auto" that chose a camera shall not take the sample then."""
-    return "0" if spec in ("", "auto") else spec
-
-
-def without_file_scheme(spec: str) -> str:
-    """The path of a file:// URL; any other spec as it is."""
-    return unquote(re.sub(r"^file://[^/]*|[?#].*$", "", spec)) if spec.startswith("file://") else spec
-
-
-def redacted(text: str) -> str:
-    """text without the user names, passwords and tokens of the URLs in it. When in doubt it hides too much."""
-    text = re.sub(r"://[^\s/?#:]*:\S*@", "://***@", text)
-    text = re.sub(r"://[^\s/?#]*@", "://***@", text)
-    secret = r"((?:pas|pwd|pw|usr|user|login|token|key|secret|auth|sig|cred)[^=/?&\s]*=)[^&\s]*"
-    return re.sub(secret, r"\1***", text, flags=re.IGNORECASE)
-
-
-def redacted_spec(spec: str) -> str:
-    """A whole spec as a log may show it. In redacted, which takes any text, a password would end at a space."""
-    return redacted(spec.replace(" ", "%20") if "://" in spec else spec)
-
-
-class _Source:
-    """What all sources share: one reader at a time, and a close that never pulls the device from under it."""
-
-    live = False
-    still = False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.fps: float | None = None
-        self.frame_count: int | None = None
-        self._index = 0
-        self._opened = False
-        self._closed = threading.Event()
-        self._busy = threading.Lock()
-
-    def __enter__(self) -> Self:
-        """Opens; on an open source it does nothing."""
-        with self._busy:
-            if not self._opened and not self._closed.is_set():
-                try:
-                    self._open()
-                except BaseException as error:
-                    self._release()
-                    if not (self._closed.is_set() and isinstance(error, LineamentError)):
-                        raise
-                self._opened = True
-        if self._closed.is_set():
-            self.close()  # a close() meanwhile left the release to us
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def read(self) -> Frame | None:
-        with self._busy:
-            if not self._opened and not self._closed.is_set():
-                raise RuntimeError(f"{self.name} is not open; use it in a with block")
-            try:
-                frame = None if self._closed.is_set() else self._next()
-            except LineamentError:
-                if not self._closed.is_set():
-                    raise
-        if self._closed.is_set():
-            self.close()
-            return None
-        return frame
-
-    def close(self) -> None:
-        self._closed.set()
-        if self._busy.acquire(blocking=False):
-            try:
-                self._release()
-            finally:
-                self._busy.release()
-
-    def _frame(self, bgr: U8, time_s: float, source: str | None = None) -> Frame:
-        """Numbers the frame and stamps it with the clock."""
-        if max(bgr.shape) > MAX_SIDE_PX:
-            wide = f"{bgr.shape[1]}x{bgr.shape[0]}"
-            raise LineamentError(f"{source or self.name} is {wide}, wanted sides up to {MAX_SIDE_PX}; make it smaller")
-        self._index += 1
-        return Frame(bgr, source or self.name, self._index - 1, time_s, time.monotonic())
-
-    def _open(self) -> None:
-        raise NotImplementedError
-
-    def _next(self) -> Frame | None:
-        raise NotImplementedError
-
-    def _release(self) -> None:
-        """Lets go of what _open took; called once or more, also when _open failed or never ran."""
-
-
-class VideoSource(_Source):
+class VideoSource(BaseSource):
     """A video file or a stream, by FFmpeg. Rotation and mirroring are honoured, alpha is dropped."""
 
     def __init__(
@@ -364,139 +201,6 @@ class VideoSource(_Source):
         return (RefusedError if refused else LineamentError)(f"{verb} {self.name}{after}: {why}")
 
 
-class CameraSource(_Source):
-    """A webcam, by number."""
-
-    live = True
-
-    def __init__(self, number: int, capture: Callable[[int], Any] | None = None) -> None:
-        """capture: opens a camera as cv2.VideoCapture does; a test passes its own."""
-        super().__init__(f"camera {number}")
-        self._number = number
-        self._make_capture = capture
-        self._capture: Any = None
-        self._first_s: float | None = None
-
-    def _open(self) -> None:
-        if self._make_capture is None:
-            device = Path(f"/dev/video{self._number}")
-            if sys.platform == "linux" and not device.exists():
-                others = sorted(str(path) for path in Path("/dev").glob("video*"))
-                found = f"there is {', '.join(others)}" if others else "there is no camera at all"
-                raise LineamentError(
-                    f"cannot open {self.name}: no {device}; {found}; plug one in or try --source sample"
-                )
-            if sys.platform == "linux" and not os.access(device, os.R_OK | os.W_OK):
-                raise LineamentError(
-                    f"cannot open {self.name}: no permission for {device}; "
-                    "join its group (sudo usermod -aG video $USER) and log in again"
-                )
-        self._capture = (self._make_capture or _capture)(self._number)
-        if not self._capture.isOpened():
-            raise LineamentError(
-                f"cannot open {self.name}: it is absent, busy in another program, or not permitted to this one; "
-                "close other programs that use it, allow camera access, or try another number"
-            )
-        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.fps = fps if 0 < fps < 1000 else None  # nor the NaN of a driver that does not know
-
-    def _next(self) -> Frame | None:
-        good, bgr = self._capture.read()
-        if not good or bgr is None:
-            raise LineamentError(
-                f"lost {self.name} after {self._index} frames: it stopped delivering; check its cable and start again"
-            )
-        now = time.monotonic()
-        if self._first_s is None:
-            self._first_s = now
-        return self._frame(bgr, now - self._first_s)
-
-    def _release(self) -> None:
-        if self._capture is not None:
-            self._capture.release()
-
-
-class ImageSource(_Source):
-    """One picture, or those of a folder in natural order (2 before 10). EXIF rotation is honoured, alpha dropped."""
-
-    still = True
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-        self._left: Iterator[Path] = iter(())
-
-    def _open(self) -> None:
-        if not os.path.isdir(self._path):
-            check_file(self._path)
-            paths = [self._path]
-        else:
-            paths = [p for p in self._path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-            paths.sort(key=lambda p: [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", p.name)])
-        if not paths:
-            wanted = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise LineamentError(f"{self.name} is a folder without pictures; it should hold some of {wanted}")
-        self.frame_count = len(paths)
-        self._left = iter(paths)
-
-    def _next(self) -> Frame | None:
-        for path in self._left:
-            try:
-                return self._frame(read_image(path), float(self._index), str(path))
-            except LineamentError as error:
-                if self.frame_count == 1:
-                    raise
-                log.warning("skipped: %s", error)
-        if not self._index:
-            raise LineamentError(f"{self.name} holds no picture that can be read, of {self.frame_count} there")
-        return None
-
-
-class SampleSource(_Source):
-    """The rendered sample as a file of known length; PacedSource makes it live."""
-
-    def __init__(self, sample: Sample | None = None) -> None:
-        super().__init__("sample")
-        self.sample = sample or Sample()
-
-    def _open(self) -> None:
-        self.fps, self.frame_count = self.sample.fps, len(self.sample)
-
-    def _next(self) -> Frame | None:
-        if self._index >= len(self.sample):
-            return None
-        return self._frame(self.sample.render(self._index), self._index / self.sample.fps)
-
-
-class PacedSource(_Source):
-    """Any recorded source as if it were live: each frame comes when its time has come, and not before."""
-
-    live = True
-
-    def __init__(self, source: Source) -> None:
-        super().__init__(source.name)
-        self.still = source.still
-        self._source = source
-        self._start_s: float | None = None
-
-    def close(self) -> None:
-        self._closed.set()  # wakes the wait
-        self._source.close()
-
-    def _open(self) -> None:
-        self._source.__enter__()
-        self.fps = self._source.fps
-
-    def _next(self) -> Frame | None:
-        frame = self._source.read()
-        if frame is None:
-            return None
-        if self._start_s is None:
-            self._start_s = time.monotonic()
-        self._closed.wait(max(0.0, self._start_s + frame.time_s - time.monotonic()))
-        return replace(frame, captured_s=time.monotonic())
-
-
 def _scheme_and_path(url: str) -> tuple[str, str]:
     """Unlike urlsplit, of anything that a person may type; both empty where there is none."""
     scheme, _, rest = url.partition("://")
@@ -553,22 +257,3 @@ def _display_matrix(picture: av.VideoFrame) -> tuple[float, float, float, float]
         return None
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
     return a, b, c, d
-
-
-def _capture(number: int) -> cv2.VideoCapture:
-    """A camera at up to 1280x720, with as little waiting in its buffer as the driver allows."""
-    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(round(READ_TIMEOUT_S)))
-    loud = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        linux = sys.platform == "linux"
-        capture = cv2.VideoCapture(number, cv2.CAP_V4L2 if linux else cv2.CAP_ANY)
-        if capture.isOpened():
-            if linux:  # raw pictures of this size do not fit through USB 2 at 30 per second
-                capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
-            capture.set(cv2.CAP_PROP_FRAME_WIDTH, 1280)
-            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, 720)
-            capture.set(cv2.CAP_PROP_FPS, 30)
-            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        return capture
-    finally:
-        cv2.utils.logging.setLogLevel(loud)

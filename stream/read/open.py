@@ -1,0 +1,48 @@
+"""Opens what a user asks for by its spec. All kinds of sources meet here alone.
+
+with open_source("clip.mp4") as source:
+    while (frame := source.read()) is not None:
+        ...
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from lineament.landmarks.types import LineamentError
+from lineament.stream.read.base import Source
+from lineament.stream.read.camera import CameraSource
+from lineament.stream.read.image import IMAGE_SUFFIXES
+from lineament.stream.read.pictures import ImageSource, SampleSource
+from lineament.stream.read.spec import without_file_scheme
+from lineament.stream.read.video import VideoSource
+
+log = logging.getLogger(__name__)
+
+
+def open_source(spec: str) -> Source:
+    """What the user typed: a camera number, a URL, a path, "sample", or "" and "auto" for a camera if there is one.
+
+    Only "auto" touches anything here; the rest opens on entry.
+    """
+    if spec in ("", "auto"):
+        camera = CameraSource(0)
+        try:
+            return camera.__enter__()
+        except LineamentError as error:
+            log.warning("no camera to read (%s); showing the sample instead", str(error).split(";")[0])
+            return SampleSource()
+    if spec == "sample":
+        return SampleSource()
+    if match := re.fullmatch(r"(?:/dev/video)?(\d+)", spec):
+        return CameraSource(int(match[1]))
+    spec = without_file_scheme(spec)
+    if "://" in spec:
+        return VideoSource(spec)
+    path = Path(os.path.expanduser(spec))  # unlike Path's own it bears a user that is not there
+    if os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSource(path)
+    return VideoSource(path)
