@@ -35,6 +35,7 @@ from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Floats
 from lineament.train import data, metrics
+from lineament.train.sample import Sample
 
 NEAR = 8
 """how many mesh points make a point's first guess"""
@@ -139,7 +140,7 @@ def main() -> int:
     return 0
 
 
-def views_of(samples: list[data.Sample]) -> list[View]:
+def views_of(samples: list[Sample]) -> list[View]:
     """Every sample and its mirror image."""
     views = []
     for sample in samples:
@@ -310,9 +311,7 @@ def rotation_onto(target: F64, points: F64) -> F64:
     return np.asarray(turn, np.float64)
 
 
-def evaluate(
-    models: MeshModels, points_of: Adapter, samples: list[data.Sample], passes: int
-) -> tuple[list[str], float]:
+def evaluate(models: MeshModels, points_of: Adapter, samples: list[Sample], passes: int) -> tuple[list[str], float]:
     """A report and the NME, on labels as they stand, beginning from the list's rects, which are not levelled."""
     truth = np.stack([sample.points for sample in samples])
     pictures = [np.ascontiguousarray(sample.bgr()[..., ::-1]) for sample in samples]

@@ -35,7 +35,8 @@ from lineament.landmarks.geometry import apply, compose, crop_from_frame, invert
 from lineament.landmarks.pose import head_pose
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, LineamentError
-from lineament.train.data import Sample, group_of, read_sets
+from lineament.train.data import group_of, read_sets
+from lineament.train.sample import Sample
 from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger("lineament")

@@ -11,7 +11,7 @@ import numpy as np
 from lineament.landmarks.adapter import mean_shape
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32
-from lineament.train.data import ATTRIBUTES, Sample
+from lineament.train.sample import ATTRIBUTES, Sample
 
 LIST = "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{split}.txt"
 SIDE = 100

@@ -19,7 +19,8 @@ from lineament.landmarks.geometry import apply
 from lineament.landmarks.schema import IBUG68, WFLW98
 from lineament.landmarks.types import F32, U8
 from lineament.train import glasses, worn
-from lineament.train.augment import ONE_OF, SWITCHES, Augment, AugmentConfig, main
+from lineament.train.augment import Augment, main
+from lineament.train.augment_config import ONE_OF, SWITCHES, AugmentConfig
 from lineament.train.sheet import Tile, sheet
 
 HW = (128, 128)

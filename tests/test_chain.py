@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, astronaut: U8) -> Path:
     """best.safetensors of a run that goes on from the student by a hair, so that it knows faces on every processor.
     What a short run learns by itself differs between them, and a net that knows no face leads a tracker anywhere."""
     from lineament import engines
-    from lineament.train.augment import AugmentConfig
+    from lineament.train.augment_config import AugmentConfig
     from lineament.train.crops import CropConfig
     from lineament.train.loop import fit
     from tests.labelled import mean_face, sample

@@ -19,7 +19,7 @@ from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, LineamentError
 from lineament.train.crops import CropConfig, Crops
-from lineament.train.data import Sample
+from lineament.train.sample import Sample
 from tests.labelled import mean_face
 
 HW = (64, 64)

@@ -14,7 +14,9 @@ import pytest
 from lineament.landmarks.schema import IBUG68, WFLW98, ibug68_from_wflw98
 from lineament.landmarks.types import F32, LineamentError
 from lineament.train import data
-from lineament.train.data import Problem, group_of, hold_out, read, shift_of_each
+from lineament.train.data import group_of, hold_out, read, shift_of_each
+from lineament.train.formats import LISTS
+from lineament.train.sample import Problem
 from tests.labelled import mean_face, sample, write_wflw
 
 K = len(WFLW98)
@@ -28,7 +30,7 @@ def picture(path: Path, side: int = 100) -> Path:
 
 def wflw(root: Path, text: str, split: str = "train") -> Path:
     """An official folder with that list, and the picture that line() names."""
-    path = root / data.LISTS.format(split=split)
+    path = root / LISTS.format(split=split)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     picture(root / "WFLW_images" / "0--Parade" / "a.jpg")
@@ -98,7 +100,7 @@ def test_faces_of_one_picture_stay_apart_and_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["Linux", "Windows", "old Mac"])
 def test_lists_of_any_system_are_read_alike(tmp_path: Path, end: str) -> None:
     text = (line() + line("0 1 0 0 0 0")).replace("\n", end)
-    path = wflw(tmp_path / "wflw", "") / data.LISTS.format(split="train")
+    path = wflw(tmp_path / "wflw", "") / LISTS.format(split="train")
     path.write_bytes(text.encode())
     assert [face.name for face in read(tmp_path / "wflw", "train")] == ["0--Parade/a.jpg"] * 2
     listed = jsonl(tmp_path, row(), row(weight=0.5))
@@ -138,7 +140,7 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(tmp_path: Path) -> None
         read(tmp_path, "test")
     with pytest.raises(LineamentError, match="nothing of that name"):
         read(tmp_path / "gone", "train")
-    path = tmp_path / "set" / data.LISTS.format(split="train")
+    path = tmp_path / "set" / LISTS.format(split="train")
     path.parent.mkdir(parents=True)
     path.write_text(line())
     with pytest.raises(LineamentError, match=r"no WFLW_images.*WFLW_annotations\.tar\.gz"):

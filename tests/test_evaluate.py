@@ -19,9 +19,10 @@ from lineament.landmarks.types import F32, F64, U8, LineamentError
 from lineament.train import evaluate as evaluation
 from lineament.train import model
 from lineament.train.crops import CropConfig
-from lineament.train.data import Sample, read
+from lineament.train.data import read
 from lineament.train.evaluate import EvaluateConfig, Predict, Scores, ced, evaluate
 from lineament.train.model import LandmarkNet, NetSpec
+from lineament.train.sample import Sample
 from lineament.train.sheet import TILE_PX
 from tests.labelled import mean_face, write_wflw
 

@@ -41,7 +41,8 @@ from lineament.landmarks.types import LineamentError
 from lineament.stream.read.image import IMAGE_SUFFIXES, read_image
 from lineament.stream.read.open import open_source
 from lineament.stream.run.cameras import read_cameras
-from lineament.train.data import Problem, check, read
+from lineament.train.data import check, read
+from lineament.train.sample import Problem
 from tests.labelled import mean_face
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,13 +22,13 @@ import torch
 from lineament.landmarks.types import LineamentError
 from lineament.train import batches, loop, machine, model
 from lineament.train.__main__ import ship
-from lineament.train.augment import AugmentConfig
+from lineament.train.augment_config import AugmentConfig
 from lineament.train.batches import Batches
 from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
-from lineament.train.data import Sample
 from lineament.train.loop import fit
 from lineament.train.machine import Here
+from lineament.train.sample import Sample
 from lineament.train.schedule import ScheduleConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import torch
 
 from lineament.landmarks.schema import WFLW98
 from lineament.train import data
-from lineament.train.augment import AugmentConfig
+from lineament.train.augment_config import AugmentConfig
 from lineament.train.config import TrainConfig
 from lineament.train.loop import fit
 from lineament.train.schedule import ScheduleConfig

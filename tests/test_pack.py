@@ -14,7 +14,8 @@ from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import U8, LineamentError
 from lineament.train import pack
 from lineament.train.crops import CropConfig, Crops
-from lineament.train.data import check, group_of, hold_out, read, stamp_ns
+from lineament.train.data import check, group_of, hold_out, read
+from lineament.train.sample import stamp_ns
 from tests.labelled import mean_face, write_wflw
 
 PX = 64

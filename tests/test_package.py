@@ -54,9 +54,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_holds_one_package_with_every_file_of_it(wheel: Path) -> None:
     with ZipFile(wheel) as zipped:
         held = {name for name in zipped.namelist() if ".dist-info/" not in name}
-    tracked = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
     assert held == {
-        *(f"lineament/{path}" for path in tracked.split()),
+        *(f"lineament/{path.relative_to(ROOT)}" for path in files if "__pycache__" not in path.parts),
         *(f"lineament/{path.name}" for path in (ROOT / "lineament").iterdir() if path.suffix in (".py", ".typed")),
     }
     assert wheel.name.startswith(f"lineament-{lineament.__version__}-py3-none-any")

@@ -15,8 +15,9 @@ from lineament.landmarks.types import F32, U8, LineamentError
 from lineament.train import suspects
 from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
-from lineament.train.data import Sample, group_of, read
+from lineament.train.data import group_of, read
 from lineament.train.evaluate import Predict, evaluate
+from lineament.train.sample import Sample
 from lineament.train.suspects import Suspect, SuspectsConfig, cross_validate, find, fold_of, folds, robust_z
 from tests.labelled import exchanged, mean_face, sample, write_wflw
 

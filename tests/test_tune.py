@@ -16,8 +16,8 @@ import tyro
 from lineament.landmarks.types import LineamentError
 from lineament.train import loop, tune
 from lineament.train.config import TrainConfig
-from lineament.train.data import Sample
 from lineament.train.loop import Fitted, OnEpoch
+from lineament.train.sample import Sample
 from lineament.train.tune import TuneConfig, command, open_study, search_space
 from tests.labelled import mean_face, sample, write_wflw
 

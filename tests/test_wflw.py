@@ -19,8 +19,9 @@ from lineament.landmarks.schema import WFLW98
 from lineament.train import loop, model
 from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
-from lineament.train.data import Sample, group_of, read
+from lineament.train.data import group_of, read
 from lineament.train.evaluate import Predict, evaluate, load_predictor
+from lineament.train.sample import Sample
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "training.md"
 HEADS = ("coords", "heatmap", "star", "simcc")

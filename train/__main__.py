@@ -19,9 +19,9 @@ from lineament.landmarks.command import ends_in_a_line, program
 from lineament.landmarks.schema import SCHEMAS
 from lineament.train import data, suspects
 from lineament.train.config import TrainConfig
-from lineament.train.data import Sample
 from lineament.train.loop import Fitted, fit
 from lineament.train.model import load, save
+from lineament.train.sample import Sample
 
 log = logging.getLogger("lineament")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lineament.landmarks.schema import SCHEMAS
-from lineament.train.augment import AugmentConfig
+from lineament.train.augment_config import AugmentConfig
 from lineament.train.crops import CropConfig
 from lineament.train.data import shift_of_each
 from lineament.train.heads import HeadName

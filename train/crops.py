@@ -27,7 +27,7 @@ from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
 from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
 from lineament.landmarks.schema import Schema
 from lineament.landmarks.types import F32, F64, U8, Floats, LineamentError
-from lineament.train.data import Sample, stamp_ns
+from lineament.train.sample import Sample, stamp_ns
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,8 @@ from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema
 from lineament.landmarks.types import F32, F64, U8, Floats, LineamentError
 from lineament.train import metrics
 from lineament.train.crops import CropConfig, Crops
-from lineament.train.data import ATTRIBUTES, Sample, read
+from lineament.train.data import read
+from lineament.train.sample import ATTRIBUTES, Sample
 from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger("lineament")

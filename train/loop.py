@@ -36,7 +36,6 @@ from lineament.train import metrics
 from lineament.train.batches import Augmented, Batch, Batches, collate, quiet_worker
 from lineament.train.config import TrainConfig, differences
 from lineament.train.crops import Crops
-from lineament.train.data import Sample
 from lineament.train.machine import (
     Here,
     amp_dtype,
@@ -59,6 +58,7 @@ from lineament.train.model import (
     write_atomically,
 )
 from lineament.train.native import timm
+from lineament.train.sample import Sample
 from lineament.train.schedule import plot
 from lineament.train.sheet import Tile, sheet
 

@@ -29,7 +29,8 @@ from lineament.landmarks.geometry import apply
 from lineament.landmarks.schema import SCHEMAS, Schema
 from lineament.landmarks.types import F32, U8, LineamentError
 from lineament.train.crops import CropConfig, wide_view
-from lineament.train.data import PACKED_LIST, Sample, group_of, read_sets, shift_of_each
+from lineament.train.data import group_of, read_sets, shift_of_each
+from lineament.train.sample import PACKED_LIST, Sample
 
 log = logging.getLogger("lineament")
 

@@ -33,10 +33,11 @@ from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema
 from lineament.landmarks.types import F32, F64, Floats, LineamentError
 from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
-from lineament.train.data import Sample, group_of, hold_out, read, shifted
+from lineament.train.data import group_of, hold_out, read, shifted
 from lineament.train.evaluate import Predict, evaluate, load_predictor, tile
 from lineament.train.loop import fit
 from lineament.train.model import write_atomically
+from lineament.train.sample import Sample
 from lineament.train.sheet import sheet
 
 log = logging.getLogger("lineament")

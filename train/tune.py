@@ -34,10 +34,10 @@ from lineament.landmarks.command import ends_in_a_line
 from lineament.landmarks.types import LineamentError
 from lineament.train import loop
 from lineament.train.__main__ import held_out
-from lineament.train.augment import AugmentConfig
+from lineament.train.augment_config import AugmentConfig
 from lineament.train.config import TrainConfig
-from lineament.train.data import Sample
 from lineament.train.loop import Fitted, OnEpoch
+from lineament.train.sample import Sample
 
 log = logging.getLogger("lineament")
 
