@@ -63,7 +63,7 @@ def test_what_goes_well_and_what_is_a_bug_pass() -> None:
         "stream --no-window --source sample --frames 1 --jsonl {}.jsonl",
         "stream --no-window --source sample --source sample --frames 1 --tiles {}.mp4",
         "stream --no-window --cameras {}",
-        "stream.cluster --cameras {}",
+        "stream.cluster.driver --cameras {}",
         "stream.label {} --out {}.jsonl --teacher student",
         "stream.label docs --out {}.jsonl --teacher {}",
         "stream.label docs --out {}.jsonl --teacher student",
@@ -86,7 +86,9 @@ def test_a_path_that_is_none_is_no_traceback(
     line: str, name: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     module, *args = line.replace("{}", name).split()
-    main: Callable[[list[str]], int] = import_module(module if "." in module else f"{module}.__main__").main
+    main: Callable[[list[str]], int] = import_module(
+        f"lineament.{module}" if "." in module else f"lineament.{module}.__main__"
+    ).main
     assert main([*args, "--out", str(tmp_path / "out")] if module == "engines.import_onnx" else args) == 1
     said = capfd.readouterr().err + caplog.text
     assert re.search(r"error: .*[a-z]", said) and "Traceback" not in said

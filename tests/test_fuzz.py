@@ -41,6 +41,7 @@ from lineament.landmarks.types import LineamentError
 from lineament.stream.read.image import IMAGE_SUFFIXES, read_image
 from lineament.stream.read.open import open_source
 from lineament.stream.run.cameras import read_cameras
+from lineament.train import suspects
 from lineament.train.data import check, read
 from lineament.train.sample import Problem
 from tests.labelled import mean_face
@@ -476,7 +477,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".safetensors": lambda path: engines.load(str(path)),
     ".jsonl": lambda path: read(path, "train"),
     ".csv": lambda path: read(path, "train"),
-    ".suspects": lambda path: __import__("lineament.train.suspects").suspects._read(path),
+    ".suspects": lambda path: suspects._read(path),
 }
 
 

@@ -276,7 +276,7 @@ def test_training_on_the_cpu_beside_a_gpu_is_said_in_one_line(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(loop, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "version")
     assert machine.pick_device("auto") == torch.device("cpu") and not caplog.records
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX 550.1")
     assert machine.pick_device("cpu") == torch.device("cpu") and not caplog.records
