@@ -1,6 +1,6 @@
 """Actors: what runs in the processes of a cluster: a camera in each, or a landmark model. Ray makes actors of them.
 
-stream/cluster.py starts them and tells them what to do; tests use them without it.
+driver.py starts them and tells them what to do; tests use them without it.
 """
 
 from __future__ import annotations
