@@ -102,6 +102,11 @@ def test_the_package_needs_what_the_requirements_pin() -> None:
             assert needed[name].specifier.contains(version), f"{needed[name]} is not {version}"
 
 
+def test_the_version_is_one_wherever_it_is_said() -> None:
+    assert f"\nversion: {lineament.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {lineament.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
 # ---- the command
 
 
