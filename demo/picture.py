@@ -17,8 +17,7 @@ from lineament.demo.settings import Settings
 from lineament.landmarks.geometry import crop_from_frame, warp
 from lineament.landmarks.schema import SCHEMAS, WFLW98, convert
 from lineament.landmarks.types import U8, Frame, LineamentError, Result
-from lineament.stream.analyse.detect import ImageDetector
-from lineament.stream.analyse.track import Tracker
+from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.write.draw import draw
 from lineament.stream.write.json_line import result_json
 
@@ -30,9 +29,8 @@ _SHOWN_LONG_SIDE = 2560
 
 def find(bgr: U8, settings: Settings, models: Models) -> Result:
     """The faces of a picture that stands alone; all of them with max_faces 0. bgr: (H, W, 3)."""
-    with ImageDetector() as detector:
-        tracker = Tracker(detector, models[settings.model], settings.track, still=True)
-        return tracker(Frame(bgr, "picture", 0, 0.0, time.monotonic()))
+    with Analyser(models[settings.model], settings.track, still=True) as analyse:
+        return analyse(Frame(bgr, "picture", 0, 0.0, time.monotonic()))
 
 
 def drawn_url(result: Result, settings: Settings) -> str:

@@ -23,9 +23,8 @@ from lineament.landmarks.pose import AspectRatios, HeadPose, aspect_ratios, head
 from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import F32, U8, Landmarker, LineamentError, Result
 from lineament.landmarks.types import Frame as _Frame
-from lineament.stream.analyse.detect import ImageDetector, VideoDetector
+from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.analyse.followed import TrackConfig
-from lineament.stream.analyse.track import Tracker as _Tracker
 from lineament.stream.read.image import read_image
 from lineament.stream.read.reconnect import RetryConfig, reconnecting
 from lineament.stream.run.pipeline import Pipeline
@@ -91,9 +90,8 @@ def find(
     """
     bgr = read_image(Path(image)) if isinstance(image, str | os.PathLike) else _checked(image)
     landmarker, lock = _shared(model, device)
-    with lock, ImageDetector(min_score=min_score) as detector:
-        tracker = _Tracker(detector, landmarker, TrackConfig(max_faces=0), still=True)
-        return _faces(tracker(_Frame(bgr, "picture", 0, 0.0, time.monotonic())))
+    with lock, Analyser(landmarker, still=True, min_score=min_score) as analyse:
+        return _faces(analyse(_Frame(bgr, "picture", 0, 0.0, time.monotonic())))
 
 
 def stream(
@@ -115,9 +113,8 @@ def stream(
         _check_schema(landmarker, model)
         one = reconnecting(str(source), RetryConfig(retry_s))
         stack.callback(one.close)
-        detector = stack.enter_context((ImageDetector if one.still else VideoDetector)())
-        tracker = _Tracker(detector, landmarker, track, still=one.still)
-        for result in stack.enter_context(Pipeline(one, tracker)):
+        analyser = stack.enter_context(Analyser(landmarker, track, still=one.still))
+        for result in stack.enter_context(Pipeline(one, analyser)):
             yield Frame(result.frame.bgr, _faces(result), result.frame.index, result.frame.time_s)
 
 
@@ -133,7 +130,7 @@ class Tracker:
         with ExitStack() as stack:
             self._landmarker = stack.enter_context(engines.load(model, device))
             _check_schema(self._landmarker, model)
-            self._tracker = _Tracker(stack.enter_context(VideoDetector()), self._landmarker, track)
+            self._analyse = stack.enter_context(Analyser(self._landmarker, track))
             self._stack = stack.pop_all()
         self._index, self._time_s = 0, -np.inf
 
@@ -147,7 +144,7 @@ class Tracker:
         if not time_s >= self._time_s:
             raise LineamentError(f"time_s went back from {self._time_s} to {time_s}; make a tracker for each source")
         self._time_s = time_s
-        result = self._tracker(_Frame(_checked(image), "frames", self._index, time_s, now_s))
+        result = self._analyse(_Frame(_checked(image), "frames", self._index, time_s, now_s))
         self._index += 1
         return _faces(result)
 

@@ -39,6 +39,7 @@ from lineament.landmarks.geometry import apply, invert
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Frame, Landmarker, LineamentError, Result
 from lineament.stream import steadiness
+from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.analyse.detect import VideoDetector
 from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.analyse.track import Tracker
@@ -162,7 +163,7 @@ def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int
         beside = cfg.beside
         contenders["beside"] = lambda path, faces: _run_beside(beside, path, faces)
     if cfg.peer:
-        pfld = _adopted(cfg.peer, folder)
+        pfld = _imported(cfg.peer, folder)
         contenders["pfld"] = lambda path, faces: _run_ours(path, faces, engines.load(pfld))
     return contenders
 
@@ -220,11 +221,13 @@ def _run_mediapipe(path: Path, faces: int, refine: bool) -> Run:
 def _stages(path: Path, faces: int) -> None:
     """One more run of ours, for where the time goes."""
     stats = Stats()
-    with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
-        tracker = Tracker(detector, landmarker, TrackConfig(max_faces=faces))
-        with Pipeline(VideoSource(path), tracker) as results:
-            for result in results:
-                stats.add(result)
+    with (
+        engines.load(engines.DEFAULT) as landmarker,
+        Analyser(landmarker, TrackConfig(max_faces=faces)) as analyser,
+        Pipeline(VideoSource(path), analyser) as results,
+    ):
+        for result in results:
+            stats.add(result)
     stages = ("capture", "detect", "crop", "landmark", "track")
     shown = (f"{s} {stats.percentile_ms(s, 50):.2f}/{stats.percentile_ms(s, 95):.2f}" for s in stages)
     print(f"{'':>34} {'':>10} ms p50/p95: {'  '.join(shown)}", flush=True)
@@ -257,7 +260,7 @@ def _written(path: Path, pictures: Iterator[Any], fps: float) -> Path:
     return path
 
 
-def _adopted(peer: Path, folder: Path) -> str:
+def _imported(peer: Path, folder: Path) -> str:
     """The peer as a model file of ours. PFLD_GhostOne_112_1_opt_sim takes BGR on a scale of 0 to 1."""
     out = folder / "pfld.onnx"
     import_onnx(ImportConfig(peer, out, crop_scale=1.2, bgr=True, name="pfld"))
@@ -274,9 +277,9 @@ def live(cfg: BenchConfig) -> None:
         sample = Sample(size_hw=(height, width), seconds=cfg.seconds)
         rendered = [sample.render(i) for i in range(len(sample))]
         stats = Stats()
-        with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
+        with engines.load(engines.DEFAULT) as landmarker, Analyser(landmarker) as analyser:
             source = PacedSource(SampleSource(_Rendered(sample, rendered)))
-            with Pipeline(source, Tracker(detector, landmarker)) as results:
+            with Pipeline(source, analyser) as results:
                 for result in results:
                     draw(result, WFLW98, DrawConfig(), "30 fps")
                     age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
@@ -340,21 +343,24 @@ def steady_clips(clips: list[Path]) -> tuple[float, float]:
 def followed(clip: Path, smooth: bool) -> dict[int, dict[float, F32]]:
     """The points (98, 2) of each face in a clip, by id and time."""
     seen: dict[int, dict[float, F32]] = {}
-    with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker, VideoSource(clip) as source:
-        tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth))
+    with (
+        engines.load(engines.DEFAULT) as landmarker,
+        Analyser(landmarker, TrackConfig(smooth=smooth)) as analyse,
+        VideoSource(clip) as source,
+    ):
         for frame in iter(source.read, None):
-            for track in tracker(frame).tracks if frame else ():
+            for track in analyse(frame).tracks if frame else ():
                 seen.setdefault(track.id, {})[frame.time_s] = track.points
     return seen
 
 
 def _jitter_and_lag(sample: Sample, smooth: bool) -> tuple[float, float]:
     seen: dict[int, F32] = {}
-    with VideoDetector() as detector, engines.load(engines.DEFAULT) as landmarker:
-        tracker = Tracker(detector, landmarker, TrackConfig(smooth=smooth, max_faces=1))
+    cfg = TrackConfig(smooth=smooth, max_faces=1)
+    with engines.load(engines.DEFAULT) as landmarker, Analyser(landmarker, cfg) as analyse:
         for i in range(len(sample)):
             frame = Frame(sample.render(i), "sample", i, i / sample.fps, 0.0)
-            tracks = tracker(frame).tracks
+            tracks = analyse(frame).tracks
             if tracks and sample.visible(i):
                 seen[i] = tracks[0].points
     indices = np.array(sorted(seen))
@@ -387,9 +393,9 @@ def memory(cfg: BenchConfig) -> None:
     print(f"\n## memory: {cfg.frames} frames of the sample at 640x480, resident MiB")
     sample = Sample(seconds=cfg.frames / 30)
     with (
-        VideoDetector() as detector,
         engines.load(engines.DEFAULT) as landmarker,
-        Pipeline(SampleSource(sample), Tracker(detector, landmarker)) as results,
+        Analyser(landmarker) as analyser,
+        Pipeline(SampleSource(sample), analyser) as results,
     ):
         for count, result in enumerate(results, 1):
             draw(result, WFLW98, DrawConfig())

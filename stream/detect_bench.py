@@ -34,6 +34,7 @@ from lineament.engines.labelled import nme
 from lineament.landmarks.geometry import bounds, iou
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
+from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.analyse.detect import ImageDetector, VideoDetector
 from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.analyse.track import Tracker
@@ -246,8 +247,7 @@ def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
             for turns in (0, 1, 2)
         ]
         print(f"{name:18}{hits[0]:9}{hits[1]:6}{hits[2]:6}", flush=True)
-    with engines.load(cfg.model) as landmarker, ImageDetector() as detector:
-        follow = Tracker(detector, landmarker, TrackConfig(max_faces=0), still=True)
+    with engines.load(cfg.model) as landmarker, Analyser(landmarker, still=True) as follow:
         errors: list[float] = []
         for (bgr, truths), (_, boxes) in zip(labelled, photos):
             tracks = follow(Frame(bgr, "photo", 0, 0.0, 0.0)).tracks

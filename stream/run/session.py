@@ -19,8 +19,9 @@ from typing import Annotated, Self
 import tyro
 
 from lineament.landmarks.schema import SCHEMAS
-from lineament.landmarks.types import U8, Detector, Landmarker, Result
-from lineament.stream.analyse.detect import MIN_SCORE, ImageDetector, VideoDetector
+from lineament.landmarks.types import U8, Landmarker, Result
+from lineament.stream.analyse.analyser import Analyser
+from lineament.stream.analyse.detect import MIN_SCORE
 from lineament.stream.analyse.followed import TrackConfig, TrackerState
 from lineament.stream.analyse.track import Tracker
 from lineament.stream.mailbox import Closed, Mailbox
@@ -158,12 +159,10 @@ class Session:
         cfg, source = self._cfg, self.source
         with ExitStack() as stack:
             stack.callback(source.close)
-            detector = stack.enter_context(self._detector())
             # a face that is not followed is not hidden, so for blurring all are looked for in every frame
-            track = replace(cfg.track, detect_every=1) if cfg.blur_faces else cfg.track
-            if cfg.blur_faces or source.still:
-                track = replace(track, max_faces=0)
-            tracker = self.tracker = Tracker(detector, self._landmarker, track, still=source.still)
+            track = replace(cfg.track, detect_every=1, max_faces=0) if cfg.blur_faces else cfg.track
+            analyser = Analyser(self._landmarker, track, still=source.still, min_score=cfg.min_score)
+            tracker = self.tracker = stack.enter_context(analyser)
             if self.before is not None:
                 tracker.resume(*self.before)
             self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
@@ -203,9 +202,6 @@ class Session:
         self._hurry.close()
         if self._pipeline is not None:
             self._pipeline.stop()
-
-    def _detector(self) -> Detector:
-        return (ImageDetector if self.source.still else VideoDetector)(min_score=self._cfg.min_score)
 
     def _drawn(self, result: Result) -> tuple[Result, U8]:
         """The picture to show, and the result with the time that drawing took and the age its frame has reached."""

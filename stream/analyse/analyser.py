@@ -1,0 +1,44 @@
+"""Analyser: a tracker with the detector that its source calls for; what stream, demo and Python look at frames with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Self
+
+from lineament.landmarks.types import Landmarker
+from lineament.stream.analyse.detect import MIN_SCORE, ImageDetector, VideoDetector
+from lineament.stream.analyse.followed import TrackConfig
+from lineament.stream.analyse.track import Tracker
+
+
+class Analyser(Tracker):
+    """From the frames of one source to the faces in them. A context manager; `close` may be called twice.
+
+    with Analyser(landmarker) as analyse:
+        result = analyse(frame)
+    """
+
+    def __init__(
+        self,
+        landmarker: Landmarker,
+        cfg: TrackConfig | None = None,
+        *,
+        still: bool = False,
+        min_score: float = MIN_SCORE,
+    ) -> None:
+        """landmarker: borrowed, not closed. still: every frame stands alone, and shows every face.
+
+        min_score: of the detector, 0..1.
+        """
+        cfg = cfg or TrackConfig()
+        self._owned = (ImageDetector if still else VideoDetector)(min_score=min_score)
+        super().__init__(self._owned, landmarker, replace(cfg, max_faces=0) if still else cfg, still=still)
+
+    def close(self) -> None:
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
