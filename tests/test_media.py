@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.types import U8, LineamentError
-from lineament.stream.read import reconnect
+from lineament.stream import backoff
 from lineament.stream.write.network import Background
 from lineament.stream.write.open import open_sink
 from tests.published import feed, nothing_left, result
@@ -131,14 +131,14 @@ def test_a_frozen_server_costs_pictures_until_it_goes_on_and_does_not_keep_the_r
 def test_a_wrong_password_is_told_and_not_tried_again_soon(
     tmp_path: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconnect, "_FIRST_REFUSED_PAUSE_S", 3600.0)
+    monkeypatch.setattr(backoff, "_FIRST_REFUSED_PAUSE_S", 3600.0)
     with (
         rtsp_recorder(tmp_path / "a.ts") as (_, port),
         opened(f"rtsp://admin:hunter2@127.0.0.1:{port}/record") as sink,
     ):
         feed(sink, lambda: "wrong user name or password (401)" in said.text)
         feed(sink, lambda: sink.lost > 20)
-    assert said.text.count("lest the account be locked") == 1
+    assert said.text.count("before the account is locked") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from lineament.landmarks.types import LineamentError
-from lineament.stream.read import reconnect
+from lineament.stream import backoff
 from lineament.stream.write.files import JsonlSink
 from lineament.stream.write.network import MESSAGES, Background
 from lineament.stream.write.open import open_sink
@@ -126,7 +126,7 @@ def test_a_frozen_broker_costs_messages_but_no_memory_and_does_not_keep_the_run_
     small = result(0, (8, 8))
     with broker(tmp_path) as (process, port):
         with opened(port) as sink:
-            feed(sink, lambda: sink._up_since_s < 1e18)
+            feed(sink, lambda: sink._backoff.is_up)
             os.kill(process.pid, signal.SIGSTOP)
             sink._transport._line = lambda result: "x" * 2_000_000  # fills the buffers of the system
             while sink.lost < 20:
@@ -140,11 +140,11 @@ def test_a_frozen_broker_costs_messages_but_no_memory_and_does_not_keep_the_run_
 def test_a_wrong_password_is_told_and_not_tried_again_soon(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconnect, "_FIRST_REFUSED_PAUSE_S", 3600.0)
+    monkeypatch.setattr(backoff, "_FIRST_REFUSED_PAUSE_S", 3600.0)
     with broker(tmp_path) as (_, port), opened(port, "hunter2") as sink:
         feed(sink, lambda: "not authorized" in caplog.text)
         feed(sink, lambda: sink.lost > 5)
-    assert caplog.text.count("lest the account be locked") == 1
+    assert caplog.text.count("before the account is locked") == 1
 
 
 def test_what_answers_but_is_no_broker_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from websockets.sync.client import connect
 
 from lineament.landmarks.types import U8, LineamentError, Result
-from lineament.stream.read.base import RefusedError
+from lineament.stream.backoff import RefusedError
 from lineament.stream.read.pictures import PacedSource, SampleSource
 from lineament.stream.read.sample import Sample
 from lineament.stream.run.session import Session, SessionConfig
@@ -197,7 +197,7 @@ def test_a_refusal_is_not_tried_again_for_a_minute(caplog: pytest.LogCaptureFixt
     peer = Peer()
     peer.fails = lambda: RefusedError("cannot publish to peer: wrong password")
     with Background(peer, "peer", 4) as sink:
-        until(lambda: "lest the account be locked" in caplog.text)
+        until(lambda: "before the account is locked" in caplog.text)
         assert peer.connects == 1
         assert 45 <= sink._pause_s <= 75
     assert peer.connects == 1

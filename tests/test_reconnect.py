@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.types import Frame, LineamentError, Result
-from lineament.stream.read import reconnect, video
-from lineament.stream.read.base import RefusedError
+from lineament.stream import backoff
+from lineament.stream.backoff import RefusedError
+from lineament.stream.read import video
 from lineament.stream.read.open import open_source
 from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
 from lineament.stream.read.video import VideoSource
@@ -174,16 +175,16 @@ def test_what_cannot_be_opened_is_an_error_at_once_unless_patience_was_asked_for
 
 def test_pauses_grow_to_a_limit_that_brings_a_camera_back_within_five_seconds() -> None:
     for _ in range(50):
-        pauses_s = list(itertools.islice(reconnect.pauses_s(refused=False), 12))
+        pauses_s = list(itertools.islice(backoff.pauses_s(refused=False), 12))
         assert pauses_s[0] < 0.4 and max(pauses_s) < 4.0 and min(pauses_s[5:]) > 2.0
-    first = {next(reconnect.pauses_s(refused=False)) for _ in range(20)}
+    first = {next(backoff.pauses_s(refused=False)) for _ in range(20)}
     assert len(first) == 20, "no two cameras come at the same time"
     for _ in range(50):
-        assert next(reconnect.pauses_s(refused=True)) >= 60.0
+        assert next(backoff.pauses_s(refused=True)) >= 60.0
 
 
 def test_a_wrong_password_is_not_tried_again_within_the_minute(caplog: pytest.LogCaptureFixture) -> None:
-    pauses_s = list(itertools.islice(reconnect.pauses_s(refused=True), 12))
+    pauses_s = list(itertools.islice(backoff.pauses_s(refused=True), 12))
     assert min(pauses_s) >= 45 and max(pauses_s) < 800
     tries = itertools.count()
 
@@ -199,7 +200,7 @@ def test_a_wrong_password_is_not_tried_again_within_the_minute(caplog: pytest.Lo
         source.close()  # ends the pause, too
         reader.join(WAIT_S)
         assert not reader.is_alive() and next(tries) == 1
-    assert "lest the account be locked" in caplog.text
+    assert "before the account is locked" in caplog.text
 
 
 def test_the_caller_is_told_that_there_is_no_picture() -> None:

@@ -13,10 +13,6 @@ OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
 """the longest that a URL may take to open, and to deliver its next packet"""
 
 
-class RefusedError(LineamentError):
-    """The other side does not accept the user name or password. To ask again soon may lock the account."""
-
-
 class Health(NamedTuple):
     """How a source that may be lost is doing."""
 

@@ -9,28 +9,18 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
 from lineament.landmarks.types import Frame, LineamentError
-from lineament.stream.read.base import Health, RefusedError, Source
+from lineament.stream.backoff import Backoff
+from lineament.stream.read.base import Health, Source
 from lineament.stream.read.open import open_source
 from lineament.stream.read.spec import again
 
 log = logging.getLogger(__name__)
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 3.0
-"""between two tries; doubled from one to the other, and short enough to be back within 5 s of the camera's return"""
-_FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S = 60.0, 600.0
-"""the same for a wrong password: cameras lock an account after some wrong ones within minutes"""
-_JITTER = 0.25
-"""of a pause, up or down, so that many cameras behind one switch do not all come at once"""
-HELD_S = 10.0
-"""a connection that lasted as long was a good one: the pauses begin anew"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +71,8 @@ class ReconnectingSource:
         self._source, self._again, self._cfg, self._patient = source, again, cfg or RetryConfig(), patient
         self._closed = threading.Event()
         self._open = False
-        self._error: LineamentError | None = None
-        self._pauses_s = pauses_s(refused=False)
-        self._down_since_s: float | None = None
-        """when it was lost; None while all is well"""
-        self._outages_s = 0.0
-        """how long those lasted that are over"""
-        self._good_since_s = math.inf
-        """when the first picture of this connection came"""
+        self._backoff = Backoff()
+        """up with the first picture of a connection"""
         self._first_s: float | None = None
         """the clock at time 0"""
         self._next_index = self._first_index = 0
@@ -101,19 +85,17 @@ class ReconnectingSource:
     @property
     def trouble(self) -> str | None:
         """Why there is no picture now, as an error says it; None while all is well."""
-        error = self._error
-        return None if error is None else str(error)
+        return self._backoff.trouble
 
     @property
     def down_s(self) -> float:
         """Seconds without a picture since it was lost; 0 while all is well."""
-        since_s = self._down_since_s
-        return 0.0 if since_s is None else time.monotonic() - since_s
+        return self._backoff.down_s
 
     @property
     def lost_s(self) -> float:
         """Seconds without a picture, all outages together, this one too."""
-        return self._outages_s + self.down_s
+        return self._backoff.lost_s
 
     def __enter__(self) -> Self:
         """Raises what the source raises; a patient one that may be live leaves the opening to the first read."""
@@ -149,7 +131,7 @@ class ReconnectingSource:
         self._source.close()
 
     def _open_source(self) -> None:
-        if self._error is not None:
+        if self.trouble is not None:
             self._source = self._again()
         if self._closed.is_set():  # close() may have met the one before
             self._source.close()
@@ -162,56 +144,33 @@ class ReconnectingSource:
     def _lose(self, error: LineamentError) -> None:
         """Says so, and pauses before the next try. Raises error when there shall be none."""
         self._source.close()
-        before, self._error, self._open = self._error, error, False
-        refused = isinstance(error, RefusedError)
-        changed = refused != isinstance(before, RefusedError)
-        now_s = time.monotonic()
-        if now_s - self._good_since_s >= HELD_S or changed:
-            self._pauses_s = pauses_s(refused)
-        self._good_since_s = math.inf
-        self._down_since_s = self._down_since_s or now_s
-        pause_s = next(self._pauses_s)
-        if self.down_s + pause_s > self._cfg.retry_s:
-            if before is None:
+        self._open = False
+        loss = self._backoff.lose(error)
+        if self.down_s + loss.pause_s > self._cfg.retry_s:
+            if loss.first:
                 raise error
             raise LineamentError(f"{error}; gave up after {self.down_s:.0f} s") from None
-        if before is None or changed:
-            next_try = f"next try in {pause_s:.0f} s, lest the account be locked" if refused else "trying again"
-            event = {"source": self._called, "event": "refused" if refused else "lost"}
-            log.warning("%s; %s", error, next_try, extra=event)
-        self._closed.wait(pause_s)
+        if loss.news:
+            event = {"source": self._called, "event": "refused" if loss.refused else "lost"}
+            log.warning("%s; %s", error, loss.next_try, extra=event)
+        self._closed.wait(loss.pause_s)
 
     def _continued(self, frame: Frame) -> Frame:
         """The frame, numbered and timed as if nothing had been lost."""
         if self._first_s is None:
             self._first_s = frame.captured_s - frame.time_s
-        if self._good_since_s == math.inf:
-            self._good_since_s = time.monotonic()
-            if self._error is not None:
-                self._come_back(frame)
+        if not self._backoff.is_up and (down_s := self._backoff.come_up()) is not None:
+            self._come_back(frame, down_s)
         self._next_index += 1
         if not self._first_index:
             return frame
         return replace(frame, index=self._first_index + frame.index, time_s=self._gap_s + frame.time_s)
 
-    def _come_back(self, frame: Frame) -> None:
+    def _come_back(self, frame: Frame, down_s: float) -> None:
         assert self._first_s is not None
         if self._next_index:
             self.reconnects += 1
-        event = {"source": self._called, "event": "back", "down_s": round(self.down_s, 1)}
-        log.warning("%s is back after %.1f s", self.name, self.down_s, extra=event)
-        self._outages_s += self.down_s
-        self._down_since_s = self._error = None
+        event = {"source": self._called, "event": "back", "down_s": round(down_s, 1)}
+        log.warning("%s is back after %.1f s", self.name, down_s, extra=event)
         self._first_index = self._next_index - frame.index
         self._gap_s = frame.captured_s - self._first_s - frame.time_s
-
-
-def pauses_s(refused: bool) -> Iterator[float]:
-    """Seconds between tries: doubled up to a limit, with jitter; never sooner than that after a refusal."""
-    first_s, longest_s = (
-        (_FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S) if refused else (_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
-    )
-    pause_s = first_s
-    while True:
-        yield pause_s * random.uniform(1.0 if refused else 1 - _JITTER, 1 + _JITTER)
-        pause_s = min(2 * pause_s, longest_s)

@@ -21,7 +21,8 @@ from av.video.stream import VideoStream
 
 from lineament.landmarks.types import U8, Frame, LineamentError
 from lineament.stream import MAX_PIXELS
-from lineament.stream.read.base import OPEN_TIMEOUT_S, READ_TIMEOUT_S, BaseSource, RefusedError
+from lineament.stream.backoff import RefusedError
+from lineament.stream.read.base import OPEN_TIMEOUT_S, READ_TIMEOUT_S, BaseSource
 from lineament.stream.read.image import check_file, turned
 from lineament.stream.read.interrupt import Wait
 from lineament.stream.read.spec import redacted_spec

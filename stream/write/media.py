@@ -21,7 +21,7 @@ import av.error
 
 import lineament
 from lineament.landmarks.types import U8, LineamentError, Result
-from lineament.stream.read.base import RefusedError
+from lineament.stream.backoff import RefusedError
 from lineament.stream.write import relay
 from lineament.stream.write.encode import even, i420, letterboxed
 from lineament.stream.write.network import CONNECT_S, Address, unreachable

@@ -11,7 +11,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from lineament.landmarks.types import U8, LineamentError, Result
-from lineament.stream.read.base import RefusedError
+from lineament.stream.backoff import RefusedError
 from lineament.stream.write.json_line import JsonLine
 from lineament.stream.write.network import CONNECT_S, Address, unreachable
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import math
 import socket
 import ssl
 import threading
-import time
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream.backoff import Backoff
 from lineament.stream.mailbox import Closed, Mailbox
-from lineament.stream.read.base import RefusedError
-from lineament.stream.read.reconnect import HELD_S, pauses_s
 from lineament.stream.read.spec import redacted_spec
 
 log = logging.getLogger(__name__)
@@ -138,11 +135,8 @@ class Background(Generic[T]):
         self._failed = 0
         """messages that were under way when the connection broke, or had no time left at the end"""
         self._closing = threading.Event()
-        self._down = self._refused = False
-        # the error itself is kept nowhere: its traceback would keep sockets open
         self._fault: BaseException | None = None
-        self._up_since_s = self._down_since_s = math.inf
-        self._pauses_s = pauses_s(refused=False)
+        self._backoff = Backoff()
         self._pause_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"publish {shown}", daemon=True)
 
@@ -220,33 +214,23 @@ class Background(Generic[T]):
         except LineamentError:
             self._failed += 1
             raise
-        if self._up_since_s == math.inf:
+        if not self._backoff.is_up:
             self._come_up()
 
     def _come_up(self) -> None:
-        self._up_since_s = now_s = time.monotonic()
-        event = {"output": self._shown, "event": "output_up"}
-        if not self._down:
+        down_s, event = self._backoff.come_up(), {"output": self._shown, "event": "output_up"}
+        if down_s is None:
             log.info("sending to %s", self._shown, extra=event)
             return
-        self._down, self._refused, down_s = False, False, now_s - self._down_since_s
         log.warning("%s is back after %.1f s; %d were lost", self._shown, down_s, self.lost, extra=event)
 
     def _lose(self, error: LineamentError) -> None:
         """Says so, and sets the pause before the next try."""
-        refused = isinstance(error, RefusedError)
-        changed, new = refused != self._refused, not self._down
-        now_s = time.monotonic()
-        if new:
-            self._down_since_s = now_s
-        if now_s - self._up_since_s >= HELD_S or changed:
-            self._pauses_s = pauses_s(refused)
-        self._up_since_s, self._pause_s = math.inf, next(self._pauses_s)
-        self._down, self._refused = True, refused
-        if new or changed:
-            next_try = f"next try in {self._pause_s:.0f} s, lest the account be locked" if refused else "trying again"
-            event = {"output": self._shown, "event": "output_refused" if refused else "output_lost"}
-            log.warning("%s; %s", str(error), next_try, extra=event)
+        loss = self._backoff.lose(error)
+        self._pause_s = loss.pause_s
+        if loss.news:
+            event = {"output": self._shown, "event": "output_refused" if loss.refused else "output_lost"}
+            log.warning("%s; %s", str(error), loss.next_try, extra=event)
 
 
 def unreachable(address: Address, error: Exception) -> LineamentError:
