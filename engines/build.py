@@ -32,7 +32,7 @@ from lineament.engines.tensorrt_build import BATCHES, build
 from lineament.engines.tensorrt_library import installed
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
-from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.command import ends_in_a_line, install, program
 from lineament.landmarks.types import F32, U8, Landmarker, LineamentError
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
         return ["tensorrt"]
     if installed("tensorrt-rtx") and runs_rtx(gpu):
         return ["tensorrt-rtx"]
-    log.warning("%s is not used, for TensorRT is not installed; run `pip install -r requirements-gpu.txt`", gpu.name)
+    log.warning("%s is not used, for TensorRT is not installed; run %s", gpu.name, install("gpu"))
     return ["cpu"]
 
 
@@ -295,9 +295,7 @@ def _exported(model: Path, onnx_path: Path) -> tuple[Callable[[U8], F32], ModelC
     try:
         from lineament.train.model import load
     except ImportError as error:
-        raise LineamentError(
-            f"building from a checkpoint needs {error.name}; run `pip install -r requirements-train.txt`"
-        ) from None
+        raise LineamentError(f"building from a checkpoint needs {error.name}; run {install('train')}") from None
     net, card = load(model)
     card = replace(card, precision="fp32")
     log.info("exporting %s to %s", model.name, onnx_path)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lineament.engines.engine_file import Gpu
+from lineament.landmarks.command import install
 from lineament.landmarks.types import LineamentError
 
 _DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
@@ -162,7 +163,5 @@ def _runtime() -> Any:
     except ImportError as error:
         if not _has_driver():
             raise LineamentError(_why_none(_NO_DEVICE)) from None
-        raise LineamentError(
-            f"NVIDIA's CUDA bindings cannot be imported ({error}); run `pip install -r requirements-gpu.txt`"
-        ) from None
+        raise LineamentError(f"NVIDIA's CUDA bindings cannot be imported ({error}); run {install('gpu')}") from None
     return runtime

@@ -22,7 +22,7 @@ import tyro
 
 from lineament.engines.model_file import CARD_KEY, INPUT, POINTS
 from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
-from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.command import ends_in_a_line, install
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import F32, U8, LineamentError
 
@@ -82,7 +82,7 @@ def import_onnx(cfg: ImportConfig) -> ModelCard:
         import onnx
         import onnxruntime  # noqa: F401 - absent, it should be known now
     except ImportError as error:
-        raise LineamentError(f"importing needs {error.name}; run `pip install -r requirements-train.txt`") from None
+        raise LineamentError(f"importing needs {error.name}; run {install('train')}") from None
 
     foreign = _read(cfg.peer)
     port, output = _ports_of(foreign, cfg)

@@ -25,6 +25,7 @@ import numpy as np
 
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import install
 from lineament.landmarks.types import F32, F64, U8, Landmarker, LineamentError
 
 if TYPE_CHECKING:
@@ -294,8 +295,7 @@ def _nncf() -> Any:
         import nncf.onnx.quantization.quantizer_parameters
     except ImportError as error:
         raise LineamentError(
-            f"INT8 needs the package nncf, which cannot be imported ({error}); "
-            "run `pip install -r requirements-train.txt`"
+            f"INT8 needs the package nncf, which cannot be imported ({error}); run {install('train')}"
         ) from error
     logging.getLogger("nncf").setLevel(logging.WARNING)
     return nncf

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lineament.engines.model_file import FileLandmarker, landmarks_of, parse_card
+from lineament.landmarks.command import install
 from lineament.landmarks.types import U8, Landmarks, LineamentError
 
 
@@ -26,7 +27,7 @@ class TorchLandmarker(FileLandmarker):
         except ImportError as error:
             raise LineamentError(
                 f"{path} needs PyTorch and timm to run, and {error.name} cannot be imported; run "
-                "`pip install -r requirements-train.txt`, or stream the .onnx or .engine that `make engine` makes of it"
+                f"{install('train')}, or stream the .onnx or .engine that `make engine` makes of it"
             ) from error
         if device == "cuda" and not torch.cuda.is_available():
             raise LineamentError(

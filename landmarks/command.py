@@ -19,6 +19,14 @@ def program(command: str, module: str) -> str:
     return f"lineament {command}" if Path(sys.argv[0]).stem == "lineament" else f"python -m {module}"
 
 
+def install(extra: str) -> str:
+    """The command that brings what an extra of the package needs: by the pinned list of a checkout, or by its name."""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"`pip install -r requirements-{extra}.txt`"
+    return f"`pip install 'lineament[{extra}]'`"
+
+
 def renamed(args: list[str] | None, names: Mapping[str, str]) -> list[str]:
     """args, or what the process was given, with options of a former release under their names of today; says so."""
     given = sys.argv[1:] if args is None else args

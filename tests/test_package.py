@@ -84,6 +84,8 @@ def test_an_installed_wheel_streams_outside_of_the_checkout(wheel: Path, tmp_pat
     code = "import lineament; print(lineament.__file__); print(len(next(lineament.stream('sample')).faces))"
     where, faces = run(venv / "bin" / "python", "-c", code).splitlines()
     assert where.startswith(str(venv)) and faces == "1"
+    code = "from lineament.landmarks.command import install; print(install('train'))"
+    assert run(venv / "bin" / "python", "-c", code) == "`pip install 'lineament[train]'`\n"
 
 
 def test_the_package_needs_what_the_requirements_pin() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from lineament import engines
 from lineament.landmarks.card import ModelCard
+from lineament.landmarks.command import install
 from lineament.landmarks.types import U8, Landmarker, Landmarks, LineamentError
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.analyse.detect import VideoDetector
@@ -298,9 +299,7 @@ def load_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise LineamentError(
-            f"Ray cannot be imported ({error}); run `pip install -r requirements-cluster.txt`"
-        ) from None
+        raise LineamentError(f"Ray cannot be imported ({error}); run {install('cluster')}") from None
     return ray
 
 
