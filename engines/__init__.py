@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lineament.landmarks.command import CHECKOUT
 from lineament.landmarks.types import Landmarker, LineamentError
 
 if TYPE_CHECKING:
@@ -30,10 +31,9 @@ STUDENTS = ("student", "student-fast")
 """those that ship as .onnx, too"""
 CHECKPOINTS = {name: WEIGHTS / f"{name}-wflw98.safetensors" for name in (*STUDENTS, "b5")}
 """the trained models that ship"""
-_ROOT = Path(__file__).resolve().parent.parent
 BUILT = (
-    _ROOT / "out" / "engines"
-    if (_ROOT / "pyproject.toml").is_file()
+    CHECKOUT / "out" / "engines"
+    if CHECKOUT
     else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lineament" / "engines"
 )
 """where `make engine` puts what it builds of them, and notes which file is the fastest here"""

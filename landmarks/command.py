@@ -1,17 +1,24 @@
-"""How a command line ends when it fails: in one line that the user can act on, and an exit code that is not 0."""
+"""What command lines share: how they end, whole by a signal or in one line by a failure, and what they are called."""
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import ParamSpec
 
 from lineament.landmarks.types import LineamentError
 
 P = ParamSpec("P")
+
+_ABOVE = Path(__file__).resolve().parents[1]
+CHECKOUT = _ABOVE if (_ABOVE / "pyproject.toml").is_file() else None
+"""the folder of the repository; None where the package is installed"""
 
 
 def program(command: str, module: str) -> str:
@@ -21,9 +28,11 @@ def program(command: str, module: str) -> str:
 
 def install(extra: str) -> str:
     """The command that brings what an extra of the package needs: by the pinned list of a checkout, or by its name."""
-    checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "pyproject.toml").is_file():
-        return f"`pip install -r requirements-{extra}.txt`"
+    return f"`pip install -r requirements-{extra}.txt`" if CHECKOUT else install_extra(extra)
+
+
+def install_extra(extra: str) -> str:
+    """The command that brings an extra of the package by its name, wherever the package is."""
     return f"`pip install 'lineament[{extra}]'`"
 
 
@@ -34,6 +43,29 @@ def renamed(args: list[str] | None, names: Mapping[str, str]) -> list[str]:
     for old in {arg.partition("=")[0] for arg in given} & names.keys():
         print(f"{old} is called {names[old]} now; the old name goes with the next release", file=sys.stderr)
     return options
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call stop, so that what is under way ends whole. A second Ctrl-C interrupts.
+
+    Outside of the main thread it does nothing: whoever started the thread must stop it.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    try:
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print(failure: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from lineament import __version__
+from lineament.landmarks.command import install_extra
 
 COMMANDS = {
     "stream": ("lineament.stream.__main__", "98 landmarks on every face of a camera, a stream, a video or a picture"),
@@ -50,10 +51,7 @@ def _run(name: str, args: list[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:
             raise
-        print(
-            f"error: `lineament {name}` needs {missing}; run `pip install 'lineament[{_EXTRAS[missing]}]'`",
-            file=sys.stderr,
-        )
+        print(f"error: `lineament {name}` needs {missing}; run {install_extra(_EXTRAS[missing])}", file=sys.stderr)
         return 1
 
 

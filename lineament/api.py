@@ -24,6 +24,7 @@ from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import F32, U8, Landmarker, LineamentError, Result
 from lineament.landmarks.types import Frame as _Frame
 from lineament.stream.analyse.analyser import Analyser
+from lineament.stream.analyse.detect import MIN_SCORE
 from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.read.image import read_image
 from lineament.stream.read.reconnect import RetryConfig, reconnecting
@@ -81,7 +82,11 @@ class Frame:
 
 
 def find(
-    image: str | os.PathLike[str] | U8, *, model: str = engines.DEFAULT, device: str = "auto", min_score: float = 0.5
+    image: str | os.PathLike[str] | U8,
+    *,
+    model: str = engines.DEFAULT,
+    device: str = "auto",
+    min_score: float = MIN_SCORE,
 ) -> list[Face]:
     """Every face of a picture, best first. Any thread may call it; calls with the same model share it, in turn.
 

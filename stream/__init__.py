@@ -3,9 +3,14 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import lineament
+
+FOUND_IN = Path(lineament.__file__).resolve().parents[1]
+"""the folder that the package is imported from; processes that are started find it there"""
 MAX_PIXELS = 100_000_000
 """a larger picture or frame is refused undecoded: it would take more than 300 MB"""
 

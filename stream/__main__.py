@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lineament import engines
-from lineament.landmarks.command import ends_in_a_line, program, renamed
+from lineament.landmarks.command import ends_in_a_line, program, renamed, stopped_by_signals
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.read.base import Source
@@ -33,7 +33,6 @@ from lineament.stream.read.reconnect import reconnecting
 from lineament.stream.read.spec import redacted_spec
 from lineament.stream.run.cameras import Camera, check_outputs, named, read_cameras, with_name
 from lineament.stream.run.session import OLD_OPTIONS, Session, SessionConfig
-from lineament.stream.run.signals import stopped_by_signals
 from lineament.stream.run.stats import Stats
 from lineament.stream.run.supervisor import Supervisor
 from lineament.stream.watch.http import Monitor

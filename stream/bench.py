@@ -185,7 +185,10 @@ def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> Run:
 def _run_beside(checkout: Path, path: Path, faces: int) -> Run:
     """Of another checkout's pipeline. It has a bench of its own."""
     code = (
-        "import sys, cv2; from pathlib import Path; from lineament import engines; from lineament.stream import bench; "
+        "import sys, cv2; from pathlib import Path\n"
+        # one from before it was a package, too
+        "try: from lineament import engines; from lineament.stream import bench\n"
+        "except ModuleNotFoundError: import engines, stream.bench as bench\n"
         "cv2.setNumThreads(1); "
         "run = bench._run_ours(Path(sys.argv[1]), int(sys.argv[2]), engines.load(engines.DEFAULT)); "
         "print(getattr(run, 'fps', run))"

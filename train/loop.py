@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from lineament.landmarks.command import stopped_by_signals
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import LineamentError
 from lineament.train import metrics
@@ -45,7 +46,6 @@ from lineament.train.machine import (
     one_first,
     processes,
     seed_all,
-    stopped_by_signals,
     summed,
 )
 from lineament.train.model import (
@@ -152,7 +152,7 @@ class Run:
         cfg = self.cfg
         began_s = saved_s = time.monotonic()
         loader = self.loader()
-        with stopped_by_signals(self):
+        with stopped_by_signals(self.end_soon):
             while self.epoch < cfg.epochs:
                 self.batches.start(self.epoch, self.batch_in_epoch)
                 losses, rate = [], _Rate()
@@ -182,6 +182,10 @@ class Run:
                     break
         nme = self.best_nme if math.isfinite(self.best_nme) else math.nan
         return Fitted(cfg.run, cfg.run / "best.safetensors", nme, self.epoch)
+
+    def end_soon(self) -> None:
+        """After the step under way, with a checkpoint."""
+        self.stop = True
 
     def step(self, batch: Batch) -> float:
         """One batch: forward, backward, clip, step, average. Returns the loss over all processes."""

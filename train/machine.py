@@ -6,14 +6,12 @@ import logging
 import os
 import platform
 import random
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +22,6 @@ from lineament.landmarks.types import LineamentError
 from lineament.train.config import TrainConfig
 
 log = logging.getLogger(__name__)
-
-
-class Stoppable(Protocol):
-    """What ends by itself soon after stop is set."""
-
-    stop: bool
 
 
 class Here(NamedTuple):
@@ -165,23 +157,3 @@ def _git(*args: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
-
-
-@contextmanager
-def stopped_by_signals(run: Stoppable) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint. A second Ctrl-C interrupts."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        run.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever started it there must stop it
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -30,11 +30,11 @@ from typing import Annotated, Any, Self
 
 import tyro
 
-import lineament
 from lineament import engines
 from lineament.landmarks.card import ModelCard
-from lineament.landmarks.command import ends_in_a_line, renamed
+from lineament.landmarks.command import ends_in_a_line, renamed, stopped_by_signals
 from lineament.landmarks.types import LineamentError
+from lineament.stream import FOUND_IN
 from lineament.stream.analyse.followed import TrackerState
 from lineament.stream.cluster.actors import (
     CALL_S,
@@ -50,7 +50,6 @@ from lineament.stream.cluster.actors import (
 )
 from lineament.stream.run.cameras import Camera, check_outputs, read_cameras
 from lineament.stream.run.session import OLD_OPTIONS, SessionConfig
-from lineament.stream.run.signals import stopped_by_signals
 
 log = logging.getLogger("lineament")
 
@@ -63,8 +62,6 @@ _SPARE_IDS = 1000
 """skipped with a restart: faces that came after the last word of the camera that was lost had some of these"""
 _STORE_BYTES = 128 * 2**20
 """of Ray's shared memory on a local run; crops are some kB"""
-_ROOT = Path(lineament.__file__).resolve().parents[1]
-"""where the package is found"""
 
 
 @dataclass(frozen=True)
@@ -409,7 +406,7 @@ def _connect(ray: Any, address: str | None) -> None:
     if address != "auto":
         _check_reachable(address)
     # the machines of a cluster may have been started in other folders
-    code = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
+    code = {"env_vars": {"PYTHONPATH": str(FOUND_IN)}}
     try:
         ray.init(address=address, runtime_env=code, **quiet)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

@@ -19,8 +19,8 @@ from typing import Any
 import av
 import av.error
 
-import lineament
 from lineament.landmarks.types import U8, LineamentError, Result
+from lineament.stream import FOUND_IN
 from lineament.stream.backoff import RefusedError
 from lineament.stream.write import relay
 from lineament.stream.write.encode import even, i420, letterboxed
@@ -35,8 +35,6 @@ PICTURES = 4
 """that may wait for a slow server: 25 MB of 1920x1080"""
 _LEAVE_S = 1.0
 """the longest that taking leave of a server may take"""
-_RUN_FROM = Path(lineament.__file__).resolve().parents[1]
-"""where the package is found, wherever the user is"""
 
 
 class MediaServer:
@@ -78,7 +76,7 @@ class MediaServer:
                 raise LineamentError(f"{self._address.shown} was not reached before the end")
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lineament.stream.write.relay"],
-                cwd=_RUN_FROM,
+                cwd=FOUND_IN,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
