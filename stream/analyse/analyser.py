@@ -1,4 +1,4 @@
-"""Analyser: a tracker with the detector that its source calls for; what stream, demo and Python look at frames with."""
+"""Analyser: a tracker with the detector that fits its source. Used by the stream, the demo and the Python API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lineament.stream.analyse.track import Tracker
 
 
 class Analyser(Tracker):
-    """From the frames of one source to the faces in them. A context manager; `close` may be called twice.
+    """Finds the faces in the frames of one source. A context manager; `close` may be called twice.
 
     with Analyser(landmarker) as analyse:
         result = analyse(frame)
@@ -26,7 +26,7 @@ class Analyser(Tracker):
         still: bool = False,
         min_score: float = MIN_SCORE,
     ) -> None:
-        """landmarker: borrowed, not closed. still: every frame stands alone, and shows every face.
+        """landmarker: borrowed, not closed. still: every frame stands alone and shows every face, whatever max_faces is.
 
         min_score: of the detector, 0..1.
         """

@@ -1,4 +1,4 @@
-"""Batching: one landmark model for many threads. The crops that wait when it is free go into one batch.
+"""Batching: one landmark model for many threads. The crops that are waiting when it is free form one batch.
 
 with SharedLandmarker(engines.load("b5.engine")) as landmarker:
     ...  # any number of threads: landmarker(rgb_NHWC)
@@ -26,10 +26,10 @@ class _Request:
 
 
 class SharedLandmarker:
-    """A Landmarker whose calls from several threads are answered together; owns the one that it is given.
+    """A Landmarker that batches calls from several threads; owns the one that it is given.
 
-    No thread of its own: who finds the model free runs it, for all who wait. So nobody waits for longer than the call
-    under way and the next, however many crops the others have.
+    It has no thread of its own: the caller that finds the model free runs it for all that wait. So no call waits for
+    longer than the running batch and the next, however many crops the others have.
     """
 
     def __init__(self, landmarker: Landmarker) -> None:
@@ -47,7 +47,7 @@ class SharedLandmarker:
         return self._landmarker.card
 
     def __call__(self, rgb_NHWC: U8) -> Landmarks:
-        """As the model itself; what it raises reaches all whose crops were in the batch."""
+        """As the model itself; what it raises is raised in every call of the batch."""
         request = _Request(rgb_NHWC)
         with self._door:
             self._waiting.append(request)
@@ -62,7 +62,7 @@ class SharedLandmarker:
         return request.answer
 
     def alone(self, rgb_NHWC: U8) -> Landmarks:
-        """As a call, with nobody else's crops and not counted."""
+        """As a call, but as a batch of its own, and not counted."""
         with self._free:
             return self._landmarker(rgb_NHWC)
 

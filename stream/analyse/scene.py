@@ -1,4 +1,4 @@
-"""Cuts: whether a video goes on from one frame to the next, and whether a face is still the same one."""
+"""Cuts: whether two frames in a row show the same scene, and whether a face is still the same person."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lineament.landmarks.schema import Schema
 from lineament.landmarks.types import F32, U8, Frame
 
 SAME_SCENE = 0.5
-"""likeness of two frames in a row; after a cut it is less"""
+"""likeness of two frames in a row; lower after a cut"""
 SURELY_SAME_SCENE = 0.9
-"""a pan or a face that fills the frame may be less like; only then faces are compared"""
+"""below it, after a pan or with a face that fills the frame, the faces are compared too"""
 SAME_FACE = 0.8
-"""likeness of a face in two frames in a row; two people are less alike in nine of ten pairs, one stays above 0.97"""
+"""likeness of a face in two frames in a row; lower for nine of ten pairs of people, above 0.97 for the same one"""
 
 _CELLS, _SAMPLES = 12, 4
-"""along each side of a thumbnail, and pixels looked at along each side of a cell"""
+"""cells along each side of a thumbnail, pixels sampled along each side of a cell"""
 _PLAIN = 3.0
 """grey levels of contrast below which a picture shows nothing: a covered lens, a blank wall"""
 _IN_A_ROW_S = 0.25
-"""between two frames: after longer, anything may have changed in the same scene"""
+"""between two frames: after longer, anything in the same scene may have changed"""
 _FACE = ModelCard(name="thumbnail", schema="", input_hw=(24, 24), crop_scale=1.4)
 _SHIFT = 4
 """px of such a thumbnail"""
@@ -32,15 +32,15 @@ class Scene:
     """Compares each frame of a video with the one before."""
 
     def __init__(self, schema: Schema) -> None:
-        """schema: of the points that faces have."""
+        """schema: of the face points."""
         self._schema = schema
         self._thumbnail: F32 | None = None
-        """of the last frame that showed anything"""
+        """of the last frame that was not blank"""
         self._before: Frame | None = None
         self._now: Frame | None = None
 
     def likeness(self, frame: Frame) -> float:
-        """Correlation of this frame with the one before, -1..1; 1 where either shows nothing or time lies between."""
+        """Correlation of this frame with the one before, -1..1; 1 if either is blank or they are too far apart in time."""
         self._before, self._now = self._now, frame
         thumbnail = _thumbnail(frame.bgr)
         if cv2.meanStdDev(thumbnail)[1][0, 0] < _PLAIN:
@@ -53,7 +53,7 @@ class Scene:
     def face_likeness(self, before: F32, now: F32) -> float:
         """Correlation of a face in the frame before with one in this, both (K, 2) frame px, levelled; -1..1.
 
-        The best of small shifts, for points tremble.
+        The best over small shifts, because points jitter.
         """
         if self._before is None or self._now is None:
             return 1.0
@@ -66,7 +66,7 @@ class Scene:
 
 
 def _thumbnail(bgr: U8) -> F32:
-    """(cells, cells) grey levels from a few pixels each: some microseconds at any size of frame."""
+    """(cells, cells) grey levels from a few pixels each: some microseconds at any frame size."""
     n = _CELLS * _SAMPLES
     few = cv2.resize(bgr, (n, n), interpolation=cv2.INTER_NEAREST)
     green = np.ascontiguousarray(few[..., 1], np.float32)

@@ -1,4 +1,4 @@
-"""Smoother: takes the shimmer out of a face's points without making them trail behind it."""
+"""Smoother: removes jitter from a face's points without adding lag."""
 
 from __future__ import annotations
 
@@ -17,42 +17,41 @@ C128 = NDArray[np.complex128]
 
 @dataclass(frozen=True, slots=True)
 class SmoothConfig:
-    """What is noise and what is movement. Lengths are in face sizes, or in the face's own noise, which is measured."""
+    """What counts as noise and what as motion. Lengths are in face sizes, or in the face's own measured noise."""
 
     min_cutoff_hz: float = 0.3
-    """One Euro's cut-off for the whole face at rest: lower is steadier"""
+    """One Euro's cutoff for the whole face at rest: lower is steadier"""
     beta: float = 140.0
-    """Hz of cut-off gained per face size per second: high, for the motion of all points together is nearly noiseless"""
+    """Hz of cutoff gained per face size per second: high, because the motion of all points together has little noise"""
     speed_cutoff_hz: float = 2.5
-    """cut-off of the velocity that beta multiplies"""
+    """cutoff of the velocity that beta multiplies"""
     dead_band: float = 2.5
-    """a speed of so many times the noise a frame counts as none"""
+    """a speed below this multiple of the noise per frame counts as zero"""
     own_rest_s: float = 0.5
     """time constant of each point within the face at rest"""
     quick_noise: float = 0.7
-    """a deviation of lids, pupils or lips of so many times the noise is half believed: a blink is far more than that"""
+    """a deviation of eyelids, pupils or lips of this multiple of the noise is followed by half; a blink is far more"""
     own_noise: float = 2.5
-    """the same of all others, which seldom move on their own"""
+    """the same for all other points, which rarely move on their own"""
     steepness: float = 4.0
-    """power of that ratio: higher holds still longer and then lets go sooner"""
+    """exponent of that ratio: higher makes the step from still to followed sharper"""
     noise_s: float = 3.0
-    """time constant of the noise's own measure"""
+    """time constant of the noise estimate"""
 
 
 _FARTHEST = 1e30
-"""px: what lies further away is nowhere, and would end as infinite"""
+"""px: points further away are invalid, and would overflow"""
 _NOISE = (5e-4, 8e-3)
-"""face sizes: noise that even a perfect model has; and the most that is believed, for a face that comes into sight is
-not yet what it will be"""
+"""face sizes, least and most: even a perfect model has some noise, and a face that comes into sight changes at first"""
 
 
 class Smoother:
     """One Euro (Casiez, Roussel, Vogel: "1 Euro Filter", CHI 2012) for the face's motion, and a gate for each point.
 
-    A filter of its own for each point sees a face that moves as 98 points that all move, and must choose between lag
-    and shimmer for each of them. Here the motion that all points share, a least-squares similarity, is taken out first.
-    What remains is expression and noise, and the median of it over the points is the noise, for an expression moves
-    few of them. The face is at rest while its velocity is within that noise; a point is, while its deviation is.
+    A separate filter for each point sees a moving face as 98 moving points and has to choose between lag and jitter for
+    each of them. Here the motion that all points share, a least-squares similarity, is removed first. What remains is
+    expression and noise; its median over the points is the noise, because an expression moves few of them. The face is
+    at rest while its velocity is within that noise; a point is, while its deviation is.
     """
 
     def __init__(self, schema: Schema = WFLW98, cfg: SmoothConfig | None = None) -> None:
@@ -67,7 +66,7 @@ class Smoother:
     def __call__(self, points: F32, time_s: float) -> F32:
         """points: (K, 2) frame px at time_s, later than the call before -> (K, 2) smoothed.
 
-        Points that are not finite, or absurdly far away, pass unchanged; the next ones are then the first.
+        Points that are not finite, or absurdly far away, are returned unchanged and reset the filter.
         """
         if not np.abs(points).max() < _FARTHEST:
             self.forget()
@@ -80,7 +79,7 @@ class Smoother:
         cfg, old, dt_s = self._cfg, self._points, time_s - self._time_s
         size = 2 * float(np.sqrt(_energy(new - new.mean()) / len(new))) or 1.0
 
-        # the whole face; its velocity is a vector, so that noise cancels out in it
+        # the whole face; its velocity is a vector, so noise cancels out in it
         turned, moved = _similarity(self._raw, new)
         follow = _low_pass(cfg.speed_cutoff_hz, dt_s)
         self._turning += follow * (turned / dt_s - self._turning)
@@ -94,14 +93,14 @@ class Smoother:
         speed = max(0.0, speed - cfg.dead_band * noise / dt_s) / size
         follow = _low_pass(cfg.min_cutoff_hz + cfg.beta * speed, dt_s)
 
-        # each point's own movement within the face; neighbours blink together and shimmer less so
+        # each point's own motion within the face; neighbours blink together, but their noise is less correlated
         beside = (np.roll(own, 1) + 2 * own + np.roll(own, -1)) / 4
         off = np.sqrt(np.abs(own * beside)) / (self._believable * noise)
         self._points = old + follow * motion + _believed(off, _gain(dt_s, cfg.own_rest_s), cfg.steepness) * own
         return self._points.view(np.float64).reshape(-1, 2).astype(np.float32)
 
     def forget(self) -> None:
-        """The next points are the first."""
+        """Resets the filter: the next points are returned unchanged."""
         self._points = None
 
     def _measured(self, noise: float, dt_s: float, size: float) -> float:
@@ -120,7 +119,7 @@ def _similarity(old: C128, new: C128) -> tuple[complex, complex]:
 
 
 def _believed(ratio: F64, at_rest: float, steepness: float) -> F64:
-    """Share of a deviation that is followed, from at_rest to 1; ratio: its size over that which is half believed."""
+    """Share of a deviation that is followed, from at_rest to 1. ratio: its size over the one that is followed by half."""
     over = 1 / (1 + np.maximum(ratio, 1e-9) ** -steepness)
     return np.asarray(at_rest + (1 - at_rest) * over)
 
@@ -141,5 +140,5 @@ def _low_pass(cutoff_hz: float, dt_s: float) -> float:
 
 
 def _gain(dt_s: float, constant_s: float) -> float:
-    """The same by a time constant."""
+    """The same from a time constant."""
     return 1 - exp(-dt_s / constant_s)

@@ -1,4 +1,4 @@
-"""The first look of a process, by one thread alone, before others may look."""
+"""Warm-up: the first inference of a process, by one thread alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lineament.stream.analyse.detect import VideoDetector
 def warm_up(landmarker: Callable[[U8], Landmarks], card: ModelCard) -> None:
     """Runs landmarker and detector once, on black.
 
-    OpenVINO's bindings set themselves up in their first calls; two threads that make one at the same time wait for each
-    other for ever, the one with Python's lock, the other with C++'s.
+    OpenVINO's bindings initialise in their first calls. Two threads that make one at the same time deadlock: one holds
+    Python's lock, the other C++'s.
     """
     landmarker(np.zeros((1, *card.input_hw, 3), np.uint8))
     with VideoDetector() as find:
