@@ -56,21 +56,21 @@ cameras:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "should hold one list"),
-        ("cameras: []", "should hold one list"),
-        ("cameras: {}\nmore: 1", "should hold one list"),
+        ("", "must contain one list"),
+        ("cameras: []", "must contain one list"),
+        ("cameras: {}\nmore: 1", "must contain one list"),
         ("cameras: [1]", "camera 1 of .* has int"),
-        ("cameras: [{name: a}]", "has 'name', wanted name, source"),
-        ("cameras: [{name: a, source: b, password: c}]", "'password', wanted"),
-        ("cameras: [{name: [a], source: b}]", "no text"),
-        ("cameras: [{name: ../a, source: b}]", "no file name"),
-        ("cameras: [{name: .., source: b}]", "no file name"),
-        ("cameras: [{name: a, source: b}, {name: a, source: c}]", "two cameras called 'a'"),
+        ("cameras: [{name: a}]", "has 'name', expected name, source"),
+        ("cameras: [{name: a, source: b, password: c}]", "'password', expected"),
+        ("cameras: [{name: [a], source: b}]", "not text"),
+        ("cameras: [{name: ../a, source: b}]", "invalid name"),
+        ("cameras: [{name: .., source: b}]", "invalid name"),
+        ("cameras: [{name: a, source: b}, {name: a, source: c}]", "two cameras named 'a'"),
         ("cameras: [{name: a, source: '${NOT_SET_AT_ALL}'}]", "environment variable NOT_SET_AT_ALL"),
         ("cameras: [{name: a, source: b, out: {}}]", ""),
-        ("cameras: [{name: a, source: b, out: [1]}]", "no list of paths"),
-        ("cameras: [", "not YAML at line 1"),
-        ("cameras: !!python/object/apply:os.system ['true']", "not YAML"),
+        ("cameras: [{name: a, source: b, out: [1]}]", "not a list of paths"),
+        ("cameras: [", "not valid YAML at line 1"),
+        ("cameras: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_a_line(tmp_path: Path, text: str, says: str) -> None:
@@ -97,7 +97,7 @@ def test_an_address_is_a_destination_and_takes_its_password_from_the_environment
         both = [replace(camera, name=name, outputs=camera.outputs[:1]) for name in "ac"]
         Supervisor(SessionConfig(), both, SharedLandmarker(BlobLandmarker()))
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(LineamentError, match=r"write to rtsp://\*\*\*@host/x; put {name} in it"):
+    with pytest.raises(LineamentError, match=r"write to rtsp://\*\*\*@host/x; add {name} to it"):
         with_name(["rtsp://door:hunter2@host/x"], "door")
     assert "NOT_SET_AT_ALL" in failure(tmp_path, "cameras: [{name: a, source: b, out: 'ws://${NOT_SET_AT_ALL}/a'}]")
 
@@ -180,5 +180,5 @@ def test_two_ways_to_write_one_path_are_one_path(tmp_path: Path, monkeypatch: py
 
 
 def test_several_sources_need_a_place_for_their_name_in_the_path() -> None:
-    with pytest.raises(LineamentError, match=r"put {name} in it"):
+    with pytest.raises(LineamentError, match=r"add {name} to it"):
         with_name(["out.mp4"], "door")

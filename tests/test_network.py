@@ -228,7 +228,7 @@ def test_a_session_tells_what_did_not_arrive_and_a_metric_too() -> None:
         assert f'lineament_output_lost_total{{source="cam",output="{shown}"}} 16' in text
         assert "unsent 16" in session.live_line()
     assert session.lost_messages == {shown: 80}
-    assert f"80 did not reach {shown}" in session.summary()
+    assert f"80 results not delivered to {shown}" in session.summary()
 
 
 def test_a_file_goes_out_at_its_own_pace_and_whole_and_may_be_stopped(tmp_path: Path) -> None:
@@ -271,6 +271,6 @@ def test_the_command_line_serves_a_socket_and_a_playlist_and_says_what_was_lost(
             assert run.wait(WAIT_S) == 0
         finally:
             run.kill()
-    assert "did not reach mqtt://***@127.0.0.1:1/a" in said and "hunter2" not in said
+    assert "not delivered to mqtt://***@127.0.0.1:1/a" in said and "hunter2" not in said
     assert (tmp_path / "live/x.m3u8").read_text().endswith("#EXT-X-ENDLIST\n")
     assert os.stat(tmp_path / "live/x.m3u8").st_mode & 0o077 == 0

@@ -299,7 +299,7 @@ def test_the_command_line_goes_on_after_an_outage_and_sums_it_up(tmp_path: Path)
                 process.send_signal(signal.SIGINT)
                 _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, stderr
-    assert "trying again" in stderr and "is back after" in stderr and "lost and back 1 times" in stderr
+    assert "trying again" in stderr and "is back after" in stderr and "reconnected 1 times" in stderr
     rows = [json.loads(line) for line in points.read_text().splitlines()]
     times_s = [row["time_s"] for row in rows]
     assert times_s == sorted(set(times_s))

@@ -37,8 +37,8 @@ def test_losses_are_told_when_there_were_some() -> None:
     stats = Stats()
     stats.add(result_with(age=1.0))
     assert "lost" not in stats.live_line(0) + stats.summary(0)
-    assert "dropped 4" in stats.live_line(4, 2) and "lost and back 2" in stats.live_line(4, 2)
-    assert "lost and back 2 times, 12.3 s without a picture" in stats.summary(4, 2, 12.34)
+    assert "dropped 4" in stats.live_line(4, 2) and "reconnects 2" in stats.live_line(4, 2)
+    assert "reconnected 2 times, 12.3 s without a picture" in stats.summary(4, 2, 12.34)
     assert "too old" not in stats.summary(4) and "dropped 4, 3 of them too old" in stats.summary(4, stale=3)
 
 

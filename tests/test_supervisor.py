@@ -326,7 +326,7 @@ cameras:
             _, stderr = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, stderr
     assert "connection refused" in stderr and "Traceback" not in stderr
-    assert "stays as it was" in stderr and "not YAML" in stderr and "ended yard, dead; started more" in stderr
+    assert "is unchanged" in stderr and "not valid YAML" in stderr and "ended yard, dead; started more" in stderr
     assert "more: " in stderr
     assert "hunter2" not in stderr and "p%40ss" not in stderr and "p@ss" not in points.read_text()
     for name in ("yard.mp4", "all.mp4"):

@@ -26,9 +26,9 @@ class Analyser(Tracker):
         still: bool = False,
         min_score: float = MIN_SCORE,
     ) -> None:
-        """landmarker: borrowed, not closed. still: every frame stands alone and shows every face, whatever max_faces is.
+        """landmarker: borrowed, not closed. min_score: of the detector, 0..1.
 
-        min_score: of the detector, 0..1.
+        still: every frame stands alone and shows every face, whatever cfg.max_faces is.
         """
         cfg = cfg or TrackConfig()
         self._owned = (ImageDetector if still else VideoDetector)(min_score=min_score)

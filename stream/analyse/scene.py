@@ -40,7 +40,7 @@ class Scene:
         self._now: Frame | None = None
 
     def likeness(self, frame: Frame) -> float:
-        """Correlation of this frame with the one before, -1..1; 1 if either is blank or they are too far apart in time."""
+        """Correlation of this frame with the one before, -1..1; 1 if either is blank or they are far apart in time."""
         self._before, self._now = self._now, frame
         thumbnail = _thumbnail(frame.bgr)
         if cv2.meanStdDev(thumbnail)[1][0, 0] < _PLAIN:

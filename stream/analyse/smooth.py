@@ -119,7 +119,7 @@ def _similarity(old: C128, new: C128) -> tuple[complex, complex]:
 
 
 def _believed(ratio: F64, at_rest: float, steepness: float) -> F64:
-    """Share of a deviation that is followed, from at_rest to 1. ratio: its size over the one that is followed by half."""
+    """Share of a deviation that is followed, from at_rest to 1. ratio: its size over that followed by half."""
     over = 1 / (1 + np.maximum(ratio, 1e-9) ** -steepness)
     return np.asarray(at_rest + (1 - at_rest) * over)
 

@@ -26,7 +26,7 @@ from lineament.landmarks.types import U8, Landmarker, Landmarks, LineamentError
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.analyse.detect import VideoDetector
 from lineament.stream.analyse.followed import TrackerState
-from lineament.stream.run.cameras import Camera, in_life
+from lineament.stream.run.cameras import Camera, in_run
 from lineament.stream.run.session import SessionConfig
 from lineament.stream.run.supervisor import Worker
 
@@ -108,7 +108,7 @@ class CameraActor:
         os.umask(0o077)
         logging.basicConfig(level=logging.INFO, format=f"{job.camera.name}: %(message)s", stream=sys.stderr)
         landmarker = RemoteLandmarker(job.card, job.engines, job.first, job.resume_s)
-        worker = Worker(job.cfg, job.camera, landmarker, [in_life(path, job.life) for path in job.camera.outputs])
+        worker = Worker(job.cfg, job.camera, landmarker, [in_run(path, job.life) for path in job.camera.outputs])
         if job.life > 1:
             worker.session.before = (job.state, time.monotonic() + job.fresh_for_s)
         self._landmarker, self._worker = landmarker, worker

@@ -1,4 +1,4 @@
-"""Pipeline: a source's frames, analysed on the way, in the order and freshness that the source calls for.
+"""Pipeline: reads and analyses a source's frames in parallel; every frame of a file, the newest of a live source.
 
     with Pipeline(source, tracker) as results:
         for result in results:
@@ -6,9 +6,8 @@
 
     capture thread --frames--> inference thread --results--> caller
 
-The three overlap. A live source keeps only its newest frame at each hand-over, lets go of those that are too old, and
-counts what it drops; a file loses nothing. Leaving the block, by whatever way, closes both mailboxes and the source and
-joins both threads.
+The three overlap. For a live source each mailbox keeps only the newest item, frames that are too old are dropped, and
+drops are counted; a file loses nothing. Leaving the block closes both mailboxes and the source and joins both threads.
 """
 
 from __future__ import annotations
@@ -25,22 +24,21 @@ from lineament.stream.mailbox import Closed, Mailbox
 from lineament.stream.read.base import Source
 
 _FILE_QUEUE = 4
-"""frames that may wait at a hand-over of a file: enough to even out a slow frame, few enough to stay small"""
+"""mailbox size for a file: enough to absorb a slow frame, small enough to save memory"""
 _IDLE_S = 0.3
-"""a wait for a result is looked up from this often; that also lets Windows deliver Ctrl-C"""
+"""between two calls of idle while waiting for a result; also lets Windows deliver Ctrl-C"""
 _SHOWN_EVERY_S = 1.0
-"""a result is handed over this often, however old: a machine that is too slow for the age asked for shows something"""
+"""a result is yielded this often at any age, so that a machine too slow for max_age_s shows something"""
 _JOIN_S = 15.0
-"""the longest a thread may take to end: a source's read time-out and a slow model's frame fit in"""
+"""timeout for a thread to end: longer than a source's read timeout plus a slow model's frame"""
 
 
 class Pipeline:
-    """Owns the source and two threads between __enter__ and __exit__; may be used once.
+    """Owns the source and two threads between __enter__ and __exit__; can be used once.
 
     analyse: Frame -> Result; called by the inference thread alone.
-    idle: called by the caller's thread, some times a second, while it waits for a result.
-    max_age_s: a live frame older than that since its capture is neither analysed nor handed over, unless nothing has
-    been handed over for a second.
+    idle: called in the caller's thread, a few times a second, while it waits for a result.
+    max_age_s: a live frame older than this is neither analysed nor yielded, unless nothing was yielded for a second.
     """
 
     def __init__(
@@ -53,8 +51,8 @@ class Pipeline:
         self.source = source
         self._analyse, self._idle, self._max_age_s = analyse, idle, max_age_s
         self._shown_s = -math.inf
-        """when the last result was handed over"""
-        # each is counted by one thread: inference, the caller
+        """when the last result was yielded"""
+        # each written by one thread: inference, the caller's
         self._stale_frames = self._stale_results = 0
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
@@ -63,16 +61,16 @@ class Pipeline:
 
     @property
     def dropped(self) -> int:
-        """Frames captured but never shown, because newer ones came or they were too old. 0 for a file."""
+        """Frames captured but not yielded, because newer ones came or they were too old. 0 for a file."""
         return self._frames.dropped + self._results.dropped + self.stale
 
     @property
     def stale(self) -> int:
-        """Those of the dropped that were too old."""
+        """The dropped frames that were too old."""
         return self._stale_frames + self._stale_results
 
     def __enter__(self) -> Pipeline:
-        """Opens the source; raises what it raises, with nothing left running."""
+        """Opens the source; if that raises, nothing is left running."""
         if self._threads:
             raise RuntimeError("a Pipeline runs once; make a new one")
         self.source.__enter__()
@@ -86,7 +84,7 @@ class Pipeline:
         return self
 
     def __iter__(self) -> Iterator[Result]:
-        """Results until the source ends or stop() is called; the first error of a thread is raised here."""
+        """Yields results until the source ends or stop() is called; raises the first error of a thread."""
         try:
             while True:
                 try:
@@ -105,7 +103,7 @@ class Pipeline:
             raise self._error
 
     def stop(self) -> None:
-        """Ends the iteration soon. May be called from any thread and from a signal handler; frames in flight go."""
+        """Ends the iteration soon and drops frames in flight. May be called from any thread or signal handler."""
         self._frames.close(discard=True)
         self._results.close(discard=True)
 
@@ -121,12 +119,12 @@ class Pipeline:
         survivors = [thread.name for thread in self._threads if thread.is_alive()]
         if survivors:
             raise LineamentError(
-                f"threads {survivors} did not end within {_JOIN_S:.0f} s of being told to; "
-                "the source or the model hangs: end the process"
+                f"threads {survivors} did not end within {_JOIN_S:.0f} s; "
+                "the source or the model hangs: kill the process"
             ) from error
 
     def _run(self, job: Callable[[], None]) -> None:
-        """A thread's whole life: the first error is kept for the caller, and no end leaves anybody waiting."""
+        """Runs a thread's job; keeps the first error for the caller and never leaves the others waiting."""
         try:
             job()
         except Closed:

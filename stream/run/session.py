@@ -1,4 +1,4 @@
-"""Session: one source's life from its first frame to its last output, run by one thread.
+"""Session: one source from its first frame to its last output, run by one thread.
 
 with Session(cfg, source, landmarker, ("points.jsonl",)) as session:
     for result, drawn_bgr in session:
@@ -36,22 +36,22 @@ from lineament.stream.write.draw import DrawConfig, draw
 from lineament.stream.write.open import is_address, open_sink
 
 OLD_OPTIONS = {"--every": "--detect-every"}
-"""of a former release, by what they are called now"""
+"""renamed options: old name to new"""
 
 
 @dataclass(frozen=True)
 class SessionConfig:
-    """What is done to a source, whichever it is."""
+    """How any source is processed."""
 
     blur_faces: bool = False
-    """Show and write every face unrecognisable, and look for faces in every frame. Only what is found can be hidden."""
+    """Blur every face beyond recognition, and run the detector on every frame. Only a face that is found is blurred."""
     frames: int | None = None
-    """Stop after this many frames, of each source."""
+    """Stop after this many frames of each source."""
     min_score: float = MIN_SCORE
-    """Of the detector, 0..1: a face below it is not taken in."""
+    """Least score of the detector, 0..1; faces below it are ignored."""
     max_age_s: float = 1.0
-    """A live frame older than this many seconds is not worked on any more, or not shown: it is dropped and counted. One
-    a second is shown however old, so a slow machine shows something. 'inf' keeps all; files lose nothing anyway."""
+    """Drop and count live frames older than this many seconds. One per second is shown at any age, so that a slow
+    machine shows something. 'inf' keeps all; files never drop frames."""
     retry: Annotated[RetryConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RetryConfig)
     view: Annotated[DrawConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DrawConfig)
     track: Annotated[TrackConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrackConfig)
@@ -68,9 +68,8 @@ class SessionConfig:
 class Session:
     """Owns the source, its detector, tracker, threads and outputs between __enter__ and __exit__.
 
-    landmarker: borrowed, not closed. outputs: as open_sink takes them; where one is an address, a video file goes at
-    its own pace, as a camera would. spec: what the user called the source, so that no output writes over it. idle: as
-    Pipeline's.
+    landmarker: borrowed, not closed. outputs: as open_sink takes them; if one is an address, a video file plays in real
+    time, like a camera. spec: the source as the user gave it, so that no output overwrites it. idle: as Pipeline's.
     """
 
     def __init__(
@@ -85,27 +84,27 @@ class Session:
         self.source, self.stats = source, Stats()
         self._cfg, self._landmarker, self._outputs, self._spec, self._idle = cfg, landmarker, outputs, spec, idle
         self.fault: str | None = None
-        """why it ended before its time, as whoever runs it says"""
+        """why it ended early, set by its runner"""
         self.ended = False
-        """the source has given its last picture, or enough have been shown"""
+        """the source has ended, or the wanted frames are done"""
         self.tracker: Tracker | None = None
         """within the block"""
         self.before: tuple[TrackerState, float] | None = None
-        """of a session whose place this one takes, as Tracker.resume takes it"""
+        """state of the session that this one replaces, as Tracker.resume takes it"""
         self._sinks: list[Sink] = []
         self._hurry: Mailbox[None] = Mailbox(1, newest_wins=True)
-        """closed when no frame shall be waited for any more"""
+        """closed to end the waits of real-time playback"""
         self._pipeline: Pipeline | None = None
         self._stack = ExitStack()
 
     @property
     def dropped(self) -> int:
-        """Frames captured but never shown, because newer ones came or they were too old."""
+        """Frames captured but not shown, because newer ones came or they were too old."""
         return self._pipeline.dropped if self._pipeline else 0
 
     @property
     def stale(self) -> int:
-        """Those of the dropped that were too old."""
+        """The dropped frames that were too old."""
         return self._pipeline.stale if self._pipeline else 0
 
     @property
@@ -120,9 +119,9 @@ class Session:
 
     @property
     def lost_messages(self) -> dict[str, int]:
-        """By output, as a log may show it: results that it could not pass on, because whoever listens is slow or away.
+        """Results not delivered because the receiver is slow or away, by output with passwords redacted.
 
-        Only of outputs to other machines and programs; a file loses nothing.
+        Only for outputs to other machines and programs; a file loses nothing.
         """
         lost: Counter[str] = Counter()
         for output, sink in zip(self._outputs, list(self._sinks)):
@@ -132,12 +131,12 @@ class Session:
 
     @property
     def trouble(self) -> str | None:
-        """Why there is no picture now, and for how long there has been none; None while all is well."""
+        """Why there is no picture, and for how long; None while there is one."""
         health = self.source.health
         return None if health.trouble is None else f"no picture for {health.down_s:.0f} s: {health.trouble}"
 
     def live_line(self) -> str:
-        """One line on how it goes."""
+        """The status in one line."""
         lost = sum(self.lost_messages.values())
         unsent = f"  unsent {lost}" if lost else ""
         return self.trouble or self.stats.live_line(self.dropped, self.reconnects) + unsent
@@ -151,15 +150,15 @@ class Session:
             )
         if self.tracker is not None and (unusable := self.tracker.unusable):
             lines.append(f"dropped {unusable} faces with unusable points")
-        lines += [f"{count} did not reach {output}" for output, count in self.lost_messages.items() if count]
+        lines += [f"{count} results not delivered to {output}" for output, count in self.lost_messages.items() if count]
         return "\n".join(lines)
 
     def __enter__(self) -> Self:
-        """Opens the source and every output; raises what they raise, with nothing left open."""
+        """Opens the source and every output; if one fails, closes the others and raises its error."""
         cfg, source = self._cfg, self.source
         with ExitStack() as stack:
             stack.callback(source.close)
-            # a face that is not followed is not hidden, so for blurring all are looked for in every frame
+            # only a followed face is blurred, so blurring follows all and searches every frame
             track = replace(cfg.track, detect_every=1, max_faces=0) if cfg.blur_faces else cfg.track
             analyser = Analyser(self._landmarker, track, still=source.still, min_score=cfg.min_score)
             tracker = self.tracker = stack.enter_context(analyser)
@@ -178,7 +177,7 @@ class Session:
         self._stack.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[tuple[Result, U8]]:
-        """Each result with its drawing (H, W, 3) BGR, once every output has it."""
+        """Each result with its drawing (H, W, 3) BGR, after every output has it."""
         assert self._pipeline is not None, "iterate within the with block"
         blur = Blur() if self._cfg.blur_faces else None
         paced = not self.source.live and not self.source.still and any(map(is_address, self._outputs))
@@ -187,7 +186,7 @@ class Session:
             if paced:
                 with suppress(TimeoutError, Closed):
                     self._hurry.take(max(0.0, began_s + result.frame.time_s - time.monotonic()))
-                began_s = max(began_s, time.monotonic() - result.frame.time_s)  # what is late is not made up for
+                began_s = max(began_s, time.monotonic() - result.frame.time_s)  # no catching up after a delay
             result, drawn = self._drawn(blur(result) if blur else result)
             for sink in self._sinks:
                 sink.write(result, drawn)
@@ -204,7 +203,7 @@ class Session:
             self._pipeline.stop()
 
     def _drawn(self, result: Result) -> tuple[Result, U8]:
-        """The picture to show, and the result with the time that drawing took and the age its frame has reached."""
+        """The result with the time of drawing and the age of its frame added, and its drawing."""
         stats, began_s = self.stats, time.perf_counter()
         note = f"{stats.fps:.0f} fps  {stats.age_ms[0]:.0f} ms" if stats.frames > 1 else ""
         canvas = draw(result, SCHEMAS[self._landmarker.card.schema], self._cfg.view, note)

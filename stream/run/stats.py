@@ -1,4 +1,4 @@
-"""Stats: what a run tells while it goes and when it ends: frame rate, age of frames, time of each stage."""
+"""Stats: frame rate, age of frames and time of each stage, for the live line and the summary."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from lineament.landmarks.types import F32, Result
 
 _KEPT = 10_000
-"""numbers kept a stage: enough for a p99, bounded over weeks"""
+"""values kept per stage: enough for a p99, bounded over weeks"""
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-"""upper bounds of the histograms; what is more goes into one more"""
+"""upper bounds of the histogram buckets; one more holds the rest"""
 _RATE_OVER_S = 2.0
-"""the live frame rate is of this many last seconds"""
+"""window of the live frame rate"""
 
 
 class Stats:
-    """Fed every result, in order, by one thread; may be read by any."""
+    """One thread adds every result, in order; any thread may read."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -28,7 +28,7 @@ class Stats:
         """in the last frame"""
         self.frames_with_faces = 0
         self.most_left_out = 0
-        """faces of one frame that were found and not followed, because as many as allowed are"""
+        """faces of one frame that were found but not followed because max_faces were"""
         self._began_s = time.monotonic()
         self._shown_s: deque[float] = deque()
         self._ms: defaultdict[str, _Ring] = defaultdict(_Ring)
@@ -57,7 +57,7 @@ class Stats:
 
     @property
     def fps(self) -> float:
-        """Of the last two seconds; 0 before the second frame and when none came since."""
+        """Frames per second over the last two seconds; 0 before the second frame."""
         oldest_s = time.monotonic() - _RATE_OVER_S
         with self._changing:
             shown_s = [s for s in self._shown_s if s >= oldest_s]
@@ -69,39 +69,39 @@ class Stats:
         return time.monotonic() - self._last_s
 
     def histograms(self) -> dict[str, tuple[list[int], float]]:
-        """By stage, of all frames: how many fell into each of BUCKETS_S and beyond, and their sum in seconds."""
+        """By stage, over all frames: the count in each bucket of BUCKETS_S and beyond, and the sum in seconds."""
         with self._changing:
             return {stage: (list(counts), self._sums_s[stage]) for stage, counts in self._counts.items()}
 
     @property
     def age_ms(self) -> tuple[float, float]:
-        """p50 and p95 from capture to drawn; looked at again four times a second, for it takes a while."""
+        """p50 and p95 from capture to drawn; cached for a quarter of a second, because it is slow to compute."""
         if time.monotonic() >= self._age_until_s:
             self._age_ms = (self.percentile_ms("age", 50), self.percentile_ms("age", 95))
             self._age_until_s = time.monotonic() + 0.25
         return self._age_ms
 
     def stages(self) -> dict[str, F32]:
-        """Milliseconds of the last 10,000 frames in which each stage ran, (N,) in no order."""
+        """(N,) milliseconds of the last 10,000 frames in which each stage ran, unordered."""
         with self._changing:
             return {stage: ring.kept() for stage, ring in self._ms.items()}
 
     def percentile_ms(self, stage: str, percent: float) -> float:
-        """Of the last 10,000 frames in which the stage ran; nan when it never did."""
+        """Over the last 10,000 frames in which the stage ran; nan if it never did."""
         with self._changing:
             values = self._ms[stage].kept() if stage in self._ms else ()
         return float(np.percentile(values, percent)) if len(values) else float("nan")
 
     def live_line(self, dropped: int, reconnects: int = 0) -> str:
-        """fps, drops, age and faces, for a camera's status line."""
+        """fps, drops, age and faces in one line."""
         p50, p95 = self.age_ms
-        lost = f"  lost and back {reconnects}" if reconnects else ""
+        lost = f"  reconnects {reconnects}" if reconnects else ""
         return f"{self.fps:5.1f} fps  dropped {dropped}  age p50 {p50:.1f} p95 {p95:.1f} ms  faces {self.faces}{lost}"
 
     def summary(self, dropped: int, reconnects: int = 0, lost_s: float = 0.0, stale: int = 0) -> str:
-        """Totals, then one line a stage. reconnects, lost_s: how often the source came back, and its time away.
+        """Totals, then one line per stage. reconnects, lost_s: how often the source came back, and its downtime.
 
-        stale: those of the dropped that were too old.
+        stale: the dropped frames that were too old.
         """
         seconds = time.monotonic() - self._began_s
         lines = [
@@ -109,7 +109,7 @@ class Stats:
             f"faces in {self.frames_with_faces}, dropped {dropped}{f', {stale} of them too old' if stale else ''}"
         ]
         if lost_s:
-            lines.append(f"lost and back {reconnects} times, {lost_s:.1f} s without a picture")
+            lines.append(f"reconnected {reconnects} times, {lost_s:.1f} s without a picture")
         stages = self.stages()
         if stages:
             lines.append(f"{'stage':>10} {'n':>7} {'p50':>8} {'p95':>8} {'p99':>8}  ms")
@@ -120,7 +120,7 @@ class Stats:
 
 
 class _Ring:
-    """The last 10,000 numbers, in memory that does not grow."""
+    """The last 10,000 values, in constant memory."""
 
     def __init__(self) -> None:
         self._values = np.zeros(_KEPT, np.float32)

@@ -1,11 +1,11 @@
-"""Supervisor: several sources at once, a worker each, with one landmark model for all.
+"""Supervisor: several sources at once, one worker each, sharing one landmark model.
 
     supervisor = Supervisor(cfg, cameras, landmarker)
     with supervisor:
         while supervisor.running:
             ...  # supervisor.tiled() is the picture of all
 
-A source that is slow, dead or wrong is its own affair: the others go on.
+A source that is slow, dead or wrong does not affect the others.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from lineament.landmarks.types import U8, Landmarker, LineamentError
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.analyse.warm import warm_up
 from lineament.stream.read.reconnect import reconnecting
-from lineament.stream.run.cameras import Camera, check_outputs, in_life
+from lineament.stream.run.cameras import Camera, check_outputs, in_run
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.write.encode import letterboxed
 
 log = logging.getLogger(__name__)
 
 _JOIN_S = 60.0
-"""the longest that all threads together may take to end: files are finished and connections closed"""
+"""timeout for all threads together to end: they finish files and close connections"""
 
 
 class Worker:
-    """One camera and the thread that watches it."""
+    """One camera and the thread that runs it."""
 
     def __init__(self, cfg: SessionConfig, camera: Camera, landmarker: Landmarker, outputs: Sequence[str]) -> None:
-        """outputs: where the camera's go in this life of it."""
+        """outputs: the camera's, as numbered for this run of it."""
         self.name, self.camera = camera.name, camera
         self.error: BaseException | None = None
-        """what ended it; None while it runs and after a good end"""
+        """the error that ended it; None while it runs and after a normal end"""
         self.drawn_bgr: U8 | None = None
-        """(H, W, 3) the newest picture, with what was found drawn on it"""
+        """(H, W, 3) the newest frame with its drawing"""
         source = reconnecting(camera.spec, cfg.retry, patient=bool(cfg.retry.retry_s), called=camera.name)
         self.session = Session(cfg, source, landmarker, outputs, camera.spec)
         self.thread = threading.Thread(target=self._run, name=f"watch {camera.name}", daemon=True)
@@ -57,17 +57,17 @@ class Worker:
         except LineamentError as error:
             self.error, self.session.fault = error, str(error)
             log.error("%s ended: %s", self.name, error, extra={"source": self.name, "event": "ended"})
-        except BaseException as error:  # a fault of ours, raised by Supervisor when the others are done
-            self.error, self.session.fault = error, f"a fault: {type(error).__name__}"
-            log.exception("%s ended by a fault", self.name, extra={"source": self.name, "event": "fault"})
+        except BaseException as error:  # a bug, raised by Supervisor when the others are done
+            self.error, self.session.fault = error, f"internal error: {type(error).__name__}"
+            log.exception("%s ended by an internal error", self.name, extra={"source": self.name, "event": "fault"})
 
     def stop(self) -> None:
-        """Ends it soon, with every file whole."""
+        """Ends it soon, with every file complete."""
         self.session.source.close()
         self.session.stop()
 
     def live_line(self) -> str:
-        """One short line on how it goes."""
+        """Its status in one short line."""
         session = self.session
         if self.error is not None:
             return f"{self.name} ended: {self.error}"
@@ -77,19 +77,23 @@ class Worker:
 
 
 class Supervisor:
-    """Runs the cameras between __enter__ and __exit__; may be used once. landmarker: borrowed; all threads call it."""
+    """Runs cameras between __enter__ and __exit__; can be used once. landmarker: borrowed; called by all threads."""
 
     def __init__(self, cfg: SessionConfig, cameras: Sequence[Camera], landmarker: SharedLandmarker) -> None:
         check_outputs(cameras)
         self._cfg, self._landmarker = cfg, landmarker
-        self._begun: Counter[str] = Counter()
+        self._runs: Counter[str] = Counter()
         self.workers = [self._worker(camera) for camera in cameras]
-        """never changed, but replaced: other threads may look through it"""
+        """never mutated, only replaced: other threads may iterate over it"""
 
     @property
     def running(self) -> bool:
-        """Whether any camera still is."""
+        """Whether any camera is still running."""
         return any(worker.thread.is_alive() for worker in self.workers)
+
+    def sessions(self) -> dict[str, Session]:
+        """The sessions of now, by camera name."""
+        return {worker.name: worker.session for worker in self.workers}
 
     def __enter__(self) -> Supervisor:
         warm_up(self._landmarker.alone, self._landmarker.card)
@@ -98,15 +102,15 @@ class Supervisor:
         return self
 
     def stop(self) -> None:
-        """Ends all soon, with every file whole. May be called from any thread and from a signal handler."""
+        """Ends all soon, with every file complete. May be called from any thread and from a signal handler."""
         for worker in self.workers:
             worker.stop()
 
     def change(self, cameras: Sequence[Camera]) -> None:
-        """Ends the cameras that are not in the list any more, starts those that are new in it; the rest go on.
+        """Ends the cameras missing from the list and starts the new ones; the rest keep running.
 
-        One whose source or outputs are different is ended and started; so is one that had ended by a failure. What is
-        started writes beside the files of this run, never over them.
+        A camera whose source or outputs changed is restarted; so is one that failed. A restarted camera writes beside
+        the files of this run, never over them.
         """
         check_outputs(cameras)
         well = [worker for worker in self.workers if worker.thread.is_alive() or worker.error is None]
@@ -125,14 +129,14 @@ class Supervisor:
         log.warning("the list of cameras changed: ended %s; started %s", *names, extra=extra)
 
     def _worker(self, camera: Camera) -> Worker:
-        self._begun.update(camera.outputs)
-        outputs = [in_life(path, self._begun[path]) for path in camera.outputs]
+        self._runs.update(camera.outputs)
+        outputs = [in_run(path, self._runs[path]) for path in camera.outputs]
         return Worker(self._cfg, camera, self._landmarker, outputs)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raises what was no LineamentError in a thread, and LineamentError naming a thread that does not end."""
+        """Raises a thread's error that is not a LineamentError, and LineamentError naming a thread that does not end."""
         self.stop()
         _join(self.workers)
         for worker in self.workers:
@@ -140,24 +144,29 @@ class Supervisor:
                 raise worker.error
 
     def tiled(self, size_hw: tuple[int, int] = (720, 1280)) -> U8:
-        """(H, W, 3) BGR: the newest picture of each camera side by side, or why there is none."""
+        """(H, W, 3) BGR: the newest frame of each camera side by side, or the reason why there is none."""
         columns = math.ceil(math.sqrt(len(self.workers)))
         rows = math.ceil(len(self.workers) / columns)
         height, width = size_hw[0] // rows, size_hw[1] // columns
         canvas = np.zeros((*size_hw, 3), np.uint8)
         for index, worker in enumerate(self.workers):
             y, x = index // columns * height, index % columns * width
-            tile = canvas[y : y + height, x : x + width]
-            drawn, trouble = worker.drawn_bgr, worker.session.trouble or (str(worker.error) if worker.error else None)
-            if drawn is not None:
-                tile[:] = letterboxed(drawn, width, height)
-            if trouble:
-                tile //= 3
-            for row, text in enumerate([worker.name, *([trouble] if trouble else [])]):
-                at = (8, height - 10 - 18 * (1 - row) if trouble else height - 10)
-                for tint, thick in (((20, 20, 20), 3), ((240, 240, 240), 1)):
-                    cv2.putText(tile, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, tint, thick, cv2.LINE_AA)
+            _draw_tile(canvas[y : y + height, x : x + width], worker)
         return canvas
+
+
+def _draw_tile(tile_bgr: U8, worker: Worker) -> None:
+    """Fills (H, W, 3) with a worker's newest frame and name; darkened and with the reason while there is no picture."""
+    height, width = tile_bgr.shape[:2]
+    drawn, trouble = worker.drawn_bgr, worker.session.trouble or (str(worker.error) if worker.error else None)
+    if drawn is not None:
+        tile_bgr[:] = letterboxed(drawn, width, height)
+    if trouble:
+        tile_bgr //= 3
+    for row, text in enumerate([worker.name, *([trouble] if trouble else [])]):
+        at = (8, height - 10 - 18 * (1 - row) if trouble else height - 10)
+        for tint, thick in (((20, 20, 20), 3), ((240, 240, 240), 1)):
+            cv2.putText(tile_bgr, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, tint, thick, cv2.LINE_AA)
 
 
 def _join(workers: Sequence[Worker]) -> None:
