@@ -27,7 +27,7 @@ from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks, Result, T
 from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.analyse.smooth import Smoother
 from lineament.stream.analyse.track import Tracker
-from lineament.stream.label import Teacher, label_faces
+from lineament.stream.teachers import Teacher, label_faces
 from lineament.stream.write.blur import Blur
 from lineament.stream.write.draw import DrawConfig, draw
 from lineament.stream.write.files import JsonlSink

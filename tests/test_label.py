@@ -21,8 +21,10 @@ from lineament.landmarks.card import ModelCard
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Face, Landmarks, LineamentError
 from lineament.stream import label as label_module
-from lineament.stream.label import LabelConfig, Teacher, label_faces, label_folder, main
+from lineament.stream import teachers as teachers_module
+from lineament.stream.label import LabelConfig, label_folder, main
 from lineament.stream.read.image import write_image
+from lineament.stream.teachers import Teacher, label_faces
 from lineament.train import data
 from tests.blobs import boxes_of, scene, template
 
@@ -135,7 +137,7 @@ def test_weight_falls_as_teachers_part_and_as_they_doubt_that_a_face_is_there() 
 def test_a_profile_whose_eye_corners_meet_has_a_finite_disagreement() -> None:
     points = np.repeat(face_of_square()[None] * 100, 2, axis=0)
     points[:, [60, 72]] = [[(20, 40), (80, 40)], [(50, 40), (50, 40)]]
-    frontal, profile = label_module._ocular(points, WFLW98)
+    frontal, profile = teachers_module._ocular(points, WFLW98)
     assert frontal == pytest.approx(60) and profile == pytest.approx(50)
 
 
@@ -288,9 +290,9 @@ def test_a_run_that_fails_leaves_the_old_file_and_no_part(
     ("args", "said"),
     [
         (["nowhere"], "no folder at nowhere"),
-        (["{empty}"], "holds no pictures"),
+        (["{empty}"], "contains no pictures"),
         (["{photos}", "--teacher", "b99"], "no model is called 'b99'"),
-        (["{photos}", "--teacher", "mesh:0"], "has weight 0.0, expected a number over 0"),
+        (["{photos}", "--teacher", "mesh:0"], "has weight 0.0, expected a number above 0"),
         (["{photos}", "--max-disagreement", "0"], "max_disagreement is 0.0"),
         (["{photos}", "--min-score", "1"], "min_score is 1.0"),
         (["{photos}", "--sheet", "sheet.gif"], "sheet is sheet.gif, expected a picture"),
@@ -308,13 +310,13 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_teachers_of_different_schemas_are_refused(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
-    monkeypatch.setattr(label_module.engines, "load", lambda model: Knows(schema=model))
+    monkeypatch.setattr(teachers_module.engines, "load", lambda model: Knows(schema=model))
     with pytest.raises(LineamentError, match="schemas ibug68, wflw98, expected one"):
         label_folder(LabelConfig(photos, photos / "labels.jsonl", teacher=("wflw98", "ibug68")))
 
 
 def test_a_teachers_weight_follows_the_last_colon_and_a_path_may_hold_others() -> None:
-    parsed = label_module._parsed
+    parsed = teachers_module._parsed
     assert parsed("mesh", 1.0) == ("mesh", 1.0)
     assert parsed("mesh:0.3", 1.0) == ("mesh", 0.3)
     assert parsed("C:/models/pfld.onnx", 1.0) == ("C:/models/pfld.onnx", 1.0)

@@ -136,7 +136,7 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raises a thread's error that is not a LineamentError, and LineamentError naming a thread that does not end."""
+        """Raises what is not a LineamentError in a thread, and LineamentError naming a thread that does not end."""
         self.stop()
         _join(self.workers)
         for worker in self.workers:
