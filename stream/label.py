@@ -83,7 +83,7 @@ class LabelConfig:
     sheet: Path | None = None
     """Also write a contact sheet of some labelled faces, and beside it one of dropped faces: x-dropped.jpg."""
     empty: float = 0.0
-    """Also write boxes without a face, negatives for training with --presence: 0.3 adds one to 30 % of the pictures with
+    """Also write boxes without a face, negatives for training with --presence: 0.3 adds one to 30 % of pictures with
     a face. Half of them lie beside a face, where a lost track would slide to."""
     seed: int = 0
     """Seed of the faces on the sheet and of the empty boxes."""

@@ -24,7 +24,7 @@ from lineament.landmarks.types import F32, U8, Face, Floats, Landmarker, Lineame
 LOOKS = ((1.0,), (0.95, 1.05))
 """crops of a face, as factors of the card's crop_scale: round the detector's box, then round the points found there"""
 HALF_TRUST = 8.0
-"""disagreement, in percent, at which a label has weight 0.5: twice the error of a good teacher on WFLW. Teachers disagree
+"""disagreement, in percent, at which the weight is 0.5: twice the error of a good teacher on WFLW. Teachers disagree
 most on profiles, and are still far better there than a student without such faces"""
 ASTRAY_IOU = 0.3
 """least IoU of the detector's box and the points' bounds: below it the teachers slid onto something else"""
