@@ -10,6 +10,7 @@ import numpy as np
 
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, Floats
+from lineament.stream.analyse.smooth import similarity
 
 STILL = 0.12
 """face sizes a second, below which a head is nearly still"""
@@ -67,12 +68,12 @@ def _opening(points_TK2: F32, part: str) -> F64:
 def _speed(points_TK2: F32, times_s: F64) -> F64:
     """(T,) RMS of the motion that all points share, face sizes a second; 0 in the first frame."""
     flat = points_TK2.astype(np.float64).view(np.complex128)[..., 0]
-    center = flat.mean(1, keepdims=True)
-    shape = flat - center
+    shape = flat - flat.mean(1, keepdims=True)
     size = 2 * np.sqrt((np.abs(shape) ** 2).mean(1))
-    turned = (np.conj(shape[:-1]) * shape[1:]).sum(1) / np.maximum((np.abs(shape[:-1]) ** 2).sum(1), 1e-12)
-    moved = shape[:-1] * turned[:, None] + center[1:] - flat[:-1]
-    speed = np.sqrt((np.abs(moved) ** 2).mean(1)) / np.maximum(size[1:], 1e-12) / np.maximum(np.diff(times_s), 1e-6)
+    motions = [similarity(old, new) for old, new in zip(flat[:-1], flat[1:])]
+    turned, moved = np.array(motions, np.complex128).reshape(-1, 2).T[:, :, None]
+    shared = np.sqrt((np.abs(turned * shape[:-1] + moved) ** 2).mean(1))
+    speed = shared / np.maximum(size[1:], 1e-12) / np.maximum(np.diff(times_s), 1e-6)
     return np.concatenate([[0.0], speed])
 
 

@@ -80,12 +80,12 @@ class Smoother:
         size = 2 * float(np.sqrt(_energy(new - new.mean()) / len(new))) or 1.0
 
         # the whole face; its velocity is a vector, so noise cancels out in it
-        turned, moved = _similarity(self._raw, new)
+        turned, moved = similarity(self._raw, new)
         follow = _low_pass(cfg.speed_cutoff_hz, dt_s)
         self._turning += follow * (turned / dt_s - self._turning)
         self._moving += follow * (moved / dt_s - self._moving)
         self._raw, self._time_s = new, time_s
-        turned, moved = _similarity(old, new)
+        turned, moved = similarity(old, new)
         motion = turned * (old - old.mean()) + moved
         own = new - old - motion
         noise = self._measured(float(np.median(np.abs(own))), dt_s, size)
@@ -111,7 +111,7 @@ class Smoother:
         return self._noise
 
 
-def _similarity(old: C128, new: C128) -> tuple[complex, complex]:
+def similarity(old: C128, new: C128) -> tuple[complex, complex]:
     """(turned, moved) of the least-squares similarity: old - mean times turned, plus moved, is its displacement."""
     start, center = old - old.mean(), new.mean()
     turned = complex(np.vdot(start, new - center)) / max(_energy(start), 1e-12) - 1
