@@ -1,4 +1,4 @@
-"""The demo, from the command line.
+"""Command line: the web demo.
 
 python -m demo
 python -m demo --share --auth name:password
@@ -22,8 +22,8 @@ log = logging.getLogger("lineament")
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 stopped by the user, 1 failed, 2 wrong arguments."""
-    # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
+    """Returns the exit code: 0 stopped by the user, 1 failed, 2 wrong arguments."""
+    # crops are too small to parallelise, and OpenCV's spinning threads would take cores from the models
     cv2.setNumThreads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -41,32 +41,30 @@ def run(cfg: DemoConfig) -> None:
     if cfg.public:
         log.warning(_warning(cfg))
     if cfg.share:
-        log.info("asking for a public link")
+        log.info("creating a public link")
     with serving(cfg) as address:
         if address.public:
-            print(f"public link, for a week at most: {address.public}", flush=True)
+            print(f"public link, valid for at most a week: {address.public}", flush=True)
         elif cfg.share:
-            log.warning(
-                "could not get a public link (is there internet here?); the demo is served on this machine only"
-            )
+            log.warning("could not create a public link (no internet?); the demo is served on this machine only")
         print(f"open {address.local}", flush=True)
         while not stopped.wait(1.0):
             pass
 
 
 def _warning(cfg: DemoConfig) -> str:
-    """What becomes public."""
-    who = "everybody who has the link" if cfg.share else "everybody in the network"
+    """What others can do."""
+    who = "anyone with the link" if cfg.share else "anyone on the network"
     lines = [
-        f"{who} can use this demo, its models and this machine's processor; files elsewhere on it stay closed",
-        "a password is asked for" if cfg.login else "no password is asked for; --auth name:password asks for one",
+        f"{who} can use this demo, its models and this machine's processor, but no other files on it",
+        "a login is required" if cfg.login else "no login is required; --auth name:password requires one",
     ]
     if cfg.share:
-        lines.append("traffic goes through Gradio's relay, which can see it")
-    if not cfg.camera:
-        lines.append("network cameras are off; --camera lets visitors have this machine open addresses")
-    elif cfg.allow_private:
-        lines.append("visitors can have this machine open addresses of its own network")
+        lines.append("traffic passes through Gradio's relay, which can read it")
+    if cfg.camera_tab:
+        lines.append("whoever logs in can make this machine connect to any camera address, also in its own network")
+    else:
+        lines.append("the Camera tab is off, because others could make this machine open addresses; --auth enables it")
     return "\n".join(f"note: {line}" for line in lines)
 
 

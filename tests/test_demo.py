@@ -57,12 +57,10 @@ def models() -> Models:
 # ---- start
 
 
-def test_what_others_can_reach_is_public_and_has_no_camera_tab_unless_asked_for() -> None:
-    assert not DemoConfig().public and DemoConfig().camera_tab
+def test_what_others_can_reach_is_public() -> None:
     for cfg in (DemoConfig(share=True), DemoConfig(host="0.0.0.0"), DemoConfig(host="::"), DemoConfig(host="demo.lan")):
-        assert cfg.public and not cfg.camera_tab
-    assert DemoConfig(share=True, camera=True).camera_tab
-    assert not DemoConfig(host="localhost").public
+        assert cfg.public
+    assert not DemoConfig().public and not DemoConfig(host="localhost").public
 
 
 def test_a_log_in_comes_from_the_command_line_or_unseen_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

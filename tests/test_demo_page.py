@@ -10,6 +10,7 @@ import http.server
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -91,7 +92,7 @@ def serving(folder: Path, *args: str, **env: str) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     limits = ["--visitors", str(VISITORS), "--upload-mb", "2", "--clip-s", "20"]
-    with serving(tmp_path_factory.mktemp("server"), "--allow-private", *limits) as server:
+    with serving(tmp_path_factory.mktemp("server"), *limits) as server:
         yield server
         assert "Traceback" not in server.log.read_text(), server.log.read_text()
 
@@ -471,8 +472,8 @@ def test_an_address_that_may_not_be_opened_is_told_in_the_page(browser: Browser,
     with visit(browser, server) as page:
         tab(page, "Camera")
         for address, says in (
-            ("file:///etc/passwd", "addresses of kind 'file' are not opened"),
-            ("http://169.254.169.254/latest/meta-data", "never opened from here"),
+            ("file:///etc/passwd", "cannot open 'file:///etc/passwd': expected one of rtsp://"),
+            ("http://127.0.0.1:1/x", "refused"),
             ("", "write the camera's address first"),
         ):
             page.get_by_label("address of the camera").fill(address)
@@ -542,8 +543,8 @@ def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
     with serving(tmp_path, "--share", "--auth", "ann:secret", **nowhere) as server:
         log = server.log.read_text()
-        assert "everybody who has the link can use this demo" in log and "a password is asked for" in log
-        assert "could not get a public link" in log and "secret" not in log and "Traceback" not in log
+        assert "anyone with the link can use this demo" in log and "a login is required" in log
+        assert "could not create a public link" in log and "secret" not in log and "Traceback" not in log
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(server.url + "gradio_api/info", timeout=WAIT_S)
         request = urllib.request.Request(server.url + "gradio_api/cancel", b"{}", {"Content-Type": "application/json"})
@@ -558,10 +559,18 @@ def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_
             page.wait_for_selector("#live [data-ln=start]")
             page.click("#live [data-ln=sample]")
             running(page)
-            tab(page, "Camera")
-            expect(page.get_by_text("Network cameras are switched off")).to_be_visible()
-            assert page.locator("#camera").count() == 0
-            assert "switched off" in page.evaluate(CAMERA_WITHOUT_TAB)
+            expect(page.get_by_role("tab", name="Camera")).to_have_count(1)
+
+
+def test_where_others_can_reach_the_demo_without_a_login_it_opens_no_cameras(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path, "--host", "0.0.0.0") as server, browser.new_context() as visitor:
+        assert "the Camera tab is off" in server.log.read_text()
+        page = visitor.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#live [data-ln=start]")
+        expect(page.get_by_role("tab", name="Camera")).to_have_count(0)
+        assert page.locator("#camera").count() == 0
+        assert "network cameras are off" in page.evaluate(CAMERA_WITHOUT_TAB)
 
 
 def test_a_taken_port_is_said_in_one_line(server: Server) -> None:
@@ -710,8 +719,8 @@ def test_uploads_end_where_the_limits_are(server: Server) -> None:
         connection.close()
 
 
-def view(server: Server) -> ClientConnection:
-    """A live view as the page opens one."""
+def ticket(server: Server) -> str:
+    """As the page gets one."""
     with urllib.request.urlopen(server.url + "config", timeout=WAIT_S) as reply:
         components = json.load(reply)["components"]
     live = next(c["id"] for c in components if c["props"].get("elem_id") == "live")
@@ -720,8 +729,21 @@ def view(server: Server) -> ClientConnection:
         server.url + "gradio_api/component_server", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=WAIT_S) as reply:
-        ticket = json.load(reply)
-    return connect(server.url.replace("http", "ws", 1) + f"lineament/live?ticket={ticket}")
+        return str(json.load(reply))
+
+
+def view(server: Server) -> ClientConnection:
+    """A live view as the page opens one."""
+    return connect(server.url.replace("http", "ws", 1) + f"lineament/live?ticket={ticket(server)}")
+
+
+def test_under_another_name_of_this_machine_no_camera_is_opened(server: Server) -> None:
+    """As in DNS rebinding, where a page of another site reaches a demo on loopback under that site's name."""
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as line:
+        address = f"ws://evil.example:{port}/lineament/camera?ticket={ticket(server)}"
+        with connect(address, sock=line) as camera:
+            assert "network cameras are off" in json.loads(camera.recv(timeout=WAIT_S))["error"]
 
 
 def test_a_live_view_answers_nonsense_with_a_sentence_and_goes_on(server: Server, astronaut: U8) -> None:
