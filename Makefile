@@ -65,10 +65,10 @@ bench: $(VENV)/.bench
 	@$(PY) -m stream.bench $(ARGS)
 
 soak: $(VENV)/.dev
-	@$(PY) -m tests.soak --minutes $(or $(MINUTES),10) $(ARGS)
+	@$(PY) -m stream.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 cluster-demo: $(VENV)/.cluster
-	@$(PY) -m tests.cluster_demo $(ARGS)
+	@$(PY) -m stream.cluster_demo $(ARGS)
 
 fit-mesh: $(VENV)/.mesh
 	@$(PY) -m engines.mesh_fit --data "$(or $(DATA),../shared/data/wflw-mini)"

@@ -14,7 +14,6 @@ false   boxes in pieces of wider's photos in which neither YuNet nor MediaPipe's
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ import tyro
 from lineament import engines
 from lineament.engines.labelled import nme
 from lineament.landmarks.geometry import bounds, iou
+from lineament.landmarks.portrait import portrait
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
 from lineament.stream.analyse.analyser import Analyser
@@ -386,14 +386,6 @@ def _marked(bgr: U8, faces: list[Face]) -> U8:
 
 
 # ---- pictures
-
-
-def portrait() -> U8:
-    """(512, 512, 3) BGR; the face is 100 px wide round (225, 122)."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the picture comes with scikit-image, which is not installed: pip install scikit-image")
-    return np.asarray(cv2.imread(str(Path(spec.origin).parent / "data" / "astronaut.png")), np.uint8)
 
 
 def framed(astronaut: U8, width: int, height: int) -> U8:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from hypothesis import settings
 
+from lineament.landmarks.portrait import portrait
 from lineament.landmarks.types import U8, LineamentError
 from tests.rtsp import rtsp_server
 
@@ -51,11 +49,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def astronaut() -> U8:
     """(512, 512, 3) BGR: scikit-image's public-domain portrait, face near x 175-275, y 60-170."""
-    spec = importlib.util.find_spec("skimage")
-    assert spec is not None and spec.origin is not None
-    image = cv2.imread(str(Path(spec.origin).parent / "data" / "astronaut.png"))
-    assert image is not None
-    return np.asarray(image, np.uint8)
+    return portrait()
 
 
 @pytest.fixture

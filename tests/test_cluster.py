@@ -22,12 +22,12 @@ from lineament import engines
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.cluster.actors import Engine, EngineStatus, RemoteLandmarker
 from lineament.stream.cluster.driver import ActorSlot, Cluster, ClusterConfig, EngineSlot, _check_reachable
+from lineament.stream.local_cameras import mjpeg_server, turning_head
 from lineament.stream.read.sample import Sample
 from lineament.stream.read.video import VideoSource
 from lineament.stream.run.cameras import Camera
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.write.files import VideoSink
-from tests.mjpeg import mjpeg_server, turning_head
 from tests.waiting import WAIT_S, until
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-cluster.txt")

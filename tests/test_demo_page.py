@@ -37,9 +37,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from lineament.demo.bench import browser_with_camera, chromium, free_port
 from lineament.landmarks.types import U8
+from lineament.stream.local_cameras import mjpeg_server, turning_head
 from lineament.stream.read.sample import Sample
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
-from tests.mjpeg import mjpeg_server, turning_head
 from tests.waiting import WAIT_S, until
 
 Points = NDArray[np.float64]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.geometry import apply
+from lineament.landmarks.portrait import portrait
 from lineament.landmarks.types import LineamentError
-from lineament.stream.read.sample import FACE_PHOTO_XYXY, Sample, _photo_bgr
+from lineament.stream.read.sample import FACE_PHOTO_XYXY, Sample
 
 
 def test_rendering_a_frame_twice_gives_the_same_pixels() -> None:
@@ -36,7 +37,7 @@ def test_a_photo_point_lies_where_the_matrix_says(size_hw: tuple[int, int]) -> N
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         photo_again = cv2.warpAffine(frame, matrix, (512, 512), flags=flags)[top:bottom, left:right]
         blur = 1 / np.sqrt(np.linalg.det(matrix[:, :2]))
-        photo = _photo_bgr()[top:bottom, left:right]
+        photo = portrait()[top:bottom, left:right]
         soften = (0, 0), max(1.0, blur)
         shift, _ = cv2.phaseCorrelate(
             cv2.GaussianBlur(photo_again[..., 1], *soften).astype(float),

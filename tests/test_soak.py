@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.soak import Sample, SoakConfig, verdict
+from lineament.stream.soak import Sample, SoakConfig, verdict
 
 NAMES = ["c0", "c1", "c2"]
 

@@ -7,16 +7,14 @@ pixels.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from lineament.landmarks.geometry import apply, compose, warp
+from lineament.landmarks.portrait import portrait
 from lineament.landmarks.types import F64, U8, Floats, LineamentError
 
 FACE_PHOTO_XYXY = (172.0, 62.0, 278.0, 190.0)
@@ -118,7 +116,7 @@ class Sample:
     def _head_bgra(self) -> U8:
         """(h, w, 4), colour already multiplied by alpha."""
         left, top, right, bottom = _HEAD_PHOTO_XYXY
-        bgr = _photo_bgr()[top:bottom, left:right]
+        bgr = portrait()[top:bottom, left:right]
         height, width = bgr.shape[:2]
         y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
         alpha = np.clip((1 - np.hypot(x, y)) / 0.22, 0, 1)
@@ -130,7 +128,7 @@ class Sample:
         """(H, W, 3): the photo's own studio backdrop, stretched and blurred."""
         height, width = self.size_hw
         left, top, right, bottom = _BACKDROP_PHOTO_XYXY
-        soft = cv2.GaussianBlur(_photo_bgr()[top:bottom, left:right], (0, 0), 9)
+        soft = cv2.GaussianBlur(portrait()[top:bottom, left:right], (0, 0), 9)
         return np.asarray(cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
     @cached_property
@@ -148,16 +146,3 @@ def _duck(phase: float) -> float:
     away = abs((phase / (2 * np.pi) - 0.75 + 0.5) % 1 - 0.5)
     ramp = float(np.clip((0.16 - away) / 0.12, 0, 1))
     return ramp * ramp * (3 - 2 * ramp)
-
-
-def _photo_bgr() -> U8:
-    """(512, 512, 3), straight from the package's data: importing scikit-image would take a second."""
-    spec = importlib.util.find_spec("skimage")
-    path = Path(spec.origin).parent / "data" / "astronaut.png" if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise LineamentError(
-            f"the sample is rendered from scikit-image's astronaut.png, which is not at {path}; "
-            "next: pip install -r requirements.txt, or give another --source"
-        )
-    with Image.open(path) as photo:
-        return np.ascontiguousarray(np.asarray(photo.convert("RGB"))[..., ::-1])

@@ -9,7 +9,6 @@ flat, cameras that are well keep their frame rate, those that died come back, ev
 from __future__ import annotations
 
 import csv
-import importlib.util
 import random
 import re
 import signal
@@ -26,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tests.rtsp import rtsp_server
+from lineament.landmarks.portrait import portrait_path
+from lineament.stream.local_cameras import rtsp_server
 
 _EVERY_S = 2.0
 """between two looks at the run"""
@@ -97,14 +97,12 @@ Sample = dict[str, float]
 def main() -> int:
     cfg = tyro.cli(SoakConfig, prog="make soak", description=__doc__)
     cfg.out.mkdir(parents=True, exist_ok=True)
-    package = importlib.util.find_spec("skimage")
-    assert package is not None and package.origin is not None
-    picture = str(Path(package.origin).parent / "data" / "astronaut.png")
+    picture = str(portrait_path())
     names = [f"c{i}" for i in range(cfg.cameras)]
     with ExitStack() as stack:
         cameras = [Dying(0, random.Random(cfg.seed + i), picture, cfg.fps) for i in range(cfg.cameras)]
         for camera in cameras:
-            stack.callback(lambda camera=camera: camera.stack.close())
+            stack.callback(camera.stack.close)
             camera.start()
         listing = "".join(
             f"  - {{name: {name}, source: 'rtsp://admin:p%40ss@127.0.0.1:{camera.port}/cam'}}\n"

@@ -29,10 +29,10 @@ from lineament import engines
 from lineament.landmarks.types import U8, Frame, LineamentError, Result
 from lineament.stream.bench import machine
 from lineament.stream.cluster.driver import ActorSlot, Cluster, ClusterConfig
+from lineament.stream.local_cameras import mjpeg_server, turning_head
 from lineament.stream.run.cameras import Camera
 from lineament.stream.write.encode import letterboxed
 from lineament.stream.write.files import VideoSink
-from tests.mjpeg import mjpeg_server, turning_head
 
 log = logging.getLogger("lineament")
 
@@ -152,7 +152,8 @@ def tiles(videos: Sequence[Path], path: Path) -> None:
     pictures = []
     for video in videos:
         with av.open(str(video)) as container:
-            pictures.append([frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)][-1])
+            frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+            pictures.append(np.asarray(frames[-1], np.uint8))
             cv2.putText(pictures[-1], video.name, (8, 470), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (240, 240, 240), 1)
     columns = math.ceil(math.sqrt(len(pictures)))
     pictures += [np.zeros((480, 640, 3), np.uint8)] * (-len(pictures) % columns)
