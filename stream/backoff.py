@@ -1,6 +1,6 @@
-"""Backoff: whether a camera, a stream or a server is up or lost, and the pauses between tries to get it back.
+"""Backoff: whether a connection is up or lost, and the pauses between attempts to reconnect.
 
-Sources that reconnect and outputs to other machines go by the same.
+Used by sources that reconnect and by outputs to other machines.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from typing import NamedTuple
 from lineament.landmarks.types import LineamentError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 3.0
-"""between two tries; doubled from one to the other, and short enough to be back within 5 s of the camera's return"""
+"""between attempts; doubled each time, and short enough to be back within 5 s of the camera's return"""
 _FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S = 60.0, 600.0
-"""the same for a wrong password: cameras lock an account after some wrong ones within minutes"""
+"""the same after a wrong password: cameras lock an account after a few within minutes"""
 _JITTER = 0.25
-"""of a pause, up or down, so that many cameras behind one switch do not all come at once"""
+"""share of a pause, up or down, so that many cameras behind one switch do not reconnect at once"""
 _HELD_S = 10.0
-"""a connection that lasted as long was a good one: the pauses start over"""
+"""after a connection of this length, the pauses start over"""
 
 
 class RefusedError(LineamentError):
-    """The other side does not accept the user name or password. To ask again soon may lock the account."""
+    """User name or password was rejected. Another attempt too soon may lock the account."""
 
 
 class Loss(NamedTuple):
-    """What to do about a connection that was lost, or not made."""
+    """What to do about a connection that was lost or could not be made."""
 
     pause_s: float
-    """until the next try"""
+    """until the next attempt"""
     refused: bool
-    """for a wrong user name or password"""
+    """because of a wrong user name or password"""
     first: bool
-    """it was not lost before"""
+    """the first failure of this outage"""
     news: bool
-    """to be told: the first, or for another kind of reason than the one before"""
+    """worth logging: the first failure, or one of another kind than the last"""
 
     @property
     def next_try(self) -> str:
-        """For a log."""
-        return f"next try in {self.pause_s:.0f} s, before the account is locked" if self.refused else "trying again"
+        """For the log."""
+        return f"next attempt in {self.pause_s:.0f} s, to avoid a locked account" if self.refused else "trying again"
 
 
 class Backoff:
-    """The state of one connection. One thread changes it, any may read it."""
+    """The state of one connection. One thread writes, any may read."""
 
     def __init__(self) -> None:
         self.trouble: str | None = None
-        """why it is lost; None while it is up, and before the first try"""
-        # the error itself is not kept: its traceback would keep sockets open
+        """why it is down; None while it is up, and before the first attempt"""
+        # not the error itself: its traceback would keep sockets open
         self._refused = False
         self._pauses_s = pauses_s(refused=False)
         self._up_since_s = math.inf
         self._down_since_s: float | None = None
         self._outages_s = 0.0
-        """how long those lasted that are over"""
+        """total of the past outages"""
 
     @property
     def is_up(self) -> bool:
@@ -71,7 +71,7 @@ class Backoff:
 
     @property
     def lost_s(self) -> float:
-        """Seconds of all outages together, this one too."""
+        """Seconds of all outages, including this one."""
         return self._outages_s + self.down_s
 
     def lose(self, error: LineamentError) -> Loss:
@@ -85,7 +85,7 @@ class Backoff:
         return Loss(next(self._pauses_s), refused, first, first or changed)
 
     def come_up(self) -> float | None:
-        """How long it was lost, seconds; None if it was not."""
+        """Marks the connection as up. Returns the length of the outage in seconds; None if there was none."""
         self._up_since_s = time.monotonic()
         if self.trouble is None:
             return None
@@ -96,7 +96,7 @@ class Backoff:
 
 
 def pauses_s(refused: bool) -> Iterator[float]:
-    """Seconds between tries: doubled up to a limit, with jitter; never sooner than that after a refusal."""
+    """Seconds between attempts: doubled up to a limit, with jitter; after a refusal, never shorter."""
     first_s, longest_s = (
         (_FIRST_REFUSED_PAUSE_S, _LONGEST_REFUSED_PAUSE_S) if refused else (_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
     )

@@ -1,4 +1,4 @@
-"""Mailbox: the only way one thread hands a value to another here."""
+"""Mailbox: how threads pass values to each other."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Closed(Exception):  # noqa: N818 - a state, not a fault
-    """The mailbox was closed: a put is refused, or a take found it empty for good."""
+class Closed(Exception):  # noqa: N818 - a state, not an error
+    """The mailbox is closed: a put is refused, or a take finds nothing left."""
 
 
 class Mailbox(Generic[T]):
-    """A bounded queue that is either patient or fresh, and that always lets go.
+    """A bounded queue that either blocks or keeps the newest, and that can always be closed.
 
     newest_wins=False: `put` waits for room, nothing is lost (files).
-    newest_wins=True: `put` never waits; the oldest item goes and is counted in `dropped` (cameras).
+    newest_wins=True: `put` never waits; the oldest item is dropped and counted in `dropped` (cameras).
     """
 
     def __init__(self, capacity: int, *, newest_wins: bool) -> None:
@@ -27,14 +27,14 @@ class Mailbox(Generic[T]):
         self._capacity, self._newest_wins = capacity, newest_wins
         self._items: deque[T] = deque()
         self._closed = False
-        # the default lock is re-entrant, so that a signal handler may call close() while its thread is in here
+        # the default lock is re-entrant, so a signal handler may call close() while its thread holds it
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Raises Closed, also when closed while waiting for room."""
+        """Raises Closed, also if closed while waiting for room."""
         with self._changed:
             while not self._closed and not self._newest_wins and len(self._items) >= self._capacity:
                 self._changed.wait()
@@ -47,9 +47,9 @@ class Mailbox(Generic[T]):
             self._changed.notify_all()
 
     def take(self, timeout_s: float | None = None) -> T:
-        """The oldest item. What was put before close() can still be taken; then raises Closed.
+        """Returns the oldest item. Items put before close() can still be taken; after them it raises Closed.
 
-        Raises TimeoutError when nothing came within timeout_s.
+        Raises TimeoutError if nothing arrives within timeout_s.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._items or self._closed, timeout_s):
@@ -61,7 +61,7 @@ class Mailbox(Generic[T]):
             return item
 
     def close(self, *, discard: bool = False) -> None:
-        """Wakes everyone who waits. discard: drop what is still inside, so that takers stop at once."""
+        """Wakes all waiting threads. discard: drop the remaining items, so that takers stop at once."""
         with self._changed:
             self._closed = True
             if discard:

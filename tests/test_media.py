@@ -138,7 +138,7 @@ def test_a_wrong_password_is_told_and_not_tried_again_soon(
     ):
         feed(sink, lambda: "wrong user name or password (401)" in said.text)
         feed(sink, lambda: sink.lost > 20)
-    assert said.text.count("before the account is locked") == 1
+    assert said.text.count("to avoid a locked account") == 1
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_wrong_password_is_not_tried_again_within_the_minute(caplog: pytest.Lo
         source.close()  # ends the pause, too
         reader.join(WAIT_S)
         assert not reader.is_alive() and next(tries) == 1
-    assert "before the account is locked" in caplog.text
+    assert "to avoid a locked account" in caplog.text
 
 
 def test_the_caller_is_told_that_there_is_no_picture() -> None:

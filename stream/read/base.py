@@ -1,4 +1,4 @@
-"""Source: what delivers frames, and what all kinds share."""
+"""Source: the protocol of everything that delivers frames, and a base class."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from lineament.landmarks.types import U8, Frame, LineamentError
 from lineament.stream.read.image import MAX_SIDE_PX
 
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
-"""the longest that a URL may take to open, and to deliver its next packet"""
+"""timeouts of a URL: to open, and to deliver its next packet"""
 
 
 class Health(NamedTuple):
-    """How a source that may be lost is doing."""
+    """The state of a source's connection."""
 
     reconnects: int = 0
     """how often it was lost and came back"""
     trouble: str | None = None
-    """why there is no picture now, as an error says it; None while all is well"""
+    """the error that explains why there is no picture; None while there is one"""
     down_s: float = 0.0
-    """seconds without a picture since it was lost; 0 while all is well"""
+    """seconds since it was lost; 0 while it is up"""
     lost_s: float = 0.0
-    """seconds without a picture, all outages together, this one too"""
+    """seconds of all outages, including this one"""
 
 
 class Source(Protocol):
-    """Delivers frames; a context manager that opens on entry. One thread reads, any may close."""
+    """Delivers frames; a context manager that opens on entry. One thread reads, any thread may close."""
 
     name: str
-    """what a log may show: never a password"""
+    """for logs, without passwords"""
     live: bool
-    """True: the newest frame wins. False: every frame counts. For http it is sure only once opened"""
+    """True: the newest frame wins. False: every frame counts. Final only once open, for http"""
     still: bool
     """each frame stands alone: nothing is tracked or smoothed from one to the next"""
     fps: float | None
@@ -42,7 +42,7 @@ class Source(Protocol):
 
     @property
     def health(self) -> Health:
-        """Any thread may ask."""
+        """May be read by any thread."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -53,12 +53,12 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """May be called from any thread, and twice. A read under way ends: of a URL at once, else in its time-out."""
+        """May be called from any thread, and twice. Ends a read of a URL at once, any other after its timeout."""
         ...
 
 
 class BaseSource:
-    """What all sources share: one reader at a time, and a close that never pulls the device from under it."""
+    """Base of all sources: one reader at a time, and a close that never releases a device during a read."""
 
     live = False
     still = False
@@ -77,7 +77,7 @@ class BaseSource:
         return Health()
 
     def __enter__(self) -> Self:
-        """Opens; on an open source it does nothing."""
+        """Opens; does nothing if already open."""
         with self._busy:
             if not self._opened and not self._closed.is_set():
                 try:
@@ -88,7 +88,7 @@ class BaseSource:
                         raise
                 self._opened = True
         if self._closed.is_set():
-            self.close()  # a close() meanwhile left the release to us
+            self.close()  # a concurrent close() left the release to this thread
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -117,10 +117,12 @@ class BaseSource:
                 self._busy.release()
 
     def _frame(self, bgr: U8, time_s: float, source: str | None = None) -> Frame:
-        """Numbers the frame and stamps it with the clock."""
+        """A frame with the next number, stamped with the clock."""
         if max(bgr.shape) > MAX_SIDE_PX:
             wide = f"{bgr.shape[1]}x{bgr.shape[0]}"
-            raise LineamentError(f"{source or self.name} is {wide}, wanted sides up to {MAX_SIDE_PX}; make it smaller")
+            raise LineamentError(
+                f"{source or self.name} is {wide}, expected sides up to {MAX_SIDE_PX} px; downscale it"
+            )
         self._index += 1
         return Frame(bgr, source or self.name, self._index - 1, time_s, time.monotonic())
 
@@ -131,4 +133,4 @@ class BaseSource:
         raise NotImplementedError
 
     def _release(self) -> None:
-        """Lets go of what _open took; called once or more, also when _open failed or never ran."""
+        """Releases what _open acquired; may be called several times, also if _open failed or never ran."""

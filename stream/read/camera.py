@@ -1,4 +1,4 @@
-"""A camera of this machine, by OpenCV."""
+"""Webcams, through OpenCV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CameraSource(BaseSource):
     live = True
 
     def __init__(self, number: int, capture: Callable[[int], Any] | None = None) -> None:
-        """capture: opens a camera as cv2.VideoCapture does; a test passes its own."""
+        """capture: opens a camera like cv2.VideoCapture; for tests."""
         super().__init__(f"camera {number}")
         self._number = number
         self._make_capture = capture
@@ -33,29 +33,29 @@ class CameraSource(BaseSource):
             device = Path(f"/dev/video{self._number}")
             if sys.platform == "linux" and not device.exists():
                 others = sorted(str(path) for path in Path("/dev").glob("video*"))
-                found = f"there is {', '.join(others)}" if others else "there is no camera at all"
+                found = f"found {', '.join(others)}" if others else "no camera found"
                 raise LineamentError(
-                    f"cannot open {self.name}: no {device}; {found}; plug one in or try --source sample"
+                    f"cannot open {self.name}: no {device}; {found}; connect one, or try --source sample"
                 )
             if sys.platform == "linux" and not os.access(device, os.R_OK | os.W_OK):
                 raise LineamentError(
                     f"cannot open {self.name}: no permission for {device}; "
-                    "join its group (sudo usermod -aG video $USER) and log in again"
+                    "add yourself to its group (sudo usermod -aG video $USER) and log in again"
                 )
         self._capture = (self._make_capture or _capture)(self._number)
         if not self._capture.isOpened():
             raise LineamentError(
-                f"cannot open {self.name}: it is absent, busy in another program, or not permitted to this one; "
+                f"cannot open {self.name}: missing, in use by another program, or not permitted; "
                 "close other programs that use it, allow camera access, or try another number"
             )
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
-        self.fps = fps if 0 < fps < 1000 else None  # nor the NaN of a driver that does not know
+        self.fps = fps if 0 < fps < 1000 else None  # also excludes NaN
 
     def _next(self) -> Frame | None:
         good, bgr = self._capture.read()
         if not good or bgr is None:
             raise LineamentError(
-                f"lost {self.name} after {self._index} frames: it stopped delivering; check its cable and start again"
+                f"lost {self.name} after {self._index} frames: it stopped delivering; check the cable and restart"
             )
         now = time.monotonic()
         if self._first_s is None:
@@ -68,14 +68,14 @@ class CameraSource(BaseSource):
 
 
 def _capture(number: int) -> cv2.VideoCapture:
-    """A camera at up to 1280x720, with as little waiting in its buffer as the driver allows."""
+    """A camera at up to 1280x720, with the smallest buffer the driver allows."""
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(round(READ_TIMEOUT_S)))
     loud = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         linux = sys.platform == "linux"
         capture = cv2.VideoCapture(number, cv2.CAP_V4L2 if linux else cv2.CAP_ANY)
         if capture.isOpened():
-            if linux:  # raw pictures of this size do not fit through USB 2 at 30 per second
+            if linux:  # raw frames of this size exceed USB 2 at 30 fps
                 capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
             capture.set(cv2.CAP_PROP_FRAME_WIDTH, 1280)
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, 720)

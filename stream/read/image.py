@@ -1,4 +1,4 @@
-"""One picture from a file and to a file: any path, any depth, checked before it is decoded."""
+"""Reads and writes one picture: any path, any bit depth, checked before it is decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lineament.stream import MAX_PIXELS
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
 MAX_SIDE_PX = 32766
-"""OpenCV cannot cut crops out of anything longer"""
+"""cv2.warpAffine accepts no longer side"""
 
 
 def read_image(path: Path) -> U8:
@@ -29,29 +29,27 @@ def read_image(path: Path) -> U8:
         raise LineamentError(f"cannot read {path}: {error.strerror or error}") from None
     header = _header(data)
     if header is not None and header.width * header.height > MAX_PIXELS:
-        raise LineamentError(
-            f"{path} has over {MAX_PIXELS // 10**6} megapixels; make it smaller before you give it here"
-        )
+        raise LineamentError(f"{path} has over {MAX_PIXELS // 10**6} megapixels; downscale it first")
     if header is not None and max(header.width, header.height) > MAX_SIDE_PX:
         wide = f"{header.width}x{header.height}"
-        raise LineamentError(f"{path} is {wide}, wanted sides up to {MAX_SIDE_PX}; cut it before you give it here")
-    # what does not tell its size might take all memory
+        raise LineamentError(f"{path} is {wide}, expected sides up to {MAX_SIDE_PX} px; crop it first")
+    # without a size in its header, a picture might take all memory
     bgr = _decoded(data, header) if header is not None else None
     if bgr is None:
-        raise LineamentError(f"cannot read {path}: not a picture, or a damaged one; does another program open it?")
+        raise LineamentError(f"cannot read {path}: not a picture, or damaged; check whether another program opens it")
     return bgr
 
 
 def bgr_of(picture: Image.Image) -> U8:
-    """(H, W, 3) uint8 BGR of what Pillow has opened. Raises what Pillow raises for a damaged one."""
-    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+    """(H, W, 3) uint8 BGR of a picture opened by Pillow. Raises Pillow's error if it is damaged."""
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 8 bits
         grey = np.clip(np.asarray(picture) // 256, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.ascontiguousarray(np.asarray(picture.convert("RGB"), np.uint8)[..., ::-1])
 
 
 def write_image(path: Path, bgr: U8) -> None:
-    """bgr: (H, W, 3) uint8; the kind comes from the path's ending."""
+    """bgr: (H, W, 3) uint8; the format follows from the suffix."""
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
     good, data = cv2.imencode(path.suffix, bgr, [cv2.IMWRITE_JPEG_QUALITY, 95] if is_jpeg else [])
     if not good:
@@ -63,38 +61,38 @@ def write_image(path: Path, bgr: U8) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Says of a path what FFmpeg and OpenCV would not; a folder is theirs to refuse."""
-    if not os.path.exists(path):  # unlike Path.exists it bears any name
+    """Raises a clearer LineamentError than FFmpeg and OpenCV would; folders are left to them."""
+    if not os.path.exists(path):  # unlike Path.exists, accepts any name
         near = f"{path.parent} does not exist" if not os.path.exists(path.parent) else "check the spelling"
         raise LineamentError(f"cannot open {path}: no such file; {near}")
     if not os.access(path, os.R_OK):
         raise LineamentError(f"cannot open {path}: no permission to read it; try chmod u+r, or another user")
-    if not (path.is_file() or path.is_dir()):  # nobody may be at the other end, and waiting could not be ended
-        raise LineamentError(f"cannot open {path}: it is a pipe or a device, not a file; copy it into a file first")
+    if not (path.is_file() or path.is_dir()):  # reading one could block forever
+        raise LineamentError(f"cannot open {path}: a pipe or a device, not a file; copy it to a file first")
     if path.is_file() and not path.stat().st_size:
         raise LineamentError(f"cannot open {path}: the file is empty (0 bytes); copy or record it again")
 
 
 def cannot_write(path: Path, error: Exception) -> LineamentError:
-    """The user's words for a failed write."""
+    """The error for a failed write."""
     reason = getattr(error, "strerror", None) or str(error)
-    return LineamentError(f"cannot write {path}: {reason.lower()}; check the path, its rights and the space left")
+    return LineamentError(f"cannot write {path}: {reason.lower()}; check the path, its permissions and the free space")
 
 
 class _Header(NamedTuple):
-    """What a picture says of itself before it is decoded."""
+    """A picture's header."""
 
     width: int
     height: int
     kind: str | None
-    """as Pillow calls it"""
+    """Pillow's format name"""
 
 
 def _header(data: bytes) -> _Header | None:
-    """None where none can be read."""
+    """None if it cannot be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about a header shows when it is decoded
+            warnings.simplefilter("ignore")  # decoding reports what is wrong
             with Image.open(io.BytesIO(data)) as picture:
                 return _Header(picture.width, picture.height, picture.format)
     except Image.DecompressionBombError:
@@ -104,9 +102,9 @@ def _header(data: bytes) -> _Header | None:
 
 
 def _decoded(data: bytes, header: _Header) -> U8 | None:
-    """(H, W, 3) uint8 BGR, upright; None where it cannot be decoded."""
+    """(H, W, 3) uint8 BGR, upright; None if it cannot be decoded."""
     try:
-        if header.kind == "JPEG2000":  # a damaged one ends the process within OpenCV
+        if header.kind == "JPEG2000":  # a damaged one crashes OpenCV
             with Image.open(io.BytesIO(data)) as picture:
                 return bgr_of(picture)
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -116,7 +114,7 @@ def _decoded(data: bytes, header: _Header) -> U8 | None:
 
 
 def turned(bgr: U8, transposed: bool, mirror_x: bool, mirror_y: bool) -> U8:
-    """bgr with rows made columns, then left and right, top and bottom exchanged: each of the eight ways to lie."""
+    """bgr transposed, then mirrored left-right and top-bottom: covers all eight orientations."""
     if transposed:
         bgr = np.asarray(cv2.transpose(bgr), np.uint8)
     if mirror_x or mirror_y:

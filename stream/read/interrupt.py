@@ -1,12 +1,12 @@
-"""Interrupt: ends a wait inside FFmpeg from outside, at once and however its packets trickle.
+"""Interrupt: ends a blocking call of FFmpeg from another thread, at once.
 
     wait = Wait(closed)
     with wait.at_most(20.0):
         container = av.open(url, timeout=(10.0, 5.0))
 
-While it waits, FFmpeg asks PyAV ten times a second whether to go on, and PyAV compares time.monotonic() with its
-time-out. Importing this module puts a clock of its own there: the same, until the thread's Wait is over; then it runs
-days ahead, and whatever time-out PyAV had set has passed. So only a call that has a time-out can be ended.
+While it waits, FFmpeg asks PyAV ten times a second whether to continue, and PyAV compares time.monotonic() with its
+timeout. Importing this module replaces that clock by one that is the same until the thread's Wait is over; then it runs
+days ahead, so that any timeout has passed. Only a call with a timeout can be ended.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from types import FrameType
 import av.container.core
 
 _FORWARD_S = 1e6
-"""further ahead with every look, so that a time-out that starts after the end passes too"""
+"""further ahead with every reading, so that a timeout that starts later passes too"""
 
 
 class Wait:
-    """Says how long one thread's calls of FFmpeg may take; they end when `cancelled` is set, by any thread."""
+    """Limits one thread's calls of FFmpeg; they end when `cancelled` is set, by any thread."""
 
     def __init__(self, cancelled: threading.Event) -> None:
         self._cancelled = cancelled
@@ -35,7 +35,7 @@ class Wait:
 
     @contextmanager
     def at_most(self, limit_s: float) -> Iterator[None]:
-        """For the calling thread; not to be nested. In the main thread Ctrl-C ends the block, too."""
+        """Limits the calls in the block; cannot be nested. In the main thread, Ctrl-C ends them, too."""
         self._until_s, self._ahead_s = time.monotonic() + limit_s, 0.0
         _clock.monotonic = self._clock_s
         try:
@@ -49,7 +49,7 @@ class Wait:
 
     @property
     def over(self) -> bool:
-        """Whether the block's time was up, or is."""
+        """Whether the block's time is or was up."""
         return self._ahead_s > 0 or time.monotonic() > self._until_s
 
     def _clock_s(self) -> float:
@@ -60,7 +60,7 @@ class Wait:
 
     @contextmanager
     def _ended_by_control_c(self) -> Iterator[None]:
-        """Keeps the signal until the block is left: handled in the clock, its exception would be lost in PyAV."""
+        """Defers the signal to the end of the block: raised in the clock, its exception would be lost in PyAV."""
         handler = signal.getsignal(signal.SIGINT)
         if not callable(handler):
             yield
@@ -81,7 +81,7 @@ class Wait:
 
 
 class _Clock(threading.local):
-    """Stands where PyAV looks for Python's module `time`; every thread has its own."""
+    """Replaces the module `time` in PyAV; one per thread."""
 
     def __init__(self) -> None:
         self.monotonic: Callable[[], float] = time.monotonic

@@ -1,4 +1,4 @@
-"""Opens what a user asks for by its spec. All kinds of sources meet here alone.
+"""Opens a source from its spec. The only module that knows all kinds of sources.
 
 with open_source("clip.mp4") as source:
     while (frame := source.read()) is not None:
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def open_source(spec: str) -> Source:
-    """What the user typed: a camera number, a URL, a path, "sample", or "" and "auto" for a camera if there is one.
+    """spec: a camera number, a URL, a path, "sample", or "auto" (also "") for the first camera, else the sample.
 
-    Only "auto" touches anything here; the rest opens on entry.
+    Only "auto" opens a device here; all others open on entry.
     """
     if spec in ("", "auto"):
         camera = CameraSource(0)
@@ -42,7 +42,7 @@ def open_source(spec: str) -> Source:
     spec = without_file_scheme(spec)
     if "://" in spec:
         return VideoSource(spec)
-    path = Path(os.path.expanduser(spec))  # unlike Path's own it bears a user that is not there
+    path = Path(os.path.expanduser(spec))  # unlike Path.expanduser, accepts an unknown user
     if os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSource(path)
     return VideoSource(path)

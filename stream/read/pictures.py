@@ -1,4 +1,4 @@
-"""Pictures from files, the rendered sample, and any source at the pace of its own times."""
+"""Pictures from files, the rendered sample, and real-time playback of any recorded source."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ImageSource(BaseSource):
             paths.sort(key=lambda p: [int(s) if s.isdecimal() else s.lower() for s in re.split(r"(\d+)", p.name)])
         if not paths:
             wanted = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise LineamentError(f"{self.name} is a folder without pictures; it should hold some of {wanted}")
+            raise LineamentError(f"{self.name} is a folder without pictures; expected some of {wanted}")
         self.frame_count = len(paths)
         self._left = iter(paths)
 
@@ -50,12 +50,14 @@ class ImageSource(BaseSource):
                     raise
                 log.warning("skipped: %s", error)
         if not self._index:
-            raise LineamentError(f"{self.name} holds no picture that can be read, of {self.frame_count} there")
+            raise LineamentError(
+                f"{self.name} contains no readable picture ({self.frame_count} files); check another program opens them"
+            )
         return None
 
 
 class SampleSource(BaseSource):
-    """The rendered sample as a file of known length; PacedSource makes it live."""
+    """The rendered sample, as a file of known length; PacedSource makes it live."""
 
     def __init__(self, sample: Sample | None = None) -> None:
         super().__init__("sample")
@@ -71,7 +73,7 @@ class SampleSource(BaseSource):
 
 
 class PacedSource(BaseSource):
-    """Any recorded source as if it were live: each frame comes when its time has come, and not before."""
+    """Plays any recorded source in real time, as if it were live."""
 
     live = True
 

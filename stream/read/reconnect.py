@@ -1,4 +1,4 @@
-"""Reconnecting: a camera or a stream that is lost is opened again, with growing pauses.
+"""Reconnecting: reopens a lost camera or stream, with growing pauses.
 
 with reconnecting("rtsp://10.0.0.5/live") as source:
     while (frame := source.read()) is not None:
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RetryConfig:
-    """What to do when a live source is lost."""
+    """When to give up on a lost live source."""
 
     retry_s: float = math.inf
-    """Try for this many seconds to get a lost camera or stream back; 0 ends the run with it. Never for a file."""
+    """Seconds to try to reconnect to a lost camera or stream; 0 ends the run instead. Files are never reopened."""
 
     def __post_init__(self) -> None:
         if not self.retry_s >= 0:
@@ -38,15 +38,15 @@ class RetryConfig:
 def reconnecting(
     spec: str, cfg: RetryConfig | None = None, *, patient: bool = False, called: str = ""
 ) -> ReconnectingSource:
-    """The source that open_source makes of spec, opened again when it is live and was lost. Others pass through."""
+    """The source of open_source(spec), reopened if it is live and was lost."""
     return ReconnectingSource(open_source(spec), lambda: open_source(again(spec)), cfg, patient=patient, called=called)
 
 
 class ReconnectingSource:
-    """Any source, opened again when it is live and was lost; a source that is not live passes through.
+    """Any source, reopened if it is live and was lost; a source that is not live passes through.
 
-    A frame's number and time go on over the gap; its size may change. One thread reads, any may close: that ends a
-    pause, a connection that is being made and a read of a URL at once.
+    Frame numbers and times continue over the gap; the size may change. One thread reads, any may close: that ends a
+    pause, a connection attempt and a read of a URL at once.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class ReconnectingSource:
         patient: bool = False,
         called: str = "",
     ) -> None:
-        """again: makes the source anew, unopened. patient: a live source may be out of reach at the start too.
+        """again: creates the source anew, unopened. patient: a live source may be unreachable at the start, too.
 
-        called: the `source` of its log records, where that is not the source's own name.
+        called: the `source` of its log records, if not the source's own name.
         """
         self.reconnects = 0
         """how often it was lost and came back"""
@@ -72,9 +72,9 @@ class ReconnectingSource:
         self._closed = threading.Event()
         self._open = False
         self._backoff = Backoff()
-        """up with the first picture of a connection"""
+        """up from the first picture of a connection"""
         self._first_s: float | None = None
-        """the clock at time 0"""
+        """the clock at time_s 0"""
         self._next_index = self._first_index = 0
         self._gap_s = 0.0
 
@@ -84,21 +84,21 @@ class ReconnectingSource:
 
     @property
     def trouble(self) -> str | None:
-        """Why there is no picture now, as an error says it; None while all is well."""
+        """The error that explains why there is no picture; None while there is one."""
         return self._backoff.trouble
 
     @property
     def down_s(self) -> float:
-        """Seconds without a picture since it was lost; 0 while all is well."""
+        """Seconds since it was lost; 0 while it is up."""
         return self._backoff.down_s
 
     @property
     def lost_s(self) -> float:
-        """Seconds without a picture, all outages together, this one too."""
+        """Seconds of all outages, including this one."""
         return self._backoff.lost_s
 
     def __enter__(self) -> Self:
-        """Raises what the source raises; a patient one that may be live leaves the opening to the first read."""
+        """Raises the source's error; a patient live source is opened by the first read instead."""
         if not (self._patient and self.live):
             self._open_source()
         return self
@@ -107,7 +107,7 @@ class ReconnectingSource:
         self.close()
 
     def read(self) -> Frame | None:
-        """The next frame, however long it takes. Raises when retry_s is over, or when a file is damaged."""
+        """The next frame, however long it takes. Raises LineamentError after retry_s, or if a file is damaged."""
         while not self._closed.is_set():
             try:
                 if not self._open:
@@ -123,7 +123,7 @@ class ReconnectingSource:
             if not self.live or not self._cfg.retry_s:
                 break
             if not self._closed.is_set():
-                self._lose(LineamentError(f"lost {self.name}: the sender ended it; start it again"))
+                self._lose(LineamentError(f"lost {self.name}: the sender ended it; restart it"))
         return None
 
     def close(self) -> None:
@@ -133,16 +133,16 @@ class ReconnectingSource:
     def _open_source(self) -> None:
         if self.trouble is not None:
             self._source = self._again()
-        if self._closed.is_set():  # close() may have met the one before
+        if self._closed.is_set():  # close() may have closed the previous one
             self._source.close()
         source = self._source.__enter__()
         self._open = True
         self.live, self.still, self.fps, self.frame_count = source.live, source.still, source.fps, source.frame_count
-        if self._next_index and not self.live:  # a broadcast that is over and has become a recording
+        if self._next_index and not self.live:  # a broadcast that ended and became a recording
             self.close()
 
     def _lose(self, error: LineamentError) -> None:
-        """Says so, and pauses before the next try. Raises error when there shall be none."""
+        """Logs the loss and pauses before the next attempt. Raises error if there is none."""
         self._source.close()
         self._open = False
         loss = self._backoff.lose(error)
@@ -156,7 +156,7 @@ class ReconnectingSource:
         self._closed.wait(loss.pause_s)
 
     def _continued(self, frame: Frame) -> Frame:
-        """The frame, numbered and timed as if nothing had been lost."""
+        """The frame, with number and time continued over the gap."""
         if self._first_s is None:
             self._first_s = frame.captured_s - frame.time_s
         if not self._backoff.is_up and (down_s := self._backoff.come_up()) is not None:

@@ -1,8 +1,7 @@
-"""The sample: a clip rendered from a public-domain photo, so that every point's true motion is known.
+"""The sample: a clip rendered from a public-domain photo, with known true motion of every point.
 
 The head of scikit-image's astronaut moves over a plain backdrop, turns in plane, grows and shrinks, leaves the
-frame and returns. `frame_from_photo` says exactly where, for any frame; rendering the same frame twice gives the same
-pixels.
+frame and returns. `frame_from_photo` returns its exact position in any frame; rendering is deterministic.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from lineament.landmarks.types import F64, U8, Floats, LineamentError
 FACE_PHOTO_XYXY = (172.0, 62.0, 278.0, 190.0)
 """the face in the photo, hairline to chin, photo px"""
 _HEAD_PHOTO_XYXY = (96, 2, 348, 330)
-"""what moves: the head and the collar, faded out towards an ellipse in this rectangle, photo px"""
+"""the moving part, head and collar, faded out towards an ellipse in this rectangle, photo px"""
 _BACKDROP_PHOTO_XYXY = (306, 4, 372, 240)
-"""what it moves over: a plain part of the photo, photo px"""
+"""the backdrop, a plain part of the photo, photo px"""
 _LOOP_S = 10.0
-"""the motion repeats after this long"""
+"""period of the motion"""
 
 
 @dataclass(frozen=True)

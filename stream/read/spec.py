@@ -1,4 +1,4 @@
-"""Spec: what a user calls a source, and how much of it a log may show."""
+"""Spec: a source as the user names it, and what of it a log may show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 
 def again(spec: str) -> str:
-    """What to open when the source of a spec was lost: an "auto" that chose a camera shall not take the sample then."""
+    """The spec to reopen a lost source: an "auto" that chose a camera must not fall back to the sample."""
     return "0" if spec in ("", "auto") else spec
 
 
@@ -17,7 +17,7 @@ def without_file_scheme(spec: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """text without the user names, passwords and tokens of the URLs in it. When in doubt it hides too much."""
+    """text without the user names, passwords and tokens of its URLs. When in doubt, it hides too much."""
     text = re.sub(r"://[^\s/?#:]*:\S*@", "://***@", text)
     text = re.sub(r"://[^\s/?#]*@", "://***@", text)
     secret = r"((?:pas|pwd|pw|usr|user|login|token|key|secret|auth|sig|cred)[^=/?&\s]*=)[^&\s]*"
@@ -25,5 +25,5 @@ def redacted(text: str) -> str:
 
 
 def redacted_spec(spec: str) -> str:
-    """A whole spec as a log may show it. In redacted, which takes any text, a password would end at a space."""
+    """A spec without its passwords, which may contain spaces; redacted takes any text and ends a password at one."""
     return redacted(spec.replace(" ", "%20") if "://" in spec else spec)

@@ -1,4 +1,4 @@
-"""Video: files and streams, by FFmpeg."""
+"""Video files and streams, through FFmpeg."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from lineament.stream.read.spec import redacted_spec
 log = logging.getLogger(__name__)
 
 _PICTURE_TIMEOUT_S = 20.0
-"""the longest that a live stream may send without a picture in it: some cameras send a whole one every 10 s only"""
+"""longest time without a picture while a live stream sends data: some cameras send a key frame only every 10 s"""
 _LEAP_S, _LEAP_BACK_S = 600.0, 1.0
-"""a file whose times leap by more than this, onwards or back, is another recording from there"""
+"""a jump of a file's timestamps, forwards and back, beyond which another recording begins"""
 _LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
 _SCHEMES = _LIVE_SCHEMES | {"http", "https", "ftp", "mmsh", "mmst"}
 _CARRIERS = frozenset({"tls", "srtp", "crypto", "data", "hls", "httpproxy", "ffrtmphttp", "rtmpt", "rtmpts"})
-"""what those go through. FFmpeg is held to these and those: a playlist from afar must not name files of this machine"""
+"""protocols below those. FFmpeg is limited to both: a remote playlist must not name files of this machine"""
 _INDEX_AT_END = (
-    "its index stands at its end, and the server does not send files from the middle on; download it, "
-    "or put the index in front with `ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4`"
+    "its index is at the end, and the server does not support range requests; download it, "
+    "or move the index to the front with `ffmpeg -i in.mp4 -c copy -movflags +faststart out.mp4`"
 )
 _UNKNOWN_PROTOCOL = "unknown protocol; use rtsp://, rtsps://, rtmp://, srt://, udp://, http:// or https://"
 
@@ -55,10 +55,10 @@ class VideoSource(BaseSource):
         *,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """max_pixels: of a frame; a larger one is passed over undecoded, as a damaged one is."""
+        """max_pixels: of a frame; larger ones are skipped undecoded, like damaged ones."""
         super().__init__(redacted_spec(str(spec)))
         self._url = spec if isinstance(spec, str) and "://" in spec else None
-        # the prefix keeps FFmpeg from taking "a:b.mp4" for a protocol
+        # the prefix stops FFmpeg from taking "a:b.mp4" for a protocol
         self._address = self._url or f"file:{spec}"
         self._scheme, path = _scheme_and_path(self._url or "")
         self._endless = self._scheme in _LIVE_SCHEMES
@@ -67,7 +67,7 @@ class VideoSource(BaseSource):
         self._wait = Wait(self._closed)
         self._container: InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
-        # kept, because setting one up costs as much as a conversion
+        # reused, because creating one costs as much as a conversion
         self._to_bgr = VideoReformatter()
         self._broken_packets = 0
         self._first_s: float | None = None
@@ -144,12 +144,12 @@ class VideoSource(BaseSource):
         except (av.error.FFmpegError, ValueError) as error:
             raise LineamentError(
                 f"lost {self.name} after {self._index} frames: its pictures, {picture.width}x{picture.height} "
-                f"{picture.format.name}, cannot be made BGR ({error}); see whether another player shows it"
+                f"{picture.format.name}, cannot be converted to BGR ({error}); check whether another player shows it"
             ) from None
         return self._frame(_upright(bgr, picture), self._time_s(picture))
 
     def _time_s(self, picture: av.VideoFrame) -> float:
-        """Seconds from the first frame, growing: by the clock if live, else by the container."""
+        """Seconds since the first frame, increasing: from the clock if live, else from the container."""
         step = 1 / (self.fps or 30.0)
         stamp = time.monotonic() if self.live else picture.time
         if self._first_s is None:
@@ -157,20 +157,20 @@ class VideoSource(BaseSource):
             return 0.0
         time_s = self._last_s if stamp is None else stamp - self._first_s
         if stamp is not None and not self.live and not -_LEAP_BACK_S < time_s - self._last_s < _LEAP_S:
-            # recordings joined end to end: each part has times of its own
+            # concatenated recordings: each part has its own timestamps
             time_s = self._last_s + step
             self._first_s = stamp - time_s
         self._last_s = time_s if time_s > self._last_s else self._last_s + step
         return self._last_s
 
     def _end(self, took_s: float) -> None:
-        """Nothing more decodes: an error for a live stream or when nothing ever did, a warning when some is missing."""
+        """Nothing more to decode: an error if live or if nothing was decoded, a warning if frames are missing."""
         if self._wait.over:
             raise LineamentError(f"lost {self.name} after {self._index} frames: {_no_picture(took_s)}")
         if self._endless:
-            raise LineamentError(f"lost {self.name} after {self._index} frames: the sender ended it; start it again")
+            raise LineamentError(f"lost {self.name} after {self._index} frames: the sender ended it; restart it")
         if not self._index:
-            raise LineamentError(f"{self.name} holds no frame that can be decoded; it may be damaged or encrypted")
+            raise LineamentError(f"{self.name} contains no frame that can be decoded; it may be damaged or encrypted")
         expected = self.frame_count or 0
         if self._broken_packets or self._index < 0.9 * expected - 2:
             of = f" of about {expected}" if expected else ""
@@ -183,7 +183,7 @@ class VideoSource(BaseSource):
             self._container.close()
 
     def _failure(self, verb: str, error: av.error.FFmpegError, took_s: float) -> LineamentError:
-        """The user's words for FFmpeg's error; its own text carries the URL, so it is not passed on."""
+        """A clear error for FFmpeg's, whose own text contains the URL with its password."""
         timed_out = took_s >= 0.9 * self._timeout_s[verb == "lost"]
         after = f" after {self._index} frames" if self._index else ""
         undecoded = verb == "lost" and self._wait.over
@@ -191,7 +191,7 @@ class VideoSource(BaseSource):
         if undecoded:
             why = _no_picture(took_s)
         elif broke and not self._index and self._container and "mp4" in self._container.format.name:
-            # its pictures come before its index, and to go back to them takes a server that lets one choose
+            # its pictures precede its index, and seeking back to them takes range requests
             why = _INDEX_AT_END
         elif broke:
             why = "the connection broke" if self.live else "the connection broke, or the file ended unannounced"
@@ -203,42 +203,42 @@ class VideoSource(BaseSource):
 
 
 def _scheme_and_path(url: str) -> tuple[str, str]:
-    """Unlike urlsplit, of anything that a person may type; both empty where there is none."""
+    """Unlike urlsplit, accepts any text; both empty if there is no scheme."""
     scheme, _, rest = url.partition("://")
     return scheme.lower(), re.split(r"[?#]", rest)[0].partition("/")[2]
 
 
 def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: float) -> str:
-    """Why, and what to do next."""
+    """The reason and the next step."""
     match error:
         case _ if timed_out and is_url:
-            return f"no data for {took_s:.0f} s; check that the device is on, and address, port and firewall"
+            return f"no data for {took_s:.0f} s; check that the device is on, and the address, port and firewall"
         case av.error.ConnectionRefusedError():
-            return "connection refused; check the port, and that the server runs"
+            return "connection refused; check the port, and that the server is running"
         case av.error.HTTPUnauthorizedError():
-            return "wrong user name or password (401); write scheme://user:password@host, %40 for an @ in them"
+            return "wrong user name or password (401); use scheme://user:password@host, with %40 for @ in the password"
         case av.error.HTTPForbiddenError():
             return "the server forbids it (403); check the account's rights"
         case av.error.HTTPNotFoundError():
-            return "the server knows no such stream (404); check the path after the host"
+            return "the server has no such stream (404); check the path after the host"
         case av.error.HTTPServerError():
             return "the server failed (5xx); try again later"
         case av.error.ProtocolNotFoundError():
             return _UNKNOWN_PROTOCOL
         case av.error.InvalidDataError():
-            return "not a video that can be decoded; it may be damaged, incomplete or of another kind"
+            return "not a video that can be decoded; it may be damaged, incomplete or of an unsupported format"
         case av.error.OSError() | av.error.ExitError() if is_url:
             return "no connection; check the host name and the network"
         case _:
-            return f"{(error.strerror or type(error).__name__).lower()}; see whether another player opens it"
+            return f"{(error.strerror or type(error).__name__).lower()}; check whether another player opens it"
 
 
 def _no_picture(took_s: float) -> str:
-    return f"data but no picture for {took_s:.0f} s; see whether another player shows it, or restart the camera"
+    return f"data but no picture for {took_s:.0f} s; check whether another player shows it, or restart the camera"
 
 
 def _upright(bgr: U8, picture: av.VideoFrame) -> U8:
-    """bgr turned and mirrored as the container asks for, to the nearest quarter turn; a phone's front camera does."""
+    """bgr rotated and mirrored as the container asks, to the nearest quarter turn; phone cameras set this."""
     matrix = _display_matrix(picture)
     if matrix is None:
         return bgr
@@ -248,10 +248,10 @@ def _upright(bgr: U8, picture: av.VideoFrame) -> U8:
 
 
 def _display_matrix(picture: av.VideoFrame) -> tuple[float, float, float, float] | None:
-    """(a, b, c, d) of FFmpeg's display matrix; None for a picture that is shown as it is."""
+    """(a, b, c, d) of FFmpeg's display matrix; None if the picture is shown as it is."""
     try:
         beside: Any = picture.side_data
-    except ValueError:  # PyAV stumbles over a frame with any kind of data that it does not know, but knows the angle
+    except ValueError:  # PyAV fails on a frame with side data of an unknown kind, but knows the angle
         turn_rad = math.radians(-picture.rotation)
         return (math.cos(turn_rad), math.sin(turn_rad), -math.sin(turn_rad), math.cos(turn_rad))
     if (data := beside.get(SideData.DISPLAYMATRIX)) is None:

@@ -1,4 +1,4 @@
-"""Log: what the process says on its standard error, for people as text or for a log collector as JSON, a line each.
+"""Log: messages on standard error, as text for people or as JSON lines for a log collector.
 
 set_up("json")
 log.warning("lost door; trying again", extra={"source": "door", "event": "lost"})
@@ -22,11 +22,11 @@ Kind = Literal["text", "json"]
 log = logging.getLogger(__name__)
 
 _PLAIN = frozenset([*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"])
-"""what every record has; the rest came by `extra`"""
+"""attributes of every record; all others come from `extra`"""
 
 
 def set_up(kind: Kind) -> None:
-    """Once a process. json: warnings and what nobody catches become lines too."""
+    """Call once per process. json: warnings and uncaught exceptions become lines, too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if kind == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -37,14 +37,14 @@ def set_up(kind: Kind) -> None:
 
 
 class TextLines(logging.Formatter):
-    """The message and, where there is one, the traceback; no passwords."""
+    """The message and, if any, the traceback, without passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
 class JsonLines(logging.Formatter):
-    """time (UTC), level, logger, message, what `extra` gave, and a traceback as `exception`; no passwords."""
+    """time (UTC), level, logger, message, the `extra` fields, and a traceback as `exception`, without passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -61,7 +61,7 @@ class JsonLines(logging.Formatter):
 
 
 def _plain(value: object) -> object:
-    """value as JSON may hold it: without passwords, and null for what is no number."""
+    """value as JSON: without passwords, null for a number that is not finite."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -74,7 +74,7 @@ def _plain(value: object) -> object:
 
 
 def _log_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    log.critical("a fault: %s", error, exc_info=(kind, error, trace), extra={"event": "fault"})
+    log.critical("internal error: %s", error, exc_info=(kind, error, trace), extra={"event": "fault"})
 
 
 def _log_fault_of_thread(args: threading.ExceptHookArgs) -> None:

@@ -1,4 +1,4 @@
-"""Status: how each source goes, in values that JSON can hold; a status log says them now and then.
+"""Status: the state of each source as JSON values, and a log of it at intervals.
 
 with StatusLog(lambda: {"door": session}):
     ...
@@ -17,16 +17,16 @@ from lineament.stream.run.session import Session
 log = logging.getLogger(__name__)
 
 _SILENT_S = 10.0
-"""a source without a picture for so long is in trouble"""
+"""a source without a picture for longer is down"""
 _EVERY_S = 10.0
-"""between two records of a source in the log"""
+"""between two log records of a source"""
 _JOIN_S = 10.0
 
 Value = str | int | float | None
 
 
 def no_picture(session: Session) -> str | None:
-    """Why a source shows no picture; None where it does."""
+    """Why a source delivers no picture; None if it does."""
     if session.fault:
         return session.fault
     if session.trouble:
@@ -36,7 +36,7 @@ def no_picture(session: Session) -> str | None:
 
 
 def status(session: Session) -> dict[str, Value]:
-    """state is 'ok', 'down', 'failed' or 'ended' (a file's good end); why says more where it is not ok."""
+    """state: 'ok', 'down', 'failed' or 'ended' (a file's normal end); why: the reason if it is not ok."""
     stats, why = session.stats, no_picture(session)
     state = "failed" if session.fault else "ended" if session.ended else "down" if why else "ok"
     p50_ms, p95_ms = (None if math.isnan(ms) else round(ms, 1) for ms in stats.age_ms)
@@ -57,10 +57,10 @@ def status(session: Session) -> dict[str, Value]:
 
 
 class StatusLog:
-    """Logs one record a source every ten seconds, between __enter__ and __exit__, by one thread."""
+    """Logs one record per source every ten seconds, between __enter__ and __exit__, from one thread."""
 
     def __init__(self, sessions: Callable[[], Mapping[str, Session]]) -> None:
-        """sessions: those that run now, by name."""
+        """sessions: the running ones, by name."""
         self._sessions, self._over = sessions, threading.Event()
         self._thread = threading.Thread(target=self._run, name="status log", daemon=True)
 

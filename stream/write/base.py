@@ -1,4 +1,4 @@
-"""Sink: what takes every result. Each kind is a context manager and writes as frames come."""
+"""Sink: the protocol of everything that receives results. A context manager; writes frame by frame."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from lineament.landmarks.types import U8, Result
 
 
 class Sink(Protocol):
-    """Takes every result with its drawing. A failure raises LineamentError; after one, closing is silent."""
+    """Receives every result with its drawing. A failure raises LineamentError; after one, closing is silent."""
 
     @property
     def lost(self) -> int:
-        """Results not passed on, because whoever listens is slow or away; 0 for what writes to a disk."""
+        """Results not delivered because the receiver is slow or away; 0 for files."""
         ...
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
-        """drawn_bgr: (H, W, 3) uint8, result's frame with what was found drawn on it."""
+        """drawn_bgr: (H, W, 3) uint8, the frame with its drawing."""
         ...
 
     def close(self) -> None:
-        """Finishes what was begun; may be called twice."""
+        """Finishes all writes; may be called twice."""
         ...

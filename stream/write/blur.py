@@ -1,4 +1,4 @@
-"""Blur: the frame with every face in it made unrecognisable."""
+"""Blur: makes every face in a frame unrecognisable."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from lineament.landmarks.types import F32, F64, U8, Result
 
 _HOLD_S = 1.0
-"""a face that is no longer found stays blurred where it was for so long: it is more often missed than gone"""
+"""for which a face that is no longer found stays blurred: it is more often missed than gone"""
 _REACH = 0.95
-"""radius of the disc over the longer side of the points' bounds, which end at the brows: hair and ears lie within"""
+"""radius of the disc, in longer sides of the points' bounds, which end at the brows: includes hair and ears"""
 _CELLS = 3
-"""across the disc: too few to tell who it is, or, for a detector, that there is a face: of seven it makes one out"""
+"""across the disc: too few to recognise a person, or for a detector to find a face (it does with seven)"""
 
 
 class Blur:
-    """Hides the faces of one source's results, in order. Only what was found can be hidden."""
+    """Blurs the faces of one source's results, in order. Only a face that is found is blurred."""
 
     def __init__(self) -> None:
         self._held: list[tuple[F64, float]] = []
-        """(3,) discs x, y, radius in frame px, and the time until which each is hidden"""
+        """(3,) discs x, y, radius in frame px, and the time until which each stays blurred"""
 
     def __call__(self, result: Result) -> Result:
-        """result with a picture of its own, in which each face's disc is a few flat cells."""
+        """The result with a copy of its frame, in which each face's disc is a few flat cells."""
         now_s = result.frame.time_s
         seen = [track.points[np.isfinite(track.points).all(1)] for track in result.tracks]
         found = [(_disc(points), now_s + _HOLD_S) for points in seen if len(points)]
@@ -43,7 +43,7 @@ def _disc(points: F32) -> F64:
 
 
 def _covers(new: F64, old: F64) -> bool:
-    """Whether the old disc was most likely the new one's face."""
+    """Whether the old disc most likely shows the new one's face."""
     return bool(np.hypot(*(new[:2] - old[:2])) < new[2] / 2)
 
 

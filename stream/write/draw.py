@@ -1,4 +1,4 @@
-"""What a result looks like: points, curves, ids, boxes and head pose on a copy of the frame."""
+"""Draws a result: points, curves, ids, boxes and head pose on a copy of the frame."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _COLOURS_BGR = (
     (130, 130, 255),
     (180, 240, 160),
 )
-"""one a track, told apart on skin and on dark ground; reused by id"""
+"""one per track, distinct on skin and on dark backgrounds; reused by id"""
 _SUBPIXEL_BITS = 4
 _FARTHEST = 8
-"""times the longer side of the picture: a face with a point beyond is none, and OpenCV's integers end somewhere"""
+"""longer sides of the picture: a face with a point beyond is invalid, and would overflow OpenCV's integers"""
 
 Colour = tuple[int, int, int]
 
@@ -36,20 +36,20 @@ class DrawConfig:
     """What to draw."""
 
     draw: Literal["points", "curves", "both", "none"] = "both"
-    """Landmarks as dots, as the lines of the face's parts, as both, or not at all."""
+    """Landmarks as dots, as curves along the parts of the face, both or none."""
     schema: Literal["wflw98", "ibug68"] = "wflw98"
-    """The 98 points of WFLW, or the 68 of iBUG that are among them; for drawing and for JSONL."""
+    """The 98 points of WFLW or the 68 of iBUG among them, for drawing and JSONL."""
     boxes: bool = False
-    """The box round each face's points, with its confidence."""
+    """Draw each face's box with its confidence."""
     pose: bool = False
-    """Where each head points, with its angles in degrees and how open eyes and mouth are."""
+    """Draw each head's direction, with its angles in degrees and the openness of eyes and mouth."""
 
 
 def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
     """A copy of the frame (H, W, 3) BGR with every track on it. schema: of the result's points.
 
-    Line width and dot size follow the size of the face, text the size of the picture. note: a line for the corner.
-    A face whose points or box are not finite, or absurdly far away, is left out.
+    Line width and dot size scale with the face, text with the picture. note: a line for the corner. A face whose points
+    or box are not finite, or absurdly far away, is skipped.
     """
     canvas = result.frame.bgr.copy()
     text_px = max(11.0, min(canvas.shape[:2]) / 32)
@@ -94,7 +94,7 @@ def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
 
 
 def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: float) -> None:
-    """A line from the tip of the nose to where it points, and the numbers under the chin."""
+    """A line from the nose tip in the head's direction, and the numbers under the chin."""
     height, width = canvas.shape[:2]
     pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points, schema)
     if isnan(pose.yaw_deg):
@@ -116,7 +116,7 @@ def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: flo
 
 
 def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colour: Colour) -> None:
-    """Text on a dark rim, its base line's left end at `at`, kept inside the picture."""
+    """Text with a dark outline, the left end of its baseline at `at`, kept inside the picture."""
     scale = height_px / 25
     thick = max(1, round(scale * 1.5))
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
@@ -127,11 +127,11 @@ def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colo
 
 
 def _light(colour: Colour) -> Colour:
-    """Nearly white, with a tint of the colour: stands out on skin, hair and its own lines."""
+    """Nearly white with a tint of the colour: visible on skin, hair and its own lines."""
     b, g, r = (int(255 - (255 - c) * 0.35) for c in colour)
     return b, g, r
 
 
 def _fixed(point: Floats | tuple[float, float]) -> tuple[int, int]:
-    """Frame px to the fixed-point integers that OpenCV draws at sub-pixel positions."""
+    """Frame px as the fixed-point integers of OpenCV's sub-pixel drawing."""
     return round(float(point[0]) * (1 << _SUBPIXEL_BITS)), round(float(point[1]) * (1 << _SUBPIXEL_BITS))

@@ -1,4 +1,4 @@
-"""Files: a video, lines of JSON, pictures. A killed process leaves what was written before."""
+"""Files: video, JSON lines, pictures. What was written survives a killed process."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ VIDEO_CODECS = {
 }
 _PLAIN_MP4 = {"movflags": "hybrid_fragmented"}
 _LIVE_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "video_track_timescale": "1000"}
-"""FFmpeg's finer usual ticks would overflow in a gap of 7 hours, and all times after it be lost; these last 24 days"""
+"""FFmpeg's default timescale overflows in a gap of 7 hours and loses all later times; this one lasts 24 days"""
 _SEGMENT_S, _SEGMENTS = 2, 6
-"""of a playlist: how long one is, and how many are kept"""
+"""of a playlist: length of a segment, and how many are kept"""
 
 
 class _FileSink:
-    """What the sinks that own a path share."""
+    """Base of the sinks that own a path."""
 
     lost = 0
 
@@ -48,7 +48,7 @@ class _FileSink:
         self.path = path
 
     def __enter__(self) -> Self:
-        """Makes the folder and checks that the path can be written, before any work is done for it."""
+        """Creates the folder and checks that the path is writable, before any work is done."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -65,16 +65,16 @@ class _FileSink:
 
 
 class VideoSink(_FileSink):
-    """H.264 (VP9 for .webm). Frames keep their times; all are fitted into the size of the first, made even.
+    """H.264 (VP9 for .webm). Frames keep their times; all are letterboxed to the size of the first, rounded up to even.
 
-    An MP4 is written in fragments of a second, so that a killed process leaves a playable file. close() rewrites it as
-    a plain one, unless it is of a live source: its index would grow in memory for as long as the source lives.
+    An MP4 is written in fragments of a second, so that a killed process leaves a playable file. close() converts it to
+    a plain one, except for a live source, whose index would grow in memory without end.
     """
 
     def __init__(self, path: str | Path, fps: float | None = None, live: bool = False) -> None:
-        """fps: None for unknown; it guides the encoder alone, the times are the frames' own.
+        """fps: None if unknown; a hint for the encoder only.
 
-        live: it may go on for weeks, with gaps of days.
+        live: it may run for weeks, with gaps of days.
         """
         super().__init__(Path(path))
         self._fps, self._live = fps, live
@@ -84,7 +84,7 @@ class VideoSink(_FileSink):
 
     def _open(self) -> None:
         if self._codec is None:
-            raise LineamentError(f"cannot write {self.path}: a video ends in {', '.join(VIDEO_CODECS)}")
+            raise LineamentError(f"cannot write {self.path}: expected a video suffix: {', '.join(VIDEO_CODECS)}")
         with self.path.open("wb"):
             pass
         flags = (_LIVE_MP4 if self._live else _PLAIN_MP4) if self.path.suffix.lower() in (".mp4", ".mov") else {}
@@ -109,7 +109,7 @@ class VideoSink(_FileSink):
         if container is None:
             return
         if self._encoder is None:
-            log.warning("%s was not written: there was no frame", self.path)
+            log.warning("%s was not written: no frames", self.path)
             self.path.unlink(missing_ok=True)
             return
         try:
@@ -119,21 +119,23 @@ class VideoSink(_FileSink):
 
 
 class HlsSink(VideoSink):
-    """A playlist name.m3u8 and the newest seconds of H.264 as name-123.ts beside it, for a web server to hand out.
+    """HLS: a playlist name.m3u8 and the newest seconds of H.264 as name-123.ts beside it, for a web server.
 
-    Both appear whole, so that it plays while it is written and after the process was killed. What an earlier run left
-    under these names goes at the start; the numbers only grow, also from run to run.
+    Both are replaced atomically, so it plays while it is written and after a killed process. Files of an earlier run
+    under these names are deleted at the start; the numbers always increase, also from run to run.
     """
 
     def _open(self) -> None:
         stem, folder = self.path.stem, self.path.parent
-        if re.search(r"%\d*d", str(self.path)):  # FFmpeg would put numbers there
-            raise LineamentError(f"cannot write {self.path}: the path of a playlist may not hold '%d'; choose another")
+        if re.search(r"%\d*d", str(self.path)):  # FFmpeg would replace it by numbers
+            raise LineamentError(
+                f"cannot write {self.path}: the path of a playlist cannot contain '%d'; choose another"
+            )
         for path in folder.iterdir():
             if re.fullmatch(rf"{re.escape(stem)}-\d+\.ts(\.tmp)?", path.name):
                 path.unlink()
         self.path.unlink(missing_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # an empty playlist would be a broken one
+        with tempfile.TemporaryFile(dir=folder):  # tests the folder; an empty playlist would be invalid
             pass
         self._codec = H264
         options = {
@@ -147,7 +149,7 @@ class HlsSink(VideoSink):
 
 
 class JsonlSink(_FileSink):
-    """One line of JSON a frame, each in one call of the system, so that a killed process leaves whole lines."""
+    """One line of JSON per frame, each in one system call, so that a killed process leaves complete lines."""
 
     def __init__(self, path: str, schema: str = WFLW98.name) -> None:
         """path: "-" is standard output."""
@@ -165,7 +167,7 @@ class JsonlSink(_FileSink):
         try:
             self._append(self._file, self.line(result) + "\n")
         except OSError as error:
-            with contextlib.suppress(OSError):  # closing tries to write once more
+            with contextlib.suppress(OSError):  # closing writes again
                 self.close()
             raise cannot_write(self.path, error) from None
 
@@ -177,7 +179,7 @@ class JsonlSink(_FileSink):
         data = line.encode()
         try:
             written = file.write(data)
-            if written < len(data):  # a full disk takes a part and says so when asked again
+            if written < len(data):  # a full disk writes a part and fails on the next call
                 file.write(data[written:])
         except OSError:
             with contextlib.suppress(OSError):
@@ -192,7 +194,7 @@ class JsonlSink(_FileSink):
 
 
 class ImageSink(_FileSink):
-    """Pictures: into a folder, named after a still's own file or the frame's number; or one, to the path itself."""
+    """Pictures: in a folder, named after a still's file or the frame number; or one, at the path itself."""
 
     def __init__(self, path: str | Path, folder: bool) -> None:
         super().__init__(Path(path))
@@ -208,7 +210,7 @@ class ImageSink(_FileSink):
     def write(self, result: Result, drawn_bgr: U8) -> None:
         target = self.path / self._name(result.frame) if self._folder else self.path
         if self._names and not self._folder:
-            raise LineamentError(f"{self.path} holds one picture and got a second frame; give a folder/ or a video")
+            raise LineamentError(f"{self.path} is one picture and got a second frame; use a folder/ or a video")
         self._names.add(target.name)
         check_not_source(target, result.frame.source)
         write_image(target, drawn_bgr)
@@ -217,18 +219,18 @@ class ImageSink(_FileSink):
         source = Path(frame.source)
         if source.suffix.lower() not in IMAGE_SUFFIXES:
             return f"{frame.index:06d}.jpg"
-        # a.png and a.jpg may lie in one folder
+        # a.png and a.jpg may be in one folder
         return next(name for name in numbered(source.stem, ".jpg") if name not in self._names)
 
 
 def numbered(stem: str, suffix: str = "", first: int = 1) -> Iterator[str]:
-    """a.jpg, a-2.jpg, a-3.jpg and so on without end, from the first-th."""
+    """a.jpg, a-2.jpg, a-3.jpg and so on, starting from number first."""
     return (f"{stem}{f'-{number}' * (number > 1)}{suffix}" for number in itertools.count(first))
 
 
 def check_not_source(target: Path, source: str) -> None:
-    """Raises LineamentError where target is the file that a source, as open_source takes it, is read from."""
-    # os.path answers False for a source that is no path, however long
+    """Raises LineamentError if target is the file of a source, as open_source takes it."""
+    # os.path.exists is False for a source that is not a path, however long
     source = os.path.expanduser(without_file_scheme(source))
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
-        raise LineamentError(f"{target} is the source itself; writing there would destroy it; choose another --out")
+        raise LineamentError(f"{target} is the source itself and would be overwritten; choose another --out")

@@ -1,4 +1,4 @@
-"""JSON: what is said of a face, and a result as one line of it, for files, brokers, browsers and the demo."""
+"""JSON of a face, and of a result as one line, for files, brokers, browsers and the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lineament.stream.read.spec import redacted
 
 
 class JsonLine:
-    """A result as one line of JSON, without the line's end; what is not finite is null. README.md shows one."""
+    """A result as one line of JSON, without the newline; a number that is not finite is null. README.md shows one."""
 
     def __init__(self, schema: str = WFLW98.name) -> None:
         if schema not in SCHEMAS:
@@ -30,7 +30,7 @@ class JsonLine:
 
 
 def result_json(result: Result, schema: str) -> dict[str, object]:
-    """A result as JSON knows it, without its source, which may be a stranger's secret. schema: of the points."""
+    """A result as JSON values, without its source, which may be private. schema: of the points."""
     height, width = result.frame.bgr.shape[:2]
     return {
         "index": result.frame.index,
@@ -43,7 +43,7 @@ def result_json(result: Result, schema: str) -> dict[str, object]:
 
 
 def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
-    """A face as JSON knows it: id, scores, box, points, head pose in degrees, openness of eyes and mouth."""
+    """A face as JSON values: id, scores, box, points, head pose in degrees, openness of eyes and mouth."""
     height, width = frame.bgr.shape[:2]
     pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points)
     return {
@@ -59,12 +59,12 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
 
 
 def known(value: float) -> float | None:
-    """Rounded for JSON, which has no nan."""
+    """Rounded; None for nan and infinity, which JSON lacks."""
     return round(value, 4) if math.isfinite(value) else None
 
 
 def _rounded(values: F32) -> object:
-    """Nested lists, in hundredths of a pixel; null for what is not finite."""
+    """Nested lists, rounded to 0.01 px; None for nan and infinity."""
     plain = np.round(values.astype(float), 2).astype(object)
     plain[~np.isfinite(values)] = None
     return plain.tolist()

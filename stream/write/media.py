@@ -1,4 +1,4 @@
-"""Media: drawn pictures to a media server, as H.264, or to a virtual camera of this machine.
+"""Media: drawn frames to a media server, as H.264, or to a virtual camera on this machine.
 
 Both are transports for Background in network.py.
 """
@@ -32,19 +32,19 @@ Picture = tuple[float, U8]
 """seconds, (H, W, 3) BGR"""
 
 PICTURES = 4
-"""that may wait for a slow server: 25 MB of 1920x1080"""
+"""buffered for a slow server: 25 MB at 1920x1080"""
 _LEAVE_S = 1.0
-"""the longest that taking leave of a server may take"""
+"""timeout to disconnect"""
 
 
 class MediaServer:
-    """A transport of pictures to an RTSP or RTMP server, as H.264. Another process writes: relay.py says why."""
+    """A transport of frames to an RTSP or RTMP server, as H.264. A separate process writes; relay.py says why."""
 
     def __init__(self, address: Address, fps: float | None) -> None:
         self._address, self._fps = address, fps
         self._process: subprocess.Popen[bytes] | None = None
         self._size_hw: tuple[int, int] | None = None
-        """of what the process was told to expect; None before its first picture"""
+        """announced to the process; None before its first frame"""
         self._interrupted = False
         self._changing = threading.Lock()
 
@@ -57,14 +57,14 @@ class MediaServer:
                     f"cannot write to {self._address.shown}: the FFmpeg inside PyAV {av.__version__} has no SRT; "
                     "use rtsp:// or rtmp://"
                 ) from None
-            except av.error.FFmpegError:  # it lacks an address, no more
+            except av.error.FFmpegError:  # only the address is missing
                 pass
 
     def message(self, result: Result, drawn_bgr: U8) -> Picture:
         return result.frame.time_s, drawn_bgr
 
     def connect(self) -> None:
-        """Looks whether somebody is there, and starts a process for it. Raises LineamentError once interrupted."""
+        """Checks that the server can be reached, and starts the process. Raises LineamentError once interrupted."""
         if self._address.scheme != "srt":
             try:
                 socket.create_connection((self._address.host, self._address.port), CONNECT_S).close()
@@ -83,7 +83,7 @@ class MediaServer:
             )
 
     def send(self, message: Picture) -> None:
-        """The first picture also says the size of all, and waits until the server has it."""
+        """The first frame also announces the size of all, and waits until the server has it."""
         time_s, bgr = message
         process, first = self._process, self._size_hw is None
         assert process is not None and process.stdin is not None and process.stdout is not None
@@ -103,7 +103,7 @@ class MediaServer:
     def idle(self) -> None: ...
 
     def close(self) -> None:
-        """The process tells the server, and is ended if it takes longer than a second."""
+        """The process disconnects from the server, and is killed after a second."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -124,28 +124,28 @@ class MediaServer:
             process.kill()
 
     def _failure(self, answer: bytes) -> LineamentError:
-        """What the process said last, in the user's words."""
+        """The error for the process's last words."""
         kind = answer.decode().strip()
-        why = _WHY.get(kind, "the connection broke; see whether the server runs and takes H.264")
+        why = _WHY.get(kind, "the connection broke; check that the server is running and accepts H.264")
         if not kind:
-            why = f"nothing was taken for {relay.STUCK_S} s; check the server and the network"
+            why = f"no data accepted for {relay.STUCK_S} s; check the server and the network"
         refused = kind in ("HTTPUnauthorizedError", "HTTPForbiddenError")
         return (RefusedError if refused else LineamentError)(f"cannot publish to {self._address.shown}: {why}")
 
 
 _WHY = {
-    "HTTPUnauthorizedError": "wrong user name or password (401); write scheme://user:password@host, %40 for an @",
+    "HTTPUnauthorizedError": "wrong user name or password (401); use scheme://user:password@host, with %40 for @ in it",
     "HTTPForbiddenError": "the server forbids it (403); check the account's rights",
-    "HTTPNotFoundError": "the server takes no stream of this name (404); check the path after the host",
-    "HTTPBadRequestError": "the server refuses it (400); check that it lets streams be published to it",
-    "InvalidDataError": "no sensible answer; check that this port is the server's own",
-    "ProtocolNotFoundError": "the FFmpeg inside PyAV does not know this protocol",
+    "HTTPNotFoundError": "the server accepts no stream of this name (404); check the path after the host",
+    "HTTPBadRequestError": "the server refuses it (400); check that it accepts published streams",
+    "InvalidDataError": "invalid answer; check that this is the server's port",
+    "ProtocolNotFoundError": "the FFmpeg inside PyAV does not support this protocol",
 }
-"""by the name of FFmpeg's error; its own text would show the address"""
+"""by the name of FFmpeg's error, whose own text contains the address"""
 
 
 class VirtualCamera:
-    """A transport of pictures to a camera that other programs on this machine can choose, by pyvirtualcam."""
+    """A transport of frames to a virtual camera that other programs on this machine can select, by pyvirtualcam."""
 
     def __init__(self, device: str, fps: float | None) -> None:
         """device: empty for the first that is free."""

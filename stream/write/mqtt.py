@@ -16,25 +16,25 @@ from lineament.stream.write.json_line import JsonLine
 from lineament.stream.write.network import CONNECT_S, Address, unreachable
 
 _SEND_S = 5.0
-"""the longest that a broker may take to take a message"""
+"""timeout for a broker to accept a message"""
 _KEEPALIVE_S = 10
-"""a broker that says nothing for twice as long is taken for lost"""
+"""a broker that is silent for twice as long counts as lost"""
 _LOOK_S = 0.1
-"""a wait for a broker looks so often whether it shall end"""
+"""between checks whether a wait for the broker should end"""
 
 
 class MqttBroker:
     """A transport of JSON lines to a topic, QoS 0. `topic/status` says "online" or "offline", retained.
 
-    All of the protocol runs in the thread that calls, and a message goes out before the next is begun: so never more
-    than one lies in the client's own buffer, which has no bound for QoS 0.
+    The protocol runs in the calling thread, and each message is sent before the next: the client's own buffer, which is
+    unbounded for QoS 0, never holds more than one.
     """
 
     def __init__(self, address: Address, line: JsonLine) -> None:
         self._address, self._line = address, line
         self._topic, self._status = address.path, f"{address.path}/status"
         if re.search(r"[+#\0]", self._topic) or len(self._status.encode()) > 65535:
-            raise LineamentError(f"{address.shown!r} has a topic that cannot be written to; leave out '+' and '#'")
+            raise LineamentError(f"{address.shown!r} has an invalid topic; remove '+' and '#'")
         self._client: mqtt.Client | None = None
         self._interrupted = threading.Event()
 
@@ -60,7 +60,7 @@ class MqttBroker:
             raise unreachable(address, error) from None
         until_s = time.monotonic() + CONNECT_S
         while not answers:
-            self._look(client, _LOOK_S, until_s, "it does not answer; check that it is an MQTT broker", answers)
+            self._look(client, _LOOK_S, until_s, "no answer; check that it is an MQTT broker", answers)
         if answers[0].is_failure:
             kind = RefusedError if answers[0].getName() in ("Bad user name or password", "Not authorized") else None
             raise (kind or LineamentError)(f"cannot publish to {address.shown}: {str(answers[0]).lower()}")
@@ -72,7 +72,7 @@ class MqttBroker:
         sent = self._client.publish(self._topic, message)
         until_s = time.monotonic() + _SEND_S
         while sent.rc == mqtt.MQTT_ERR_SUCCESS and not sent.is_published():
-            self._look(self._client, _LOOK_S, until_s, f"it takes nothing for {_SEND_S:.0f} s; see what it does")
+            self._look(self._client, _LOOK_S, until_s, f"no data accepted for {_SEND_S:.0f} s; check the broker")
         if sent.rc != mqtt.MQTT_ERR_SUCCESS:
             raise self._failure(mqtt.error_string(sent.rc).lower())
 
@@ -81,7 +81,7 @@ class MqttBroker:
         self._look(self._client, 0.0)
 
     def close(self) -> None:
-        """With a word to the broker, if it takes one at once."""
+        """Publishes "offline" if the broker accepts it at once."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -103,12 +103,12 @@ class MqttBroker:
         says: str = "",
         answers: list[ReasonCode] | None = None,
     ) -> None:
-        """Lets the client read, write and keep alive. Raises when the connection is lost or the time is over."""
+        """Lets the client read, write and keep alive. Raises LineamentError on a lost connection or a timeout."""
         code = client.loop(wait_s)
         if code != mqtt.MQTT_ERR_SUCCESS and not answers:
             raise self._failure(mqtt.error_string(code).lower())
         if self._interrupted.is_set() or (until_s is not None and time.monotonic() > until_s and not answers):
-            raise self._failure(says or "it was to end")
+            raise self._failure(says or "interrupted")
 
     def _failure(self, why: str) -> LineamentError:
         return LineamentError(f"cannot publish to {self._address.shown}: {why.rstrip('.')}")

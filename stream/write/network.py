@@ -1,6 +1,6 @@
-"""Network: results for other machines, sent by a thread of their own, so that nobody out there holds up a run.
+"""Network: sends results to other machines from a separate thread, so that no receiver can delay a run.
 
-Here are the addresses and the thread with its bounded buffer; media, mqtt and websocket beside it know the ways.
+Addresses, and the thread with its bounded buffer; the protocols are in media, mqtt and websocket.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _PORTS = {
     **{"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "srt": None},
     **{"ws": None, "mqtt": 1883, "mqtts": 8883},
 }
-"""the usual one, by scheme; None where there is none"""
+"""default port by scheme; None if there is none"""
 MESSAGES = 64
-"""lines of JSON that may wait for a broker, and for each WebSocket client: two seconds of video"""
+"""lines of JSON buffered for a broker, and for each WebSocket client: two seconds of video"""
 CONNECT_S = 5.0
-"""the longest that a connection may take to be made"""
+"""timeout of a connection attempt"""
 _IDLE_S = 0.5
-"""with nothing to send, the connection is looked after so often"""
+"""between keep-alive calls while there is nothing to send"""
 _FINISH_S = 1.0
-"""at the end, what still waits may take so long to be sent"""
+"""at the end, time to send what is buffered"""
 _JOIN_S = 8.0
-"""the longest that a thread may take to end once it was interrupted: a connection that is being made fits in"""
+"""timeout for an interrupted thread to end: longer than a connection attempt"""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What an output's URL says."""
+    """An output's URL, parsed."""
 
     url: str
     scheme: str
@@ -52,16 +52,16 @@ class Address:
     host: str
     port: int
     path: str
-    """decoded, without the first slash"""
+    """decoded, without the leading slash"""
 
     @property
     def shown(self) -> str:
-        """What a log may say: never a password."""
+        """For logs, without the password."""
         return redacted_spec(self.url)
 
 
 def parsed(url: str) -> Address:
-    """Raises LineamentError, with no password in it, for what this project cannot write to."""
+    """Raises LineamentError, without the password, for an address that cannot be written to."""
     shown, scheme = redacted_spec(url), url.split("://")[0].lower()
     if scheme not in _PORTS:
         known = ", ".join(f"{name}://" for name in _PORTS)
@@ -71,69 +71,69 @@ def parsed(url: str) -> Address:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:  # its text may hold the password
+    except ValueError:  # its text may contain the password
         host = port = parts = None
-    # urlsplit drops line ends, and a '#' with all behind it
+    # urlsplit drops newlines, and everything after a '#'
     if parts is None or not host or not url.isprintable() or any(mark in url for mark in " #\\"):
         raise LineamentError(
-            f"{shown!r} is no address; write {wanted}, with %40 for an @, %23 for a # and %2F for a / in the password"
+            f"{shown!r} is not a valid address; use {wanted}, with %40 for @, %23 for # and %2F for / in the password"
         )
     port = usual if port is None else port
     if port is None:
-        raise LineamentError(f"{shown!r} names no port; write {wanted}")
+        raise LineamentError(f"{shown!r} has no port; use {wanted}")
     path = unquote(parts.path).removeprefix("/")
     if not path and scheme != "ws" and scheme != "srt":
-        raise LineamentError(f"{shown!r} says the host, but not under which name or topic; write {wanted}")
+        raise LineamentError(f"{shown!r} has no stream name or topic after the host; use {wanted}")
     if scheme in ("ws", "mqtt", "mqtts") and parts.query:
-        raise LineamentError(f"{shown!r} has a '?', which {scheme}:// knows no use for; write {wanted}")
+        raise LineamentError(f"{shown!r} has a '?', which {scheme}:// does not support; use {wanted}")
     user, password = (None if text is None else unquote(text) for text in (parts.username, parts.password))
     return Address(url, scheme, user, password, host, port, path)
 
 
 class Transport(Protocol[T]):
-    """Takes messages somewhere. One thread calls connect, send, idle and close; an outage is a LineamentError."""
+    """Delivers messages. One thread calls connect, send, idle and close; an outage is a LineamentError."""
 
     def prepare(self) -> None:
-        """Raises what no waiting will mend."""
+        """Raises errors that no retry can fix."""
         ...
 
     def message(self, result: Result, drawn_bgr: U8) -> T:
-        """What to keep of a result until its turn comes. Called by the thread that writes."""
+        """The part of a result to buffer. Called by the thread that writes."""
         ...
 
     def connect(self) -> None:
-        """Raises RefusedError for a wrong password, which is not tried again soon."""
+        """Raises RefusedError for a wrong password, after which the next attempt is later."""
         ...
 
     def send(self, message: T) -> None:
-        """Raises within seconds when the other side takes nothing."""
+        """Raises within seconds if the receiver accepts nothing."""
         ...
 
     def idle(self) -> None:
-        """Called some times a second while there is nothing to send."""
+        """Called a few times a second while there is nothing to send."""
         ...
 
     def close(self) -> None:
-        """Takes leave, in a second or so; also after a failure."""
+        """Disconnects within about a second; also after a failure."""
         ...
 
     def interrupt(self) -> None:
-        """Ends a call under way, and those that follow, with an error. Called by another thread."""
+        """Ends the current call and all later ones with an error. Called by another thread."""
         ...
 
 
 class Background(Generic[T]):
-    """A sink that a transport's outage neither ends nor slows: the newest messages wait, older ones go and are counted.
+    """A sink that a transport's outage neither ends nor slows: it buffers the newest messages, drops and counts others.
 
-    It connects by itself and again after a loss, at longer and longer intervals, and says so once.
+    It reconnects after a loss, with growing pauses, and logs that once.
     """
 
     def __init__(self, transport: Transport[T], shown: str, capacity: int) -> None:
-        """shown: where it goes, as a log may say it. capacity: messages that may wait."""
+        """shown: the address for logs. capacity: messages that may be buffered."""
         self._transport, self._shown = transport, shown
         self._waiting: Mailbox[T] = Mailbox(capacity, newest_wins=True)
         self._failed = 0
-        """messages that were under way when the connection broke, or had no time left at the end"""
+        """messages in flight when the connection broke, or not sent in time at the end"""
         self._closing = threading.Event()
         self._fault: BaseException | None = None
         self._backoff = Backoff()
@@ -145,7 +145,7 @@ class Background(Generic[T]):
         return self._waiting.dropped + self._failed
 
     def __enter__(self) -> Self:
-        """Raises what no waiting will mend; that the other side is away is no error."""
+        """Raises errors that no retry can fix; an unreachable receiver is not an error."""
         self._transport.prepare()
         self._thread.start()
         return self
@@ -154,16 +154,16 @@ class Background(Generic[T]):
         self.close()
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
-        """Never waits. drawn_bgr: kept, so not to be changed later."""
+        """Never blocks. drawn_bgr: kept, so it must not change later."""
         if self._fault is not None:
             raise self._fault
         if self._thread.ident is None or self._closing.is_set():
             raise RuntimeError(f"{self._shown} is not open; use it in a with block")
-        with contextlib.suppress(Closed):  # a fault has just ended the thread: the next call says so
+        with contextlib.suppress(Closed):  # an error has just ended the thread: the next call raises it
             self._waiting.put(self._transport.message(result, drawn_bgr))
 
     def close(self) -> None:
-        """Gives what waits a second to be sent, then ends the thread."""
+        """Allows a second to send what is buffered, then ends the thread."""
         self._closing.set()
         self._waiting.close()
         if self._thread.ident is None:
@@ -173,7 +173,7 @@ class Background(Generic[T]):
             self._transport.interrupt()
             self._thread.join(_JOIN_S)
         if self._thread.is_alive():
-            log.warning("%s does not answer; its thread is left to end by itself", self._shown)
+            log.warning("%s does not answer; its thread keeps running in the background", self._shown)
 
     def _run(self) -> None:
         try:
@@ -182,13 +182,13 @@ class Background(Generic[T]):
                     break
         except BaseException as error:  # raised by the next write
             self._fault = error
-            log.exception("sending to %s ended by a fault", self._shown)
+            log.exception("sending to %s ended by an internal error", self._shown)
         finally:
             self._waiting.close()
             self._failed += len(self._waiting)
 
     def _served(self) -> bool:
-        """Sends until it is told to end; False when the other side was lost before."""
+        """Sends until close; returns False if the connection was lost before."""
         try:
             self._transport.connect()
             while True:
@@ -222,10 +222,10 @@ class Background(Generic[T]):
         if down_s is None:
             log.info("sending to %s", self._shown, extra=event)
             return
-        log.warning("%s is back after %.1f s; %d were lost", self._shown, down_s, self.lost, extra=event)
+        log.warning("%s is back after %.1f s; %d results lost", self._shown, down_s, self.lost, extra=event)
 
     def _lose(self, error: LineamentError) -> None:
-        """Says so, and sets the pause before the next try."""
+        """Logs the loss and sets the pause before the next attempt."""
         loss = self._backoff.lose(error)
         self._pause_s = loss.pause_s
         if loss.news:
@@ -234,23 +234,23 @@ class Background(Generic[T]):
 
 
 def unreachable(address: Address, error: Exception) -> LineamentError:
-    """The user's words for a connection that could not be made."""
+    """The error for a failed connection attempt."""
     match error:
         case ConnectionRefusedError():
-            why = "connection refused; check the port, and that the server runs"
+            why = "connection refused; check the port, and that the server is running"
         case ssl.SSLCertVerificationError():
-            why = f"its certificate is not trusted ({error.verify_message}); SSL_CERT_FILE may name who signed it"
+            why = f"its certificate is not trusted ({error.verify_message}); set SSL_CERT_FILE to its issuer's"
         case TimeoutError():
-            why = f"no answer for {CONNECT_S:.0f} s; check that it is on, and address, port and firewall"
+            why = f"no answer for {CONNECT_S:.0f} s; check that it is on, and the address, port and firewall"
         case socket.gaierror() | UnicodeError():
-            why = "the host name is unknown; check it and the network"
+            why = "unknown host name; check it and the network"
         case _:
             why = f"{(getattr(error, 'strerror', None) or type(error).__name__).lower()}; check the network"
     return LineamentError(f"cannot reach {address.shown}: {why}")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine alone."""
+    """Whether a name or address is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Opens the sink that an output asks for: a path by its ending, an address by its beginning. All kinds meet here alone.
+"""Opens a sink from an output: a path by its suffix, an address by its scheme. The only module that knows all kinds.
 
 with open_sink("out.mp4", fps=30) as sink:
     sink.write(result, drawn_bgr)
@@ -20,7 +20,7 @@ from lineament.stream.write.network import MESSAGES, Background, parsed
 
 _STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
-"""how a destination begins that is no path"""
+"""how an address begins"""
 
 
 def open_sink(
@@ -30,22 +30,22 @@ def open_sink(
     source: str = "",
     live: bool = False,
 ) -> Sink:
-    """The sink that a path asks for by its ending, or an address by its beginning. It opens on entry.
+    """The sink of a path, by its suffix, or of an address, by its scheme. It opens on entry.
 
-    A folder ends in "/"; "-" is JSON lines on standard output. source: what is being read, never to be overwritten.
-    live: as VideoSink takes it.
+    A folder ends in "/"; "-" is JSON lines on standard output. source: the spec being read, never overwritten. live: as
+    VideoSink takes it.
     """
     if is_address(path):
         return _open_address(path, fps, JsonLine(schema))
     try:
         target = Path(path).expanduser()
-    except (RuntimeError, ValueError):  # no such user, or a name that is none
-        raise LineamentError(f"cannot write {path!r}: it leads to no home directory; give the whole path") from None
+    except (RuntimeError, ValueError):  # no such user, or an invalid name
+        raise LineamentError(f"cannot write {path!r}: no such home directory; give the full path") from None
     suffix = target.suffix.lower()
     check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema)
-    if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir it bears any name
+    if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir, accepts any name
         return ImageSink(target, folder=True)
     if suffix == ".m3u8":
         return HlsSink(target, fps)
@@ -54,12 +54,12 @@ def open_sink(
     if suffix in _STILL_SUFFIXES:
         return ImageSink(target, folder=False)
     known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
-    raise LineamentError(f"cannot tell what to write from the ending of {path!r}; use {known}, or a folder with a '/'")
+    raise LineamentError(f"unknown output format of {path!r}; use {known}, or end a folder in '/'")
 
 
 def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
-    """The sink for a URL, or for "virtual:" and perhaps a device. Raises LineamentError for what is neither."""
-    # here, so that a run that only writes files needs none of them
+    """The sink of a URL, or of "virtual:" with an optional device. Raises LineamentError for any other."""
+    # lazy: a run that only writes files needs none of them
     from lineament.stream.write.media import PICTURES, MediaServer, VirtualCamera
     from lineament.stream.write.mqtt import MqttBroker
     from lineament.stream.write.websocket import WebSocketSink

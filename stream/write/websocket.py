@@ -1,4 +1,4 @@
-"""WebSocket: each result's line of JSON to every client that connects."""
+"""WebSocket: sends each result's line of JSON to all connected clients."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from lineament.stream.write.network import CONNECT_S, MESSAGES, Address, is_loop
 
 log = logging.getLogger(__name__)
 _wire_log = logging.getLogger(f"{__name__}.wire")
-_wire_log.setLevel(logging.CRITICAL)  # a stranger that speaks nonsense is no news
+_wire_log.setLevel(logging.CRITICAL)  # invalid requests of strangers are not worth logging
 
 _LEAVE_S = 1.0
-"""the longest that clients may take to receive what waits for them at the end, and then to close"""
+"""timeout for clients to receive what is buffered at the end, and then to close"""
 _CLIENTS = 16
-"""of one port"""
+"""per port"""
 _HEARD_BYTES = 1024
-"""what a client says is read and forgotten; one that says more at once is shown the door"""
+"""messages of clients are ignored; a client that sends a longer one is disconnected"""
 _LOCAL_PAGE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
-"""the origins whose pages may listen at a loopback address; others' are strangers' that the user happens to visit"""
+"""origins of pages that may connect to a loopback address; all others are sites that the user happens to visit"""
 
 
 class WebSocketSink:
-    """Listens, and sends each result's line of JSON to every client of its path; each has a bounded buffer of its own.
+    """Listens, and sends each result's line of JSON to every client of its path; each client has a bounded buffer.
 
-    Several sinks may share a port under different paths. A loopback address is for programs of this machine and pages
-    that it serves itself; any other is for whoever reaches it.
+    Several sinks may share a port under different paths. On a loopback address, only programs on this machine and pages
+    served by it may connect; on any other, everyone who can reach it.
     """
 
     def __init__(self, address: Address, line: JsonLine) -> None:
         self._address, self._line = address, line
         if address.user is not None:
             raise LineamentError(
-                f"cannot listen at {address.shown}: it knows no passwords; put a reverse proxy with TLS before it"
+                f"cannot listen at {address.shown}: passwords are not supported; put a reverse proxy with TLS in front"
             )
         self._clients: set[_Client] = set()
         self._changing = threading.Lock()
@@ -58,21 +58,21 @@ class WebSocketSink:
 
     @property
     def lost(self) -> int:
-        """Messages that were too many for a client, all clients together."""
+        """Messages dropped for slow clients, all clients together."""
         with self._changing:
             return self._lost_by_the_gone + sum(client.lost for client in self._clients)
 
     @property
     def port(self) -> int:
-        """The real one within the block, where a free one was asked for."""
+        """The actual one within the block, if a free one was requested."""
         return self._address.port if self._server is None else self._server.port
 
     def __enter__(self) -> Self:
-        """Raises LineamentError where it cannot listen."""
+        """Raises LineamentError if it cannot listen."""
         self._server = _join_server(self._address, self)
         where = f"{self._address.host}:{self.port}"
         if not is_loopback(self._address.host):
-            log.warning("anyone who reaches %s may read the landmarks, without a password", where)
+            log.warning("anyone who can reach %s can read the landmarks, without a password", where)
         log.info("landmarks: ws://%s/%s", where, self._address.path)
         return self
 
@@ -80,7 +80,7 @@ class WebSocketSink:
         self.close()
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
-        """Never waits."""
+        """Never blocks."""
         server = self._server
         if server is None:
             raise RuntimeError(f"{self._address.shown} is not open; use it in a with block")
@@ -91,18 +91,18 @@ class WebSocketSink:
         text = self._line(result)
         for client in clients:
             client.put(text)
-        if not self._wake_is_due:  # one at a time, so that nothing piles up in the server's thread
+        if not self._wake_is_due:  # one at a time, so that calls do not pile up in the server's loop
             self._wake_is_due = True
             server.loop.call_soon_threadsafe(self._wake)
 
     def close(self) -> None:
-        """Gives clients a second to receive what waits for them, then lets them go."""
+        """Allows clients a second to receive what is buffered, then disconnects them."""
         server, self._server = self._server, None
         if server is not None:
             _leave_server(server, self._address.path)
 
     async def serve(self, socket: ServerConnection) -> None:
-        """One client's life, in the server's thread."""
+        """Serves one client, in the server's thread."""
         client = _Client(socket)
         with self._changing:
             self._clients.add(client)
@@ -122,7 +122,7 @@ class WebSocketSink:
                 log.warning("a slow client of %s lost %d messages", self._address.shown, client.lost)
 
     async def finish(self) -> None:
-        """Lets the clients have the rest, and hangs up. In the server's thread."""
+        """Sends what is buffered and disconnects all clients. In the server's thread."""
         clients = list(self._clients)
         for client in clients:
             client.waiting.close()
@@ -141,13 +141,13 @@ class WebSocketSink:
 
 
 class _Client:
-    """What waits for one client; belongs to the server's thread, but for put()."""
+    """One client's buffer; belongs to the server's thread, except for put()."""
 
     def __init__(self, socket: ServerConnection) -> None:
         self.socket = socket
         self.waiting: Mailbox[str] = Mailbox(MESSAGES, newest_wins=True)
         self.unsent = 0
-        """messages that had no time left at the end"""
+        """messages not sent in time at the end"""
         self.wake, self.gone = asyncio.Event(), asyncio.Event()
 
     @property
@@ -156,11 +156,11 @@ class _Client:
         return self.waiting.dropped + self.unsent
 
     def put(self, text: str) -> None:
-        with contextlib.suppress(Closed):  # it is being let go
+        with contextlib.suppress(Closed):  # it is being disconnected
             self.waiting.put(text)
 
     async def send(self) -> None:
-        """Until the mailbox is closed and empty."""
+        """Sends until the mailbox is closed and empty."""
         try:
             while True:
                 try:
@@ -177,7 +177,7 @@ class _Client:
 
 
 class _Server:
-    """One port, listened at by a thread of its own, for one or more sinks."""
+    """One port, served by its own thread, for one or more sinks."""
 
     def __init__(self, address: Address) -> None:
         self.port = address.port
@@ -190,16 +190,18 @@ class _Server:
         self._thread = threading.Thread(target=self._run, name=f"websocket {address.host}:{self.port}", daemon=True)
 
     def start(self) -> None:
-        """Raises LineamentError where the port cannot be had."""
+        """Raises LineamentError if it cannot listen on the port."""
         self._thread.start()
         try:
             self.port = self._bound.result()
         except (OSError, OverflowError, UnicodeError) as error:
             self._thread.join()
-            # asyncio's own text says the address once more
+            # asyncio's own text repeats the address
             number = error.errno if isinstance(error, OSError) else None
             reason = os.strerror(number) if number and number > 0 else str(error)
-            raise LineamentError(f"cannot serve on {self._host}:{self.port}: {reason.lower()}; try another") from None
+            raise LineamentError(
+                f"cannot serve on {self._host}:{self.port}: {reason.lower()}; try another port"
+            ) from None
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self._over.set)
@@ -210,7 +212,7 @@ class _Server:
             asyncio.run(self._listen())
         except BaseException as error:  # raised by start()
             if self._bound.done():
-                log.exception("the WebSocket server ended by a fault")
+                log.exception("the WebSocket server ended by an internal error")
             else:
                 self._bound.set_exception(error)
 
@@ -223,7 +225,7 @@ class _Server:
             self.port,
             origins=local,
             process_request=self._known,
-            compression=None,  # lines are small, and a compressor's memory is not
+            compression=None,  # lines are small, a compressor's memory is not
             max_size=_HEARD_BYTES,
             max_queue=1,
             open_timeout=CONNECT_S,
@@ -237,26 +239,28 @@ class _Server:
     def _known(self, connection: ServerConnection, request: Request) -> Response | None:
         if _path(request) in self.sinks:
             return None
-        return connection.respond(HTTPStatus.NOT_FOUND, "nothing is sent under this path\n")
+        return connection.respond(HTTPStatus.NOT_FOUND, "no source under this path\n")
 
     async def _serve(self, socket: ServerConnection) -> None:
         assert socket.request is not None
         sink = self.sinks.get(_path(socket.request))
         if sink is None or self._clients >= _CLIENTS:
-            await socket.close(CloseCode.TRY_AGAIN_LATER, f"{_CLIENTS} clients are enough" if sink else "it has ended")
+            await socket.close(
+                CloseCode.TRY_AGAIN_LATER, f"limit of {_CLIENTS} clients reached" if sink else "the source has ended"
+            )
             return
         self._clients += 1
         try:
             await sink.serve(socket)
         except Exception:
-            log.exception("a WebSocket client ended by a fault")
+            log.exception("serving a WebSocket client ended by an internal error")
             raise
         finally:
             self._clients -= 1
 
 
 _servers: dict[tuple[str, int], _Server] = {}
-"""those that listen, by host and port, for sinks that share one"""
+"""running servers by host and port, shared by sinks"""
 _sharing = threading.Lock()
 
 
@@ -269,7 +273,7 @@ def _join_server(address: Address, sink: WebSocketSink) -> _Server:
             server.start()
             _servers[address.host, server.port] = server
         if address.path in server.sinks:
-            raise LineamentError(f"two outputs would listen at {address.shown}; give each a path of its own")
+            raise LineamentError(f"two outputs would listen at {address.shown}; give each its own path")
         server.sinks[address.path] = sink
         return server
 
@@ -285,5 +289,5 @@ def _leave_server(server: _Server, path: str) -> None:
 
 
 def _path(request: Request) -> str:
-    """As Address has it."""
+    """As in Address.path."""
     return unquote(request.path.partition("?")[0]).removeprefix("/")

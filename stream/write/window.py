@@ -1,4 +1,4 @@
-"""A window on the desktop, and whether there is a desktop."""
+"""A desktop window, and whether there is a desktop."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 
 class WindowSink:
-    """A window. q or Esc or its X sets `quit`, s saves a snapshot, space pauses. Belongs to the main thread."""
+    """A window. q, Esc or closing it sets `quit`; s saves a snapshot; space pauses. Main thread only."""
 
     def __init__(
         self, title: str = "Lineament", *, still: bool = False, paced: bool = False, snapshots: Path = Path(".")
     ) -> None:
-        """still: every frame stays until a key is pressed. paced: no frame is shown before its time, for files.
+        """still: every frame stays until a key is pressed. paced: plays in real time, for files.
 
-        snapshots: the folder that `s` writes to.
+        snapshots: the folder for `s`.
         """
         self.quit = False
         self.lost = 0
         self._title = title
         self._still, self._paced = still, paced
         self._clock_s = 0.0
-        """time.monotonic() at which the source's time 0 would have been shown"""
+        """time.monotonic() of the source's time 0"""
         self._snapshots = snapshots
         self._opened = False
         self._shown = False
@@ -44,7 +44,7 @@ class WindowSink:
             raise LineamentError(
                 "cannot open a window: there is no display, or this OpenCV has no GUI; use --no-window"
             )
-        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # it misses fonts that it does not need
+        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # it warns of fonts that it does not need
         cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         self._opened = True
         return self
@@ -118,9 +118,9 @@ class WindowSink:
 
 @functools.cache
 def has_display() -> bool:
-    """Whether a window can be opened, found out by opening one.
+    """Whether a window can be opened, tested by opening one.
 
-    In a process of its own: where the display does not answer, Qt aborts the process that asks.
+    In a separate process: if the display does not answer, Qt aborts the process.
     """
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False
