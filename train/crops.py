@@ -46,8 +46,8 @@ class CropConfig:
     boxes: Path | None = None
     """For source 'detector': the .jsonl that `python -m stream.label` wrote for the same pictures."""
     scale: CropScale = 1.3
-    """Side of the crop over that of the region; above 1, because the forehead is above the points. Two numbers: width
-    and height, stretched to the input. See landmarks.card.CropScale."""
+    """Side of the crop over that of the region: above 1, because the points do not include the forehead. Two numbers
+    scale width and height. See landmarks.card.CropScale."""
     level: bool = True
     """Rotate the crop so that the eyes are level, as serving does with a tracked face. Only with source 'points'."""
     margin: float = 1.5
