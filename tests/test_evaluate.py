@@ -284,7 +284,7 @@ def test_a_model_file_is_unchanged_by_evaluating_unless_it_is_told_to_write_the_
     assert "--write-card" in capsys.readouterr().out.splitlines()[-1]
     assert evaluation.main([*command, "--write-card"]) == 0
     assert path.read_bytes() != before
-    assert capsys.readouterr().out.splitlines()[-1] == f"the figures are in the card of {path}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote the figures into the card of {path}"
 
 
 def test_the_command_scores_every_crop_and_fills_the_card_but_leaves_the_weights(tmp_path: Path) -> None:

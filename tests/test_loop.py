@@ -204,7 +204,7 @@ def interrupt_and_resume(folder: Path, workers: int, device: str = "cpu") -> Non
 
     loop.Run.step = interrupted  # type: ignore[method-assign]
     try:
-        with pytest.raises(loop.Stopped, match=r"stopped in epoch 2; the same command goes on"):
+        with pytest.raises(loop.Stopped, match=r"stopped in epoch 2; the same command resumes"):
             fit(cfg, samples, [])
     finally:
         loop.Run.step = step  # type: ignore[method-assign]
@@ -376,7 +376,7 @@ def test_a_sample_without_points_teaches_presence_and_nothing_else(tmp_path: Pat
 
 
 def test_training_on_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LineamentError, match="nothing to train on"):
+    with pytest.raises(LineamentError, match="no faces to train on"):
         fit(config(tmp_path), [], [])
 
 

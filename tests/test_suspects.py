@@ -1,4 +1,4 @@
-"""Wrong labels are found by what gives them away, right ones are left alone, and the list of them does what it says."""
+"""Wrong labels are found, correct ones are not, and the list of suspects drops or down-weights them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from lineament.train.config import TrainConfig
 from lineament.train.crops import CropConfig
 from lineament.train.data import group_of, read
 from lineament.train.evaluate import Predict, evaluate
+from lineament.train.label_errors import Suspect, find, folds, rank, robust_z
 from lineament.train.sample import Sample
-from lineament.train.suspects import Suspect, SuspectsConfig, cross_validate, find, fold_of, folds, robust_z
+from lineament.train.suspects import SuspectsConfig, cross_validate, fold_of
 from tests.labelled import exchanged, mean_face, sample, write_wflw
 
 CONTOUR = list(WFLW98.parts["contour"])
@@ -30,7 +31,7 @@ def ocular() -> float:
 
 
 def found(labels: list[F32], percent: float = 2.0) -> list[Suspect]:
-    """What is said of labels when every face is the mean face, and predicted `percent` too far right."""
+    """The suspects among labels when every prediction is the mean face, moved `percent` to the right."""
     guess = mean_face() + np.float32((percent / 100 * ocular(), 0))
     return find([sample(label) for label in labels], np.stack([guess] * len(labels)))
 
@@ -52,10 +53,10 @@ def test_one_label_ten_times_as_far_off_as_all_others_is_the_suspect() -> None:
     label = mean_face() - np.float32((0.18 * ocular(), 0))
     (suspect,) = found([*[mean_face()] * 10, label, *[mean_face()] * 9])
     assert suspect.index == 10
-    # all others agree wholly, so the least spread of 0.1 counts
+    # all others agree exactly, so the least spread of 0.1 counts
     assert suspect.score == pytest.approx(math.log(10) / 0.1, abs=0.02)
     assert suspect.weight == pytest.approx((3.5 / suspect.score) ** 2)
-    assert suspect.reasons[0].startswith("face off by 20.0 % where 2.0 is usual")
+    assert suspect.reasons[0].startswith("face off by 20.0 %, median 2.0 %")
 
 
 def test_one_part_that_is_off_is_named() -> None:
@@ -63,13 +64,13 @@ def test_one_part_that_is_off_is_named() -> None:
     label[96] += np.float32((0.3 * ocular(), 0))
     (suspect,) = found([*[mean_face()] * 20, label])
     assert suspect.index == 20
-    assert suspect.reasons[0].startswith("left_pupil off by 28.0 % where 2.0 is usual")
+    assert suspect.reasons[0].startswith("left_pupil off by 28.0 %, median 2.0 %")
 
 
-def test_the_ranking_has_every_face_that_can_be_compared_farthest_first() -> None:
+def test_the_ranking_has_every_face_that_can_be_compared_largest_error_first() -> None:
     labels = [mean_face() + np.float32((shift * ocular(), 0)) for shift in (0.0, 0.3, 0.1)]
     labels.append(np.full_like(mean_face(), np.nan))
-    ranking = suspects.rank([sample(label) for label in labels], np.stack([mean_face()] * 4))
+    ranking = rank([sample(label) for label in labels], np.stack([mean_face()] * 4))
     assert [index for index, _ in ranking] == [1, 2, 0]
     assert [percent for _, percent in ranking] == pytest.approx([30, 10, 0], abs=1e-3)
 
@@ -88,7 +89,7 @@ def test_a_profile_whose_eye_corners_meet_is_not_suspect_for_that() -> None:
     assert find(samples, np.stack([s.points + np.float32((1, 0)) for s in samples])) == []
 
 
-def test_faces_without_points_or_prediction_are_passed_over_and_keep_their_numbers() -> None:
+def test_faces_without_points_or_prediction_are_skipped_and_keep_their_indices() -> None:
     nothing = np.full_like(mean_face(), np.nan)
     wrong = mean_face() - np.float32((0.5 * ocular(), 0))
     suspects_ = found([nothing, *[mean_face()] * 20, wrong])
@@ -112,7 +113,7 @@ def test_exchanged_eyes_are_found_and_named() -> None:
     eyes = [*WFLW98.parts["left_eye"], *WFLW98.parts["right_eye"]]
     guess = face + np.float32((0.02 * ocular(), 0))
     before = np.linalg.norm(guess[eyes] - face[flip[eyes]], axis=1).mean() / ocular() * 100
-    assert swaps == [f"left and right of eye exchanged: {before:.1f} % so, 2.0 the other way"]
+    assert swaps == [f"left and right of eye exchanged: error {before:.1f} % as labelled, 2.0 % exchanged"]
     assert before > 50
 
 
@@ -131,7 +132,7 @@ def test_any_pair_of_parts_may_be_exchanged(parts: tuple[str, ...], name: str) -
     assert any(reason.startswith(f"left and right of {name} exchanged") for reason in suspect.reasons)
 
 
-def test_a_face_that_is_exchanged_wholly_is_said_so_once() -> None:
+def test_a_face_exchanged_as_a_whole_is_reported_once() -> None:
     label = exchanged(mean_face(), *WFLW98.parts)
     (suspect,) = found([*[mean_face()] * 20, label])
     assert sum("exchanged" in reason for reason in suspect.reasons) == 1
@@ -147,7 +148,7 @@ def test_a_bad_prediction_is_not_called_a_swap() -> None:
 # ---- the contour
 
 
-def test_a_contour_that_goes_round_a_face_is_not_odd() -> None:
+def test_a_contour_that_goes_round_a_face_is_not_suspect() -> None:
     assert folds(mean_face()[CONTOUR]) == []
 
 
@@ -182,7 +183,7 @@ def test_a_folded_contour_makes_a_suspect_even_where_the_model_folds_it_too() ->
     assert (suspect.index, suspect.score) == (20, 6.0)
 
 
-def test_no_contour_of_real_labels_is_odd(shared: Path) -> None:
+def test_no_contour_of_real_labels_is_suspect(shared: Path) -> None:
     samples = [s for split in ("train", "test") for s in read(shared / "data" / "wflw-mini", split)]
     assert [s.name for s in samples if folds(s.points[CONTOUR])] == []
 
@@ -239,7 +240,7 @@ def test_a_line_that_was_deleted_keeps_its_face(tmp_path: Path) -> None:
         ("image,face,score,weight\nother.png,3,9,0.5\n", r"none of the 1 suspects .* face 3 of other\.png"),
     ],
 )
-def test_a_list_that_cannot_be_right_is_refused(text: str, match: str, tmp_path: Path) -> None:
+def test_an_invalid_list_is_refused(text: str, match: str, tmp_path: Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text(text)
     with pytest.raises(LineamentError, match=match):
@@ -247,16 +248,16 @@ def test_a_list_that_cannot_be_right_is_refused(text: str, match: str, tmp_path:
 
 
 def test_a_missing_list_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(LineamentError, match=r"no list of suspects at .*python -m train\.suspects"):
+    with pytest.raises(LineamentError, match=r"no suspects file at .*python -m train\.suspects"):
         suspects.apply(samples_of("a.png"), tmp_path / "suspects.csv", "drop")
 
 
-def test_predictions_are_read_back_for_the_same_samples_alone(tmp_path: Path) -> None:
+def test_predictions_are_read_back_for_the_same_samples_only(tmp_path: Path) -> None:
     path, samples = tmp_path / "predictions.npz", samples_of("a.png", "b.png")
     predictions = np.stack([s.points for s in samples])
     suspects.save_predictions(path, samples, predictions)
     np.testing.assert_array_equal(suspects.load_predictions(path, samples), predictions)
-    with pytest.raises(LineamentError, match="2 faces that are not the data set's 2"):
+    with pytest.raises(LineamentError, match=r"the 2 faces in .* are not the data set's 2"):
         suspects.load_predictions(path, samples[::-1])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(LineamentError, match="cannot read predictions"):
@@ -266,7 +267,7 @@ def test_predictions_are_read_back_for_the_same_samples_alone(tmp_path: Path) ->
 # ---- cross-validation
 
 
-def test_folds_share_the_faces_and_never_part_those_of_one_picture() -> None:
+def test_folds_share_the_faces_and_keep_those_of_one_picture_together() -> None:
     samples = samples_of(*[f"{i // 3}.png" for i in range(30)])
     parts = fold_of(samples, 4, seed=0)
     assert sorted(i for part in parts for i in part) == list(range(30))
@@ -317,7 +318,7 @@ def test_each_face_is_predicted_by_a_model_that_saw_neither_it_nor_its_picture(t
     assert len({run for _, _, run in learn.seen}) == 5
 
 
-def test_the_report_puts_the_wrong_label_first_and_can_be_made_again_without_training(tmp_path: Path) -> None:
+def test_the_report_puts_the_wrong_label_first_and_can_be_repeated_without_training(tmp_path: Path) -> None:
     faces = [(f"p{i}x.png", mean_face(40 + i, 50, 20)) for i in range(12)]
     faces[7] = ("p7x.png", exchanged(mean_face(47, 50, 20), "left_eye", "right_eye"))
     root, out = write_wflw(tmp_path / "set", "train", faces), tmp_path / "out"

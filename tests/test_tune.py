@@ -155,7 +155,7 @@ def test_what_the_loop_says_on_ctrl_c_ends_the_search_instead_of_failing_a_trial
 
     def stopped(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEpoch) -> Fitted:
         calls.append(cfg.run)
-        raise loop.Stopped("stopped in epoch 3; the same command goes on from last.pt")
+        raise loop.Stopped("stopped in epoch 3; the same command resumes from last.pt")
 
     monkeypatch.setattr(loop, "fit", stopped)
     with pytest.raises(LineamentError, match="none ran to its end"):

@@ -1,1 +1,1 @@
-"""Making the model: data, metrics and, with torch, the training itself."""
+"""Training of landmark models: data, augmentation, nets, the loop, evaluation. Data and metrics need no torch."""

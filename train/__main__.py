@@ -32,33 +32,33 @@ def main(args: list[str] | None = None) -> int:
     first = int(os.environ.get("RANK", 0)) == 0
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
     given = sys.argv[1:] if args is None else args
-    args = [re.sub(r"^--out(?=$|=)", "--run", arg) for arg in given]  # torchrun would not let --run pass
+    args = [re.sub(r"^--out(?=$|=)", "--run", arg) for arg in given]  # torchrun consumes --run itself
     cfg = tyro.cli(
         Annotated[TrainConfig, tyro.conf.arg(name="")],
         args=args,
         prog=program("train", "train"),
-        description="Trains a landmark model; the run folder then holds best.safetensors, and best-half for shipping.",
+        description="Trains a landmark model. The run folder gets best.safetensors, and best-half.safetensors to ship.",
     )
     train(cfg)
     return 0
 
 
 def train(cfg: TrainConfig) -> Fitted:
-    """Reads, holds out, trains, and says what to do next."""
+    """Reads the data, holds out faces, trains, and logs the next command."""
     training, val = held_out(cfg)
-    log.info("%d faces to train on, %d held out, into %s", len(training), len(val), cfg.run)
+    log.info("training on %d faces, %d held out; run folder: %s", len(training), len(val), cfg.run)
     fitted = fit(cfg, training, val)
     log.info("held-out NME %.3f after %d epochs: %s", fitted.nme, fitted.epochs, fitted.best)
     if int(os.environ.get("RANK", 0)) == 0:
         shipped = ship(fitted.best)
-        log.info("for shipping, in half precision: %s, %.1f MB", shipped, shipped.stat().st_size / 1e6)
+        log.info("in half precision, to ship: %s, %.1f MB", shipped, shipped.stat().st_size / 1e6)
     shift = f" --label-shift-px {cfg.label_shift_px[0]:g}" if cfg.label_shift_px[0] else ""
     log.info("next: python -m train.evaluate %s --data %s%s", fitted.best, cfg.data[0], shift)
     return fitted
 
 
 def ship(best: Path) -> Path:
-    """Writes best-half.safetensors beside best: the same weights as float16, with their card."""
+    """Writes best-half.safetensors beside best: the same weights in float16, with their card."""
     net, card = load(best)
     path = best.with_name(f"{best.stem}-half.safetensors")
     save(net, card, path, half=True)
@@ -66,7 +66,7 @@ def ship(best: Path) -> Path:
 
 
 def held_out(cfg: TrainConfig) -> tuple[list[Sample], list[Sample]]:
-    """The samples to train on and those to validate on, which come from the first data set alone."""
+    """The samples to train on, and those to validate on, which come from the first data set only."""
     sets = data.read_sets(cfg.data, cfg.label_shift_px, SCHEMAS[cfg.schema])
     if cfg.suspects:
         sets[0] = suspects.apply(sets[0], cfg.suspects, cfg.suspect_policy)

@@ -1,11 +1,11 @@
-"""What a training step sees of a crop: turned, shifted, bent, partly hidden, behind glasses, badly lit, badly sent.
+"""Augmentation of training crops: geometry, occlusion, drawn glasses and masks, lighting, blur and compression.
 
     python -m train.augment preview --data DIR --out sheet.png
     python -m train.augment bench
 
-The transforms are albumentations' where it has them. All of geometry, flip and elastic bending too, is one map from the
-wide crop to the input, because each interpolation blurs; then come things that hide the face, then what light, lens and
-codec do to a picture. Points follow the pixels exactly, may leave the picture, and keep their number and order.
+Uses albumentations' transforms where they exist. All geometry, including flip and elastic deformation, is one map from
+the wide crop to the input, because each interpolation blurs. Next comes what hides the face, then the effects of light,
+lens and codec. Points follow the pixels exactly, may leave the picture, and keep their number and order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import tyro
 
-# it would ask the internet for a newer version
+# otherwise it checks for a newer version online
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
@@ -54,53 +54,53 @@ log = logging.getLogger(__name__)
 
 
 class Augment:
-    """Wide crops and their points in, inputs and their points out. Can be sent to worker processes."""
+    """Turns wide crops and their points into inputs and theirs. Can be pickled to worker processes."""
 
     def __init__(
         self, cfg: AugmentConfig, schema: Schema, input_hw: tuple[int, int], window_hw: tuple[int, int] | None = None
     ) -> None:
-        """window_hw: how much of a wide crop becomes the input, where its pixels are not the input's: it is resized."""
+        """window_hw: size of the part of a wide crop that becomes the input, if it must be resized."""
         self._schema, self._input_hw = schema, input_hw
         window_hw = window_hw or input_hw
         steps: list[Any] = [Geometry(cfg, schema, window_hw)]
         if window_hw != input_hw:
             steps.append(Resize(*input_hw, area_for_downscale="image"))
         if (cfg.glasses or cfg.worn) and schema is not WFLW98:
-            log.info("no glasses, masks or caps are drawn: they take points of %s, not %s", WFLW98.name, schema.name)
+            log.info("not drawing glasses, masks or caps: they need points of %s, got %s", WFLW98.name, schema.name)
         else:
             steps += [kind(p=p) for kind, p in ((Glasses, cfg.glasses), (Worn, cfg.worn)) if p]
         if cfg.occlusion:
             steps.append(Occlusion(cfg, p=cfg.occlusion))
         steps += _photometric(cfg)
-        # points may lie outside
+        # points may lie outside the picture
         keypoints = A.KeypointParams("xys", remove_invisible=False, check_each_transform=False)
         self._compose = A.Compose(steps, keypoint_params=keypoints)
 
     def __call__(self, rgb: U8, points: F32, seed: int) -> tuple[U8, F32]:
-        """rgb: (S, S, 3) uint8, points: (K, 2) px of it, or (K, 3) with a weight that stays with its point ->
-        (height, width, 3), and points of that as they came. The same seed gives the same."""
+        """rgb: (S, S, 3) uint8, points: (K, 2) px of it, or (K, 3) with a weight per point -> (height, width, 3), and
+        its points in the same layout. Deterministic for a seed."""
         k, columns = len(self._schema), points.shape[-1]
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or points.shape not in ((k, 2), (k, 3)):
             raise ValueError(
                 f"wanted (S, S, 3) uint8 and ({k}, 2) or ({k}, 3) points of {self._schema.name}, "
                 f"got {rgb.shape} {rgb.dtype} and {points.shape}"
             )
-        # one stream of numbers for all: Compose.set_random_seed would start each transform's own from the same seed, so
-        # that all of equal probability happened together
+        # one random stream: Compose.set_random_seed would seed all transforms alike, so that those of equal probability
+        # would always be applied together
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        # what albumentations calls a keypoint's scale is here its weight
+        # the keypoint's scale carries its weight
         weighted = points if columns == 3 else np.column_stack([points, np.ones(k)])
         done = self._compose(image=rgb, keypoints=np.asarray(weighted, np.float32))
         return np.asarray(done["image"], np.uint8), np.asarray(done["keypoints"], np.float32)[:, :columns]
 
 
 def _photometric(cfg: AugmentConfig) -> list[Any]:
-    """What changes pixels where they are."""
+    """Transforms that change colours, not positions."""
     one_of: Mapping[str, Any] = {
         "gauss_noise": lambda p: A.GaussNoise(std_range=cfg.noise_std, p=p),
         "gauss_blur": lambda p: A.GaussianBlur(blur_limit=0, sigma_limit=cfg.blur_sigma_px, p=p),
         "blur": lambda p: A.Blur(blur_limit=(3, 5), p=p),
-        # a kernel off its centre, or heavier at one end, would move the face away from its points
+        # an off-centre or asymmetric kernel would shift the face relative to its points
         "motion_blur": lambda p: A.MotionBlur(
             (3, cfg.motion_px | 1), allow_shifted=False, direction_range=(0.0, 0.0), p=p
         ),
@@ -130,38 +130,38 @@ def _photometric(cfg: AugmentConfig) -> list[Any]:
     return steps
 
 
-# ---- to look at it, and to time it
+# ---- preview and benchmark
 
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Writes a sheet with a row a transform, that one alone and always, then rows of all of them as they are set."""
+    """Writes a sheet with one row per transform, applied alone and always, then rows with all of them as configured."""
 
     data: Path
-    """A data set as for `python -m train`."""
+    """Data set, as for `python -m train`."""
     out: Path = Path("augment.png")
-    """The sheet, .png or .jpg."""
+    """Sheet to write, .png or .jpg."""
     schema: Literal["wflw98", "ibug68"] = "wflw98"
-    """Which points the data has."""
+    """Schema of the points in the data."""
     input_px: int = 256
     """Side of the crop."""
     columns: int = 6
-    """Faces a row."""
+    """Faces per row."""
     seed: int = 0
-    """Other faces, other dice."""
+    """Chooses the faces and the random parameters."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Prints crops a second on one core, and what each transform costs."""
+    """Prints crops per second on one core, and the cost of each transform."""
 
     input_px: int = 256
     """Side of the crop."""
     margin: float = 1.5
-    """Side of the wide crop over the crop's."""
+    """Side of the wide crop over that of the crop."""
     seconds: float = 5.0
-    """How long all of them together are timed; each alone for a sixteenth of that."""
+    """How long to time all transforms together; each one alone is timed for a sixteenth of this."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -170,7 +170,7 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     commands: Any = Annotated[PreviewConfig, tyro.conf.subcommand("preview")]
     commands |= Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-    cfg = tyro.cli(commands, args=args, prog="python -m train.augment", description="Augmentation, seen and timed.")
+    cfg = tyro.cli(commands, args=args, prog="python -m train.augment", description="Shows or times augmentation.")
     if isinstance(cfg, PreviewConfig):
         preview(cfg)
     else:
@@ -183,24 +183,24 @@ def preview(cfg: PreviewConfig) -> None:
     schema, hw = SCHEMAS[cfg.schema], (cfg.input_px, cfg.input_px)
     samples = read(cfg.data, "train", schema)
     if not samples:
-        raise LineamentError(f"{cfg.data} holds no face to train on; wanted at least one")
+        raise LineamentError(f"{cfg.data} has no faces to train on; check it with `python -m train.data check`")
     samples = random.Random(cfg.seed).sample(samples, min(cfg.columns, len(samples)))
     with TemporaryDirectory() as cache:
         crops = Crops(samples, hw, CropConfig(), schema, Path(cache))
         wide = [crops[i] for i in range(len(crops))]
     rows = [("off", AugmentConfig.off()), *((name, cfg.augment.only(name)) for name in SWITCHES)]
-    rows += [("all, as set", cfg.augment)] * 4
+    rows += [("all, as configured", cfg.augment)] * 4
     tiles: list[Tile] = []
     for name, row in rows:
         augment = Augment(row, schema, hw)
         for crop, _ in zip(cycle(wide), range(cfg.columns)):
             tiles.append(Tile(*augment(crop.rgb, crop.points, 1000 * cfg.seed + len(tiles)), name))
     sheet(tiles, cfg.out, cfg.columns)
-    print(f"wrote {cfg.out}: {len(SWITCHES)} transforms, {cfg.columns} examples each; look whether points lie on faces")
+    print(f"wrote {cfg.out}: {len(SWITCHES)} transforms, {cfg.columns} examples each; check that points lie on faces")
 
 
 def bench(cfg: BenchConfig) -> None:
-    """Times it on a made-up picture, which costs what a real one does."""
+    """Times augmentation on a synthetic picture, which costs the same as a real one."""
     cv2.setNumThreads(1)
     hw, wide_px = (cfg.input_px, cfg.input_px), round(cfg.margin * cfg.input_px)
     rough = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
@@ -209,8 +209,8 @@ def bench(cfg: BenchConfig) -> None:
     points = ((face - face.mean(0)) / np.ptp(face, axis=0).max() * cfg.input_px / 1.3 + wide_px / 2).astype(np.float32)
     total_ms = _cost_ms(Augment(cfg.augment, WFLW98, hw), rgb, points, cfg.seconds)
     off_ms = _cost_ms(Augment(AugmentConfig.off(), WFLW98, hw), rgb, points, cfg.seconds / 16)
-    print(f"{1e3 / total_ms:.0f} crops/s of {cfg.input_px} px on one core; with all off {1e3 / off_ms:.0f}")
-    print(f"{'':20}{'ms when it happens':>20}{'probability':>14}{'ms on average':>16}")
+    print(f"{1e3 / total_ms:.0f} crops/s of {cfg.input_px} px on one core; with all transforms off {1e3 / off_ms:.0f}")
+    print(f"{'':20}{'ms when applied':>20}{'probability':>14}{'ms on average':>16}")
     for name in SWITCHES:
         cost_ms = _cost_ms(Augment(cfg.augment.only(name), WFLW98, hw), rgb, points, cfg.seconds / 16) - off_ms
         share = getattr(cfg.augment, name)

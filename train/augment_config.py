@@ -1,4 +1,4 @@
-"""What a training step does to a crop, and how often."""
+"""Which augmentations a training crop gets, how often and how strongly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 _STEEPEST = 0.15
-"""neighbouring knots may differ by four times their spread, and the bend must stay below a pixel a pixel"""
+"""neighbouring knots may differ by four standard deviations; their displacement must change by less than 1 px per px"""
 
 ONE_OF = (
     "gauss_noise",
@@ -19,8 +19,7 @@ ONE_OF = (
     "gamma",
     "posterize",
 )
-"""at most one of these happens to a crop"""
-
+"""at most one of these is applied to a crop"""
 
 SWITCHES = (
     *("flip", "rotate", "shift_scale_rotate", "upside_down", "elastic", "occlusion", "glasses", "worn"),
@@ -32,105 +31,105 @@ SWITCHES = (
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How often and how strongly. A field named after a transform is its probability; 0 switches it off."""
+    """Augmentation. An option named after a transform is its probability; 0 disables it."""
 
     flip: float = 0.5
-    """Mirror, with left and right points exchanged: doubles the faces."""
+    """Mirror the crop and exchange left and right points: doubles the faces."""
     rotate: float = 0.6
-    """Turn in the plane. Crops are levelled by the last points, which may be wrong or, for a new face, absent."""
+    """Rotate in the plane: serving levels crops by the last points, which may be wrong, or missing for a new face."""
     rotate_deg: float = 45.0
-    """Farthest turn to either side."""
+    """Maximum rotation to either side."""
     shift_scale_rotate: float = 0.8
-    """Move, zoom and turn a little, as a detector's box and a tracker's last points differ from the true ones."""
+    """Shift, scale and rotate a little, as a detector's box or a tracker's last points differ from the true ones."""
     shift: float = 0.08
-    """Farthest move, as a share of the input's side."""
+    """Maximum shift, as a share of the input's side."""
     scale: tuple[float, float] = (0.8, 1.2)
-    """Least and greatest zoom."""
+    """Minimum and maximum scale."""
     tilt_deg: float = 10.0
-    """Farthest turn that comes with a move."""
+    """Maximum rotation of shift_scale_rotate."""
     upside_down: float = 0.0
-    """Turn by any angle at all, for people lying down and cameras on the ceiling; costs accuracy on upright faces."""
+    """Rotate by any angle, for people lying down and ceiling cameras; costs accuracy on upright faces."""
     elastic: float = 0.1
-    """Bend smoothly: faces and grimaces that nobody has."""
+    """Deform smoothly: new face shapes and grimaces."""
     elastic_strength: float = 0.015
-    """Spread of the bend's knots, as a share of the input's side."""
+    """Standard deviation of the knots' displacement, as a share of the input's side."""
     elastic_knots: int = 5
-    """Knots along a side; more is crinklier."""
+    """Knots per side; more gives finer deformation."""
     occlusion: float = 0.35
-    """Cover parts with noise, a plain colour or another part of the picture: hands, microphones, people in front."""
+    """Cover parts with noise, a plain colour or another part of the picture, as hands and people in front do."""
     occlusion_patches: int = 3
-    """Most patches at once."""
+    """Maximum number of patches."""
     occlusion_size: tuple[float, float] = (0.08, 0.4)
-    """Sides of a patch, as shares of the input's."""
+    """Minimum and maximum side of a patch, as a share of the input's."""
     glasses: float = 0.2
-    """Put on glasses, which hide lids and brows behind rims, tints and glare. Only where the schema is wflw98."""
+    """Draw glasses, whose rims, tints and glare hide lids and brows. Only with schema wflw98."""
     worn: float = 0.15
-    """Draw a mask, a cap, a hand or a microphone where people have them. Only where the schema is wflw98."""
+    """Draw a mask, a cap, a hand or a microphone on the face. Only with schema wflw98."""
     brightness_contrast: float = 0.4
-    """Rooms at night, windows behind."""
+    """Change brightness and contrast: rooms at night, backlight."""
     brightness_limit: float = 0.35
-    """Greatest change, as a share of white."""
+    """Maximum change, as a share of white."""
     contrast_limit: float = 0.35
-    """Greatest change of the factor 1."""
+    """Maximum change of the factor from 1."""
     colour: float = 0.3
-    """Other hue and saturation: lamps, screens, cheap white balance."""
+    """Change hue and saturation: lamps, screens, poor white balance."""
     cast: float = 0.1
-    """Weigh the channels: stage lights, sodium lamps, sunsets."""
+    """Scale the channels separately (colour cast): stage lights, sodium lamps, sunsets."""
     cast_gain: tuple[float, float] = (0.45, 1.5)
-    """Least and greatest factor of a channel."""
+    """Minimum and maximum factor of a channel."""
     duotone: float = 0.05
-    """Paint light and shade in two colours: screens in the dark, face paint, posters."""
+    """Map shadows and highlights to two colours: screens in the dark, face paint, posters."""
     grey: float = 0.1
-    """Drop colour: infrared cameras."""
+    """Convert to grey: infrared cameras."""
     dark: float = 0.1
-    """Little light and the noise that comes with it, brightened again by the camera or not."""
+    """Darken, add the sensor noise of low light, and sometimes brighten again as a camera does."""
     dark_gain: tuple[float, float] = (0.08, 0.5)
-    """Least and greatest share of the light that is left."""
+    """Minimum and maximum share of the light that is left."""
     gauss_noise: float = 0.08
-    """Sensor noise in the dark."""
+    """Add Gaussian noise: sensors in the dark."""
     noise_std: tuple[float, float] = (0.01, 0.08)
-    """Least and greatest spread, as shares of white."""
+    """Minimum and maximum standard deviation, as a share of white."""
     gauss_blur: float = 0.06
-    """Out of focus."""
+    """Gaussian blur: out of focus."""
     blur_sigma_px: tuple[float, float] = (0.5, 2.5)
-    """Least and greatest."""
+    """Minimum and maximum standard deviation."""
     blur: float = 0.03
-    """Box blur: cheap scalers."""
+    """Box blur: simple scalers."""
     motion_blur: float = 0.08
-    """A head that turns while the shutter is open."""
+    """Motion blur: the head moves during the exposure."""
     motion_px: int = 11
-    """Longest streak."""
+    """Maximum length of the blur."""
     low_resolution: float = 0.18
-    """Shrunk and blown up again: small faces of a wide frame."""
+    """Downscale and upscale again: small faces in a wide frame."""
     resolution: tuple[float, float] = (0.12, 0.7)
-    """Least and greatest share of the resolution that is left."""
+    """Minimum and maximum share of the resolution that is left."""
     compression: float = 0.1
-    """JPEG's blocks, as in a starved video stream."""
+    """JPEG artefacts, as in a low-bitrate stream."""
     quality: tuple[int, int] = (15, 70)
-    """Least and greatest JPEG quality."""
+    """Minimum and maximum JPEG quality."""
     clahe: float = 0.04
-    """Local contrast, as cameras with 'HDR' make it."""
+    """Local contrast (CLAHE), as in cameras with HDR."""
     gamma: float = 0.08
-    """Other curves from light to number."""
+    """Change the tone curve."""
     gamma_percent: tuple[float, float] = (60.0, 160.0)
-    """Least and greatest exponent times 100."""
+    """Minimum and maximum exponent, times 100."""
     posterize: float = 0.03
-    """Few grey levels: old codecs in the dark."""
+    """Reduce the number of levels: old codecs in the dark."""
 
     def __post_init__(self) -> None:
         for name in SWITCHES:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name} is a probability, got {getattr(self, name)}; wanted 0 to 1")
+                raise ValueError(f"augment.{name} is a probability: wanted 0 to 1, got {getattr(self, name)}")
         if (total := sum(getattr(self, name) for name in ONE_OF)) > 1 + 1e-6:
             raise ValueError(
-                f"at most one of {', '.join(ONE_OF)} happens to a crop, but their probabilities add up to {total:.3f}; "
-                "wanted at most 1"
+                f"at most one of {', '.join(ONE_OF)} is applied to a crop, but their probabilities add up to "
+                f"{total:.3f}; wanted at most 1"
             )
         for name, least, most in _RANGES:
             value = getattr(self, name)
             low, high = value if isinstance(value, tuple) else (value, value)
             if not least <= low <= high <= most:
-                raise ValueError(f"augment.{name} is {value}, wanted {least:g} to {most:g}, the lower first")
+                raise ValueError(f"augment.{name} is {value}, wanted {least:g} to {most:g}, minimum before maximum")
 
         if (steepness := self.elastic_strength * self.elastic_knots) > _STEEPEST:
             raise ValueError(
@@ -140,16 +139,16 @@ class AugmentConfig:
 
     @classmethod
     def off(cls) -> AugmentConfig:
-        """Nothing happens: the wide crop's centre."""
+        """No augmentation: the centre of the wide crop."""
         return cls().only()
 
     def only(self, *names: str) -> AugmentConfig:
-        """Those always, nothing else; strengths as they are."""
+        """These transforms always, and no others; the same strengths."""
         probabilities: dict[str, Any] = {name: float(name in names) for name in SWITCHES}
         return replace(self, **probabilities)
 
     def scaled(self, factor: float) -> AugmentConfig:
-        """Every probability times factor, as far as it may go."""
+        """Every probability times factor, limited to valid values."""
         scaled: dict[str, Any] = {name: min(1.0, factor * getattr(self, name)) for name in SWITCHES}
         total = max(1.0, sum(scaled[name] for name in ONE_OF))
         return replace(self, **scaled | {name: scaled[name] / total for name in ONE_OF})

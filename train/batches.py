@@ -1,4 +1,4 @@
-"""Batches: which faces make up which, and how a step sees them. A function of seed and epoch alone."""
+"""Batches: which faces are in each one, augmented. They depend on seed and epoch only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lineament.train.machine import Here
 
 
 class Batch(NamedTuple):
-    """What a step takes."""
+    """The input of a step."""
 
     rgb: Tensor
     """(B, H, W, 3) uint8"""
@@ -31,40 +31,38 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Which faces make up which batch: a function of seed and epoch alone. Each process takes its part of each batch.
+    """Which faces are in each batch, from seed and epoch only. Each process takes its part of every batch.
 
-    Keys are (epoch, index), so that augmentation too depends on nothing that a resumed run has lost.
+    Keys are (epoch, index), so that augmentation does not depend on state that a resumed run has lost either.
     """
 
     def __init__(self, n: int, batch: int, seed: int, here: Here) -> None:
-        self._n, self._batch, self._seed, self._here = n, min(batch, n), seed, here
+        self._n, self._seed, self._here = n, seed, here
+        self.size = min(batch, n)
+        """faces in a batch, over all processes"""
         self._epoch, self._first = 0, 0
-        if self._batch < here.world:
+        if self.size < here.world:
             raise LineamentError(
-                f"a batch of {self._batch} faces cannot be shared by {here.world} processes; raise --batch"
+                f"cannot split a batch of {self.size} faces over {here.world} processes; raise --batch"
             )
 
     def start(self, epoch: int, first: int) -> None:
-        """The next iteration is of `epoch`, from batch number `first` on."""
+        """The next iteration yields `epoch`'s batches, starting at number `first`."""
         self._epoch, self._first = epoch, first
 
     def __len__(self) -> int:
-        """Batches in an epoch. The rest that fills none is left to other epochs' permutations."""
-        return self._n // self._batch
-
-    def size(self, number: int) -> int:
-        """Faces in a batch, over all processes."""
-        return self._batch
+        """Batches in an epoch. Faces left over are in other epochs' permutations."""
+        return self._n // self.size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._n)
         for number in range(self._first, len(self)):
-            chosen = order[number * self._batch : (number + 1) * self._batch]
+            chosen = order[number * self.size : (number + 1) * self.size]
             yield [(self._epoch, int(i)) for i in chosen[self._here.rank :: self._here.world]]
 
 
 class Augmented(Dataset[tuple[Any, F32, F32]]):
-    """Crops as a step sees them."""
+    """Crops as a step gets them."""
 
     def __init__(self, crops: Crops, cfg: TrainConfig) -> None:
         self._crops, self._seed = crops, cfg.seed
@@ -89,8 +87,8 @@ def collate(items: list[tuple[Any, F32, F32]]) -> Batch:
     return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items)))
 
 
-def quiet_worker(number: int) -> None:
-    """A worker has one core, and leaves signals to the process that owns it: that one ends the step under way first."""
+def quiet_worker(worker: int) -> None:
+    """Limits a worker to one thread, and leaves signals to its parent, which finishes the current step first."""
     import cv2
 
     cv2.setNumThreads(0)

@@ -1,8 +1,8 @@
-"""Crops: every face cut out once, as wide as augmentation needs it, and kept decoded on disk. No torch.
+"""Crops: every face cut out once, with the margin that augmentation needs, and cached decoded on disk. No torch.
 
     crops = Crops(samples, (256, 256), CropConfig(), WFLW98, Path("runs/cache"))
     wide = crops[0]              # for augmentation: the input's resolution, margin times its side
-    seen = crops.input_crop(0)   # its middle: exactly what serving would cut
+    seen = crops.input_crop(0)   # its centre: exactly the crop of serving
 
 An epoch then reads pixels from a memory-mapped file instead of decoding large pictures for small faces.
 """
@@ -27,6 +27,7 @@ from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
 from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
 from lineament.landmarks.schema import Schema
 from lineament.landmarks.types import F32, F64, U8, Floats, LineamentError
+from lineament.train.data import shifted
 from lineament.train.sample import Sample, stamp_ns
 
 log = logging.getLogger(__name__)
@@ -36,20 +37,21 @@ log = logging.getLogger(__name__)
 class CropConfig:
     """Which part of a picture the model sees.
 
-    A rect or a detector's box jitters in serving; here it does not, for augmentation shifts, scales and turns every
-    crop anew in each epoch.
+    In serving, a rect or a detector's box jitters. Here it does not, because augmentation shifts, scales and rotates
+    every crop differently in each epoch.
     """
 
     source: Literal["points", "rect", "detector"] = "points"
-    """Round what: the labelled points (as a tracked face is cropped), the list's rect, or a detector's box."""
+    """Region to crop: the labelled points (as for a tracked face), the list's rect, or a detector's box."""
     boxes: Path | None = None
-    """For 'detector': the .jsonl that `python -m stream.label` wrote for the same pictures."""
+    """For source 'detector': the .jsonl that `python -m stream.label` wrote for the same pictures."""
     scale: CropScale = 1.3
-    """Size of the crop over what it is round: the forehead is above the points. See landmarks.card.CropScale."""
+    """Side of the crop over that of the region: above 1, because the points do not include the forehead. Two numbers
+    scale width and height. See landmarks.card.CropScale."""
     level: bool = True
-    """Turn the crop so that the eyes lie level, as serving does with a face it follows; only round points."""
+    """Rotate the crop so that the eyes are level, as serving does with a tracked face. Only with source 'points'."""
     margin: float = 1.5
-    """Side of the cached crop over that of the input: 1.42 shows a square turned by 45 degrees whole."""
+    """Side of the cached crop over that of the input: 1.42 contains the input rotated by 45 degrees."""
 
     def __post_init__(self) -> None:
         if not is_crop_scale(self.scale) or not self.margin >= 1:
@@ -59,7 +61,7 @@ class CropConfig:
 
 
 class Crop(NamedTuple):
-    """A piece of a picture and where the points are in it."""
+    """A part of a picture and the points in it."""
 
     rgb: U8
     """(H, W, 3)"""
@@ -68,7 +70,7 @@ class Crop(NamedTuple):
 
 
 class Crops:
-    """The crops of a list of samples, in its order. Cheap to send to a worker: the pixels stay in the file."""
+    """The crops of a list of samples, in its order. Cheap to pickle to a worker: the pixels stay in the file."""
 
     def __init__(
         self,
@@ -79,20 +81,19 @@ class Crops:
         cache: Path,
         label_shift_px: float = 0.0,
     ) -> None:
-        """Cuts all crops into cache, unless they are there. label_shift_px is subtracted from every label."""
-        self.samples = list(samples)
+        """Cuts all crops into cache, unless they are cached. label_shift_px is subtracted from every label."""
+        self.samples = shifted(samples, label_shift_px)
         self.input_hw = input_hw
         self._pad_hw, wide_hw = _padded(input_hw, cfg)
-        self._points = [np.asarray(s.points - np.float32(label_shift_px), np.float32) for s in self.samples]
-        for points in self._points:
-            if points.shape != (len(schema), 2):
+        for sample in self.samples:
+            if sample.points.shape != (len(schema), 2):
                 raise LineamentError(
-                    f"a sample has points {points.shape}, expected ({len(schema)}, 2) of {schema.name}"
+                    f"a sample has points {sample.points.shape}, expected ({len(schema)}, 2) of {schema.name}"
                 )
         boxes = _boxes(cfg.boxes, self.samples) if cfg.boxes else None
         self._matrices = [
-            _wide_from_frame(sample, points, None if boxes is None else boxes[i], cfg, schema, input_hw)
-            for i, (sample, points) in enumerate(zip(self.samples, self._points))
+            _wide_from_frame(sample, None if boxes is None else boxes[i], cfg, schema, input_hw)
+            for i, sample in enumerate(self.samples)
         ]
         self.path = cache / f"crops-{self._digest(cfg, wide_hw)}.npy"
         self._wide_hw = wide_hw
@@ -105,10 +106,10 @@ class Crops:
 
     def __getitem__(self, i: int) -> Crop:
         """The wide crop."""
-        return Crop(np.array(self._open()[i]), apply(self._matrices[i], self._points[i]))
+        return Crop(np.array(self._open()[i]), apply(self._matrices[i], self.samples[i].points))
 
     def input_crop(self, i: int) -> Crop:
-        """What the model sees of sample i without augmentation: the middle of the wide crop."""
+        """What the model sees of sample i without augmentation: the centre of the wide crop."""
         (pad_y, pad_x), (height, width) = self._pad_hw, self.input_hw
         wide = self[i]
         rgb = np.ascontiguousarray(wide.rgb[pad_y : pad_y + height, pad_x : pad_x + width])
@@ -128,14 +129,14 @@ class Crops:
         return self._pixels
 
     def _is_whole(self) -> bool:
-        """Whether the cache is there. One that was copied half is not."""
+        """Whether the cache exists and is complete."""
         try:
             return bool(np.load(self.path, mmap_mode="r").shape == (len(self.samples), *self._wide_hw, 3))
         except (OSError, ValueError, EOFError):
             return False
 
     def _cut(self) -> None:
-        """Fills the cache, whole or not at all. Faces of one picture follow each other, so it is decoded once."""
+        """Fills the cache, whole or not at all. Sorted by picture, so that each is decoded once."""
         height, width = self._wide_hw
         needed = len(self.samples) * height * width * 3
         try:
@@ -143,13 +144,13 @@ class Crops:
             free = shutil.disk_usage(self.path.parent).free
         except OSError as error:
             raise LineamentError(
-                f"cannot keep crops in {self.path.parent}: {error.strerror}; choose another --run"
+                f"cannot cache crops in {self.path.parent}: {error.strerror}; choose another --run"
             ) from error
-        # a memory-mapped file that outgrows the disk would end the process without a word
+        # writing to a memory-mapped file on a full disk kills the process (SIGBUS)
         if needed > free:
             raise LineamentError(
-                f"the crops of {len(self.samples)} faces take {needed / 1e9:.1f} GB in {self.path.parent}, where "
-                f"{free / 1e9:.1f} GB are free; delete crops of earlier runs there, or lower --crop.margin"
+                f"the crops of {len(self.samples)} faces take {needed / 1e9:.1f} GB in {self.path.parent}, which has "
+                f"{free / 1e9:.1f} GB free; delete the crops of earlier runs there, or lower --crop.margin"
             )
         temp = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
@@ -169,7 +170,7 @@ class Crops:
             temp.unlink(missing_ok=True)
 
     def _digest(self, cfg: CropConfig, wide_hw: tuple[int, int]) -> str:
-        """Of everything that the pixels depend on."""
+        """A hash of everything the pixels depend on."""
         digest = hashlib.sha256(json.dumps([asdict(cfg), wide_hw], default=str).encode())
         stamps = {path: stamp_ns(path) for path in {s.image_path for s in self.samples}}
         for sample, matrix in zip(self.samples, self._matrices):
@@ -178,32 +179,31 @@ class Crops:
 
 
 def wide_view(sample: Sample, cfg: CropConfig, schema: Schema, input_hw: tuple[int, int]) -> tuple[F32, float]:
-    """What of the picture a wide crop of `sample` shows, and how large: the corners (4, 2) in px of the picture, and
-    the crop's pixels to one of the picture's."""
-    wide_from_frame = _wide_from_frame(sample, sample.points, None, cfg, schema, input_hw)
+    """Where the wide crop of `sample` lies: its corners (4, 2) in px of the picture, and how many px of the crop one px
+    of the picture becomes."""
+    wide_from_frame = _wide_from_frame(sample, None, cfg, schema, input_hw)
     height, width = _padded(input_hw, cfg)[1]
     corners = np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5], [-0.5, height - 0.5]])
     return apply(invert(wide_from_frame), corners), float(np.hypot(*wide_from_frame[0, :2]))
 
 
 def _padded(input_hw: tuple[int, int], cfg: CropConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The margins above and beside the input, the same on both sides, so that the middle is exactly the input; and the
-    size of the wide crop."""
+    """The margins above and beside the input, equal on both sides so that the centre is exactly the input; and the size
+    of the wide crop."""
     pad_y, pad_x = (round(side * (cfg.margin - 1) / 2) for side in input_hw)
     return (pad_y, pad_x), (input_hw[0] + 2 * pad_y, input_hw[1] + 2 * pad_x)
 
 
 def _wide_from_frame(
-    sample: Sample, points: F32, box_xyxy: F32 | None, cfg: CropConfig, schema: Schema, input_hw: tuple[int, int]
+    sample: Sample, box_xyxy: F32 | None, cfg: CropConfig, schema: Schema, input_hw: tuple[int, int]
 ) -> F64:
-    """Where the wide crop of a sample lies."""
+    """The matrix of the wide crop of a sample."""
     card = ModelCard("crop", schema.name, input_hw, cfg.scale)
     pad_y, pad_x = _padded(input_hw, cfg)[0]
-    labelled = bool(np.isfinite(points).all())
     region: Floats
     roll_rad = 0.0
-    if cfg.source == "points" and labelled:
-        region, roll_rad = points, schema.roll_rad(points) if cfg.level else 0.0
+    if cfg.source == "points" and np.isfinite(sample.points).all():
+        region, roll_rad = sample.points, schema.roll_rad(sample.points) if cfg.level else 0.0
     elif box_xyxy is not None:
         region = box_xyxy
     else:
@@ -215,7 +215,7 @@ def _wide_from_frame(
 
 
 def _boxes(path: Path, samples: Sequence[Sample]) -> list[F32 | None]:
-    """The detected box of each sample: of its picture, round the middle of its points, the nearest; None if missed."""
+    """Each sample's box: of the boxes in its picture that contain its centre, the nearest; None if there is none."""
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         found = defaultdict[str, list[_Box]](list)
@@ -227,25 +227,25 @@ def _boxes(path: Path, samples: Sequence[Sample]) -> list[F32 | None]:
             f"cannot read boxes from {path}: {error}; make them with `python -m stream.label PICTURES --out {path}`"
         ) from error
     home = path.resolve().parent
-    chosen = [_round(sample, found[sample.image_path.name], home) for sample in samples]
+    chosen = [_nearest(sample, found[sample.image_path.name], home) for sample in samples]
     if samples and all(box is None for box in chosen):
         raise LineamentError(
-            f"none of the boxes in {path} is round a face of this data set; make them from its pictures with "
+            f"none of the boxes in {path} contains a face of this data set; make them from its pictures with "
             f"`python -m stream.label PICTURES --out {path}`"
         )
     if missed := sum(box is None for box in chosen):
-        log.info("%d of %d faces have no detected box in %s; their rect is taken", missed, len(samples), path)
+        log.info("%d of %d faces have no detected box in %s; using their rect", missed, len(samples), path)
     return chosen
 
 
 class _Box(NamedTuple):
     picture: Path
-    """as the list names it: from the list's folder on, or absolute"""
+    """as the list names it: relative to the list's folder, or absolute"""
     xyxy: F32
 
 
-def _round(sample: Sample, boxes: Sequence[_Box], home: Path) -> F32 | None:
-    """The box round a sample's middle, of its own picture: pictures in other folders may bear the same name."""
+def _nearest(sample: Sample, boxes: Sequence[_Box], home: Path) -> F32 | None:
+    """The box that contains a sample's centre. Its picture must match by path: names repeat between folders."""
     if np.isfinite(sample.points).all():
         middle = (sample.points.min(0) + sample.points.max(0)) / 2
     else:
@@ -256,7 +256,7 @@ def _round(sample: Sample, boxes: Sequence[_Box], home: Path) -> F32 | None:
         for picture, box in boxes
         if (box[:2] < middle).all()
         and (middle < box[2:]).all()
-        # by name too: the data set may have moved since
+        # or by name: the data set may have moved since
         and (picture.parts[-len(name) :] == name or (home / picture).resolve() == path)
     ]
     return min(inside, key=lambda box: float(np.hypot(*((box[:2] + box[2:]) / 2 - middle))), default=None)

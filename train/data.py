@@ -199,7 +199,7 @@ class CheckConfig:
     schema: Literal["wflw98", "ibug68"] = "wflw98"
     """Which points it has."""
     sheet: Path | None = None
-    """Also write this picture of some faces with their points, .png or .jpg."""
+    """Also write a sheet of some faces with their points, .png or .jpg."""
     most: int = 50
     """Print at most this many problems."""
     seed: int = 0

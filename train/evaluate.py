@@ -1,11 +1,11 @@
-"""How good a model is on a labelled set: NME, FR@10 and AUC@10 by crop, subset and part, and its worst faces.
+"""Scores a model on a labelled set: NME, FR@10 and AUC@10 by crop, subset and part, and its worst faces.
 
     python -m train.evaluate runs/b5/best.safetensors --data WFLW --flip
 
-Published numbers crop from a box that is not levelled, some round the true points, some round the list's rect. The
-points crop comes first, cut so; second the same crop levelled by the true eyes, as serving levels a face that it
-follows; then the rect crop. The model file stays as it is, unless --write-card puts the figures into its card.
-`evaluate` itself takes any function from crops to points and needs no torch.
+Published numbers use crops that are not levelled, some from the true points, some from the list's rect. The points crop
+comes first, not levelled; then the same crop levelled by the true eyes, as serving levels a tracked face; then the rect
+crop. The model file does not change, unless --write-card puts the figures into its card. `evaluate` itself takes any
+function from crops to points and needs no torch.
 
 Suffixes: N faces, K points.
 """
@@ -36,25 +36,25 @@ from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema
 from lineament.landmarks.types import F32, F64, U8, Floats, LineamentError
 from lineament.train import metrics
 from lineament.train.crops import CropConfig, Crops
-from lineament.train.data import read
+from lineament.train.data import read, shifted
 from lineament.train.sample import ATTRIBUTES, Sample
 from lineament.train.sheet import Tile, sheet
 
 log = logging.getLogger("lineament")
 
 LIMIT = 10.0
-"""percent of the inter-ocular distance at which a face counts as failed: FR@10, AUC@10"""
+"""percent of the inter-ocular distance above which a face counts as failed: FR@10, AUC@10"""
 CHUNK = 256
-"""faces that are cut before the model sees them: 50 MB of 256-px crops"""
+"""faces cropped at a time: 50 MB of 256-px crops"""
 TILE_HW, TILE_SCALE = (256, 256), 1.5
-"""how the worst faces are cut for their sheet, whatever the model's own crop"""
+"""crop of the worst faces on their sheet, whatever the model's own crop"""
 
 Predict = Callable[[U8], F32]
 """crops (N, H, W, 3) uint8 RGB -> points (N, K, 2) in unit coordinates of the crop"""
 
 
 class Score(NamedTuple):
-    """Of a set of faces."""
+    """The score of a set of faces."""
 
     faces: int
     nme: float
@@ -67,17 +67,17 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """What one model scored on one set through one crop."""
+    """What one model scored on one set with one crop."""
 
     crop: str
-    """how the faces were cut: "points crop", "levelled points crop", "rect crop, flip", ..."""
+    """how the faces were cropped: "points crop", "levelled points crop", "rect crop, flip", ..."""
     schema: Schema
     predicted: F32
     """(N, K, 2) px of the picture, pixel centres"""
     truth: F32
     """(N, K, 2) px of the picture, pixel centres: the labels less their shift"""
     attributes: tuple[frozenset[str], ...]
-    """N, what makes each face hard"""
+    """N, what makes each face difficult"""
     errors: F64 = field(init=False)
     """(N, K) percent of each face's inter-ocular distance"""
 
@@ -86,7 +86,7 @@ class Scores:
 
     @property
     def nme(self) -> F64:
-        """(N,) percent, one a face."""
+        """(N,) percent, one per face."""
         return np.asarray(self.errors.mean(1))
 
     @property
@@ -94,9 +94,9 @@ class Scores:
         return _score(self.nme)
 
     def by_subset(self) -> dict[str, Score]:
-        """A row for each attribute that some face has, in WFLW's order."""
-        holds = {name: np.array([name in held for held in self.attributes]) for name in ATTRIBUTES}
-        return {name: _score(self.nme[rows]) for name, rows in holds.items() if rows.any()}
+        """One score for each attribute that any face has, in WFLW's order."""
+        rows_of = {name: np.array([name in of_face for of_face in self.attributes]) for name in ATTRIBUTES}
+        return {name: _score(self.nme[rows]) for name, rows in rows_of.items() if rows.any()}
 
     def by_part(self) -> dict[str, float]:
         """NME of each part's points."""
@@ -114,7 +114,7 @@ class Scores:
         ]
 
     def to_card(self, set_name: str) -> dict[str, float]:
-        """Every figure by what set, crop and faces or points it is of; all in percent, but AUC@10, which is 0..1."""
+        """Every figure, keyed by set, crop and subset or part. All are in percent, except AUC@10, which is 0..1."""
         key, total = f"{set_name}, {self.crop}", self.total
         figures = {key: total.nme, f"{key}, FR@10": total.failures, f"{key}, AUC@10": total.auc}
         for name, score in self.by_subset().items():
@@ -136,36 +136,38 @@ def evaluate(
     label_shift_px: float = 0.0,
     cache: Path | None = None,
 ) -> Scores:
-    """Cuts every face as crop says, asks predict, and compares in the picture's pixels.
+    """Crops every face, runs predict, and compares in the picture's pixels.
 
-    crop: round points and with its default `level`, the scores are named "levelled points crop"; a published figure
-        compares with level=False, "points crop".
-    flip: the mean with what predict says of the mirrored crop.
-    whole: the picture itself, resized, is the crop, for sets whose pictures are crops already.
-    label_shift_px: taken off the labels; 0.5 where they count from a pixel's corner.
-    cache: a folder for the crops, to be used again; without it they are cut for this once.
+    crop: with source "points" and the default `level`, the scores are named "levelled points crop"; to compare with a
+        published figure use level=False, "points crop".
+    flip: averages with the prediction of the mirrored crop.
+    whole: the crop is the whole picture, resized: for sets whose pictures are crops already.
+    label_shift_px: subtracted from the labels; 0.5 if they count from a pixel's corner.
+    cache: a folder to keep the crops in; without it they are temporary.
     """
     if not samples:
         raise LineamentError("there are no faces to evaluate; check --data and --split")
-    truth = np.stack([sample.points - np.float32(label_shift_px) for sample in samples])
+    samples = shifted(samples, label_shift_px)
+    truth = np.stack([sample.points for sample in samples])
     _check(samples, truth, schema)
     predicted = np.empty_like(truth)
     with nullcontext(str(cache)) if cache else TemporaryDirectory(prefix="crops-") as folder:
-        if whole:
-            cut = _whole(samples, input_hw)
-        else:
-            # nothing moves the crops here, so they need no margin
-            crops = Crops(samples, input_hw, replace(crop, margin=1.0), schema, Path(folder), label_shift_px)
-            cut = _by_region(crops)
+        # nothing moves the crops here, so they need no margin
+        still = replace(crop, margin=1.0)
+        cut = _whole(samples, input_hw) if whole else _by_region(Crops(samples, input_hw, still, schema, Path(folder)))
         for start in tqdm(range(0, len(samples), CHUNK), desc="evaluate", leave=False, disable=None):
             rows = range(start, min(start + CHUNK, len(samples)))
             rgb, frame_from_unit = zip(*(cut(i) for i in rows))
             for i, frame, points in zip(rows, frame_from_unit, _predicted(predict, np.stack(rgb), schema, flip)):
                 predicted[i] = apply(frame, points)
+    name = _name(crop, flip, whole, label_shift_px)
+    return Scores(name, schema, predicted, truth, tuple(sample.attributes for sample in samples))
+
+
+def _name(crop: CropConfig, flip: bool, whole: bool, label_shift_px: float) -> str:
     levelled = crop.source == "points" and crop.level
     name = "whole picture" if whole else "levelled " * levelled + f"{crop.source} crop"
-    name += ", flip" * flip + (f", labels less {label_shift_px:g} px" if label_shift_px else "")
-    return Scores(name, schema, predicted, truth, tuple(sample.attributes for sample in samples))
+    return name + ", flip" * flip + (f", labels less {label_shift_px:g} px" if label_shift_px else "")
 
 
 def ced(nme_N: Floats, at: Floats) -> F64:
@@ -174,11 +176,11 @@ def ced(nme_N: Floats, at: Floats) -> F64:
 
 
 def plot_ced(scores: Sequence[Scores], path: Path, limit: float = LIMIT) -> None:
-    """The curves of several scores in one picture, up to limit percent; the area below one is its AUC."""
+    """Draws the curves of several scores, up to limit percent; the area under a curve is its AUC."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for one in scores:
-        # a step at every face: exact, however few there are
+        # a step at every face is exact, even for few faces
         at = np.concatenate([[0.0], np.sort(one.nme[one.nme < limit]), [limit]])
         total = one.total
         label = f"{one.crop}: NME {total.nme:.2f}, FR {total.failures:.1f} %, AUC {total.auc:.3f}"
@@ -191,7 +193,7 @@ def plot_ced(scores: Sequence[Scores], path: Path, limit: float = LIMIT) -> None
 
 
 def tile(sample: Sample, points: F32, caption: str, schema: Schema) -> Tile:
-    """A face as a sheet shows it: cut alike for every model, with the label beside points (K, 2) px of the picture."""
+    """A face for a sheet, cropped the same way for every model: points (K, 2) px of the picture, and the label."""
     region = sample.points if np.isfinite(sample.points).all() else points
     crop = crop_from_frame(region, ModelCard("tile", schema.name, TILE_HW, TILE_SCALE))
     rgb = warp(np.ascontiguousarray(sample.bgr()[..., ::-1]), crop, TILE_HW)
@@ -201,7 +203,7 @@ def tile(sample: Sample, points: F32, caption: str, schema: Schema) -> Tile:
 # ---- from pictures to crops and back
 
 Cut = Callable[[int], tuple[U8, F64]]
-"""number of the sample -> its crop, and the matrix from the crop's unit coordinates to the picture"""
+"""index of the sample -> its crop, and the matrix from the crop's unit coordinates to the picture"""
 
 
 def _whole(samples: Sequence[Sample], input_hw: tuple[int, int]) -> Cut:
@@ -225,15 +227,15 @@ def _by_region(crops: Crops) -> Cut:
 
 
 def _predicted(predict: Predict, rgb_NHWC: U8, schema: Schema, flip: bool) -> F32:
-    points_unit = _asked(predict, rgb_NHWC, schema)
+    points_unit = _checked_points(predict, rgb_NHWC, schema)
     if flip:
-        mirrored = _asked(predict, np.ascontiguousarray(rgb_NHWC[:, :, ::-1]), schema)
-        # a width of 2 makes it 1 - x
+        mirrored = _checked_points(predict, np.ascontiguousarray(rgb_NHWC[:, :, ::-1]), schema)
+        # width 2 mirrors unit coordinates: 1 - x
         points_unit = np.asarray((points_unit + schema.flipped(mirrored, 2.0)) / 2, np.float32)
     return points_unit
 
 
-def _asked(predict: Predict, rgb_NHWC: U8, schema: Schema) -> F32:
+def _checked_points(predict: Predict, rgb_NHWC: U8, schema: Schema) -> F32:
     points_unit = predict(rgb_NHWC)
     wanted = (len(rgb_NHWC), len(schema), 2)
     if points_unit.shape != wanted:
@@ -242,21 +244,19 @@ def _asked(predict: Predict, rgb_NHWC: U8, schema: Schema) -> F32:
             "is it of another schema?"
         )
     if not np.isfinite(points_unit).all():
-        raise LineamentError(
-            "the model gave points that are not finite; it is not trained, or its training went astray"
-        )
+        raise LineamentError("the model gave points that are not finite; it is untrained, or its training diverged")
     return points_unit
 
 
 def _check(samples: Sequence[Sample], truth: F32, schema: Schema) -> None:
-    """A face without both eye corners has no NME: better said by its name than by its number."""
+    """Raises LineamentError if a face has no NME because its eye corners are missing or coincide."""
     left, right = schema.eye_corners
     good = np.isfinite(truth).all((1, 2)) & (np.linalg.norm(truth[:, left] - truth[:, right], axis=-1) > 0)
     if not good.all():
         first = int(np.argmin(good))
         raise LineamentError(
-            f"face {first + 1} of the list, in {samples[first].name}, has no points or both eye corners in one place: "
-            f"{int((~good).sum())} such faces have no NME; `python -m train.data check` lists them"
+            f"face {first + 1} of the list, in {samples[first].name}, has no points, or both eye corners in one place: "
+            f"{int((~good).sum())} faces have no NME; `python -m train.data check` lists them"
         )
 
 
@@ -265,28 +265,30 @@ def _check(samples: Sequence[Sample], truth: F32, schema: Schema) -> None:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Scores a trained model on a labelled set, first through crops that are not levelled, as published numbers are."""
+    """Scores a trained model on a labelled set, first with crops that are not levelled, as in published numbers."""
 
     model: tyro.conf.Positional[Path]
     """The .safetensors of a run."""
     data: Path
-    """WFLW's own folder, or any other that training takes."""
+    """WFLW's folder, or any data set that `python -m train --data` reads."""
     split: Literal["test", "train"] = "test"
+    """Which list to score on."""
     out: Path | None = None
-    """Folder for scores.json, ced.png and worst.jpg; 'evaluation' beside the model if not given."""
+    """Folder for scores.json, ced.png and worst.jpg. Default: 'evaluation' beside the model."""
     flip: bool = False
-    """Also with the mean of crop and mirrored crop, at twice the time."""
+    """Also score the mean of crop and mirrored crop; takes twice as long."""
     boxes: Path | None = None
-    """A .jsonl of `python -m stream.label`: also with crops round a detector's boxes."""
+    """A .jsonl of `python -m stream.label`: also score crops from a detector's boxes."""
     label_shift_px: float = 0.0
-    """Taken off every label: 0.5 for sets that count from a pixel's corner, such as wflw-mini."""
+    """Subtracted from every label: 0.5 for sets that count from a pixel's corner, such as wflw-mini."""
     worst: int = 20
-    """Faces on the sheet of the worst."""
+    """How many of the worst faces to show on worst.jpg."""
     device: str = "auto"
+    """auto, cpu, cuda or mps."""
     batch: int = 64
+    """Faces per forward pass."""
     write_card: bool = False
-    """Put the figures into the model file's card; the weights stay the same. Off, because evaluating
-    must not change the file."""
+    """Also put the figures into the model file's card; the weights stay the same."""
 
     def __post_init__(self) -> None:
         if self.worst < 1:
@@ -303,17 +305,16 @@ def main(args: list[str] | None = None) -> int:
 
 
 def report(cfg: EvaluateConfig) -> list[Scores]:
-    """Runs every policy, prints the tables, writes the files. The first of the scores is that of the points crop
-    that is not levelled."""
+    """Scores every crop, prints the tables, writes the files. The first score is of the points crop, not levelled."""
     predict, card = load_predictor(cfg.model, cfg.device, cfg.batch)
     schema = SCHEMAS[card.schema]
     samples = [s for s in read(cfg.data, cfg.split, schema) if np.isfinite(s.points).all()]
     out = cfg.out or cfg.model.parent / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
     scores = []
-    # as large as the faces: beside the results, where there must be room, and not in a /tmp that may be memory
+    # the crops can be large: in the output folder, because /tmp may be in memory
     with TemporaryDirectory(prefix=".crops-", dir=out) as cache:
-        for crop in _policies(cfg, card):
+        for crop in _crops(cfg, card):
             for flip in (False, True)[: 1 + cfg.flip]:
                 shift = cfg.label_shift_px
                 one = evaluate(samples, predict, card.input_hw, crop, schema, flip, False, shift, Path(cache))
@@ -326,14 +327,14 @@ def report(cfg: EvaluateConfig) -> list[Scores]:
         from lineament.train.model import write_card
 
         write_card(cfg.model, with_figures(card, scores, set_name))
-        print(f"the figures are in the card of {cfg.model}")
+        print(f"wrote the figures into the card of {cfg.model}")
     else:
         print(f"{cfg.model} is unchanged; to put the figures into its card, run again with --write-card")
     return scores
 
 
-def _policies(cfg: EvaluateConfig, card: ModelCard) -> Iterator[CropConfig]:
-    """Every crop to report: first as published numbers crop, then levelled as serving levels a face that it follows."""
+def _crops(cfg: EvaluateConfig, card: ModelCard) -> Iterator[CropConfig]:
+    """Every crop to score: first as in published numbers, then levelled as serving levels a tracked face."""
     points = CropConfig(scale=card.crop_scale, level=False)
     yield points
     yield replace(points, level=True)
@@ -345,15 +346,15 @@ def _policies(cfg: EvaluateConfig, card: ModelCard) -> Iterator[CropConfig]:
 def write_files(
     scores: Sequence[Scores], samples: Sequence[Sample], set_name: str, model: Path, out: Path, n_worst: int
 ) -> None:
-    """scores.json with all figures and each face's NME, ced.png, and worst.jpg: the n_worst faces that the first of
-    scores has farthest off, points found beside labels."""
+    """Writes scores.json (all figures and each face's NME), ced.png, and worst.jpg: the n_worst faces by the first of
+    scores, predicted points beside labels."""
     faces = [
         {"image": sample.name, **{one.crop: round(float(one.nme[i]), 3) for one in scores}}
         for i, sample in enumerate(samples)
     ]
     figures = {name: value for one in scores for name, value in one.to_card(set_name).items()}
-    told = {"model": str(model), "set": set_name, "date": str(date.today()), "figures": figures, "faces": faces}
-    (out / "scores.json").write_text(json.dumps(told, indent=1) + "\n")
+    content = {"model": str(model), "set": set_name, "date": str(date.today()), "figures": figures, "faces": faces}
+    (out / "scores.json").write_text(json.dumps(content, indent=1) + "\n")
     plot_ced(scores, out / "ced.png")
     first = scores[0]
     worst = np.argsort(-first.nme, kind="stable")[:n_worst].tolist()
@@ -362,14 +363,14 @@ def write_files(
 
 
 def with_figures(card: ModelCard, scores: Sequence[Scores], set_name: str) -> ModelCard:
-    """card with these figures in place of older ones of the same name; others stay."""
+    """card with these figures; they replace older ones of the same name."""
     new = {name: value for one in scores for name, value in one.to_card(set_name).items()}
     return replace(card, nme={**card.nme, **new})
 
 
 def load_predictor(path: Path, device: str = "auto", batch: int = 64) -> tuple[Predict, ModelCard]:
-    """A trained model as a function of crops. device: auto takes a GPU if there is one."""
-    # here, so that evaluating something else needs no torch
+    """A trained model as a function of crops. device: auto uses a GPU if there is one."""
+    # imported here, because evaluating another function needs no torch
     import torch
 
     from lineament.train import model

@@ -1,17 +1,16 @@
-"""The training loop, top to bottom: config, data, net, steps, validation, checkpoints.
+"""The training loop: steps, validation, checkpoints.
 
     fitted = fit(TrainConfig(data=(Path("WFLW"),)), train_samples, val_samples)
 
-A run is a folder: config.json, environment.json, curves.csv, TensorBoard's events, schedule.png, last.pt (to resume
-from), best.safetensors (with its card) and sheets of what it sees. Interrupted and resumed, a run takes the very steps
-it would have taken; under torchrun, N processes take the steps of one.
+A run is a folder: last.pt (to resume from), best.safetensors (with its card), and what train.record writes. A run that
+is interrupted and resumed takes exactly the steps of an uninterrupted one; under torchrun, N processes take the steps
+of one.
 
 Suffixes: B faces, H W pixels, K points.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -27,27 +26,17 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lineament.landmarks.command import stopped_by_signals
+from lineament.landmarks.geometry import apply, crop_from_unit
 from lineament.landmarks.schema import SCHEMAS
-from lineament.landmarks.types import LineamentError
+from lineament.landmarks.types import F32, F64, LineamentError
 from lineament.train import metrics
 from lineament.train.batches import Augmented, Batch, Batches, collate, quiet_worker
 from lineament.train.config import TrainConfig, differences
 from lineament.train.crops import Crops
-from lineament.train.machine import (
-    Here,
-    amp_dtype,
-    draw_on,
-    draws,
-    environment,
-    one_first,
-    processes,
-    seed_all,
-    summed,
-)
+from lineament.train.machine import Here, amp_dtype, draw_on, draws, one_first, processes, seed_all, summed
 from lineament.train.model import (
     LandmarkNet,
     load_initial,
@@ -58,27 +47,34 @@ from lineament.train.model import (
     write_atomically,
 )
 from lineament.train.native import timm
+from lineament.train.record import Record
 from lineament.train.sample import Sample
-from lineament.train.schedule import plot
-from lineament.train.sheet import Tile, sheet
+from lineament.train.sheet import Tile
 
 log = logging.getLogger(__name__)
 
+LEAST_OCULAR = 0.25
+"""of a held-out face's extent, the least unit of its error: see metrics.point_errors"""
+STAGES = ("forward", "backward", "optimizer", "average")
+"""the parts of a step, as PyTorch's profiler sees them"""
+PRESENCE_WEIGHT = 2.0
+"""of the presence loss: a clear mistake then costs as much as an error of one pixel"""
+
 
 class Fitted(NamedTuple):
-    """How a run ended."""
+    """The result of a run."""
 
     run: Path
     best: Path
     """safetensors of the epoch with the lowest held-out NME"""
     nme: float
-    """percent, on the held-out faces; nan when none were held out"""
+    """percent, on the held-out faces; nan if none were held out"""
     epochs: int
-    """that were run"""
+    """epochs run"""
 
 
 class Stopped(LineamentError):  # noqa: N818 - a state, not a fault
-    """A signal ended the run; it can be gone on with."""
+    """A signal stopped the run; it can be resumed."""
 
 
 OnEpoch = Callable[[int, float], None]
@@ -86,59 +82,41 @@ OnEpoch = Callable[[int, float], None]
 
 
 def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEpoch | None = None) -> Fitted:
-    """Trains on `train`, keeps what does best on `val`. Resumes a run that was interrupted."""
+    """Trains on `train` and keeps the epoch that is best on `val`. Resumes an interrupted run."""
     with processes(cfg) as here:
         seed_all(cfg.seed)
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True  # all batches are of one size
+        torch.backends.cudnn.benchmark = True  # all batches have one size
         run = Run(cfg, here, train, val)
-        resumed = run.resume()
-        if here.first and not resumed:
-            run.describe()
-            run.say_baseline()
         try:
+            if not run.resume():
+                run.start()
             return run.go(on_epoch)
         finally:
             run.close()
 
 
 class Run:
-    """One training under way: what must be saved to go on with it, and the steps."""
+    """A training run: its state, as checkpoints save it, and its steps."""
 
     def __init__(self, cfg: TrainConfig, here: Here, train: list[Sample], val: list[Sample]) -> None:
         if not train:
-            raise LineamentError("there is nothing to train on: the data set is empty; `python -m train.data check` it")
+            raise LineamentError("the data set has no faces to train on; check it with `python -m train.data check`")
         self.cfg, self.here = cfg, here
         self.epoch, self.batch_in_epoch = 0, 0
-        self.best_nme, self.last_nme = math.inf, math.nan
-        # one process cuts, the others find the cache ready
+        self.best_nme = math.inf
+        # one process cuts the crops, the others find them cached
         self.crops = one_first(here, lambda: self._crops(train))
         self.val = one_first(here, lambda: self._crops(val)) if val else None
         self.batches = Batches(len(self.crops), cfg.batch, cfg.seed, here)
-        init = cfg.init
-        if cfg.offline and cfg.pretrained and not init:
-            init = offline_weights(cfg.offline, cfg.backbone)
-        self.net = one_first(here, lambda: LandmarkNet(cfg.net, cfg.pretrained and init is None))
-        if init:
-            load_initial(self.net, init)
-        if cfg.channels_last:
-            self.net.to(memory_format=torch.channels_last)
-        if here.world > 1 and here.device.type == "cuda":
-            # there is no such thing on the CPU
-            self.net = with_shared_statistics(self.net)
-        self.net.to(here.device).train()
-        frozen = [name for name, p in self.net.named_parameters() if not p.requires_grad]
-        assert not frozen, f"no layer is frozen, but {frozen} are"
+        self.net = _net(cfg, here)
         self.ema = timm.utils.ModelEmaV3(self.net, decay=cfg.ema, use_warmup=True) if cfg.ema else None
         self.optimizer = _adamw(self.net, cfg)
         self.dtype = amp_dtype(cfg, here.device)
         self.scaler = torch.amp.GradScaler(here.device.type, enabled=self.dtype == torch.float16)
-        stepper: nn.Module = torch.compile(self.net) if cfg.compile else self.net  # type: ignore[assignment]
-        if here.world > 1:
-            ids = [here.device.index] if here.device.type == "cuda" else None
-            stepper = nn.parallel.DistributedDataParallel(stepper, device_ids=ids)
-        self.stepper = stepper
-        self.writer: SummaryWriter | None = None
+        self.stepper = _stepper(self.net, cfg, here)
+        self.record: Record | None = None
+        self.saved_s = time.monotonic()
         self.stop = False
 
     def _crops(self, samples: list[Sample]) -> Crops:
@@ -146,65 +124,82 @@ class Run:
         hw = (cfg.input_px, cfg.input_px)
         return Crops(samples, hw, cfg.crop, SCHEMAS[cfg.schema], cfg.run.parent / "cache")
 
-    # ---- the steps
+    # ---- epochs
 
     def go(self, on_epoch: OnEpoch | None) -> Fitted:
         cfg = self.cfg
-        began_s = saved_s = time.monotonic()
+        began_s = self.saved_s = time.monotonic()
         loader = self.loader()
-        with stopped_by_signals(self.end_soon):
+        with stopped_by_signals(self.stop_soon):
             while self.epoch < cfg.epochs:
-                self.batches.start(self.epoch, self.batch_in_epoch)
-                losses, rate = [], _Rate()
-                with self._bar() as bar:
-                    for batch in loader:
-                        loss = self.step(batch)
-                        losses.append(loss)
-                        self.batch_in_epoch += 1
-                        bar.update()
-                        bar.set_postfix_str(f"loss {loss:.3f}  {rate(cfg.batch):.0f} faces/s", refresh=False)
-                        if self.stop or time.monotonic() - saved_s > cfg.checkpoint_min * 60:
-                            self.checkpoint()
-                            saved_s = time.monotonic()
-                        if self.stop:
-                            raise Stopped(
-                                f"stopped in epoch {self.epoch + 1}; the same command goes on from {cfg.run}/last.pt"
-                            )
+                losses, faces_s = self._train_epoch(loader)
                 self.epoch, self.batch_in_epoch = self.epoch + 1, 0
                 over = self.epoch == cfg.epochs or bool(cfg.minutes and time.monotonic() - began_s > cfg.minutes * 60)
-                self._end_epoch(losses, rate.mean, over, on_epoch)
-                # short epochs would spend more time on checkpoints than on steps
-                if over or self.epoch % cfg.val_every == 0 or time.monotonic() - saved_s > cfg.checkpoint_min * 60:
+                self._end_epoch(losses, faces_s, over, on_epoch)
+                # not after every short epoch: a checkpoint would take longer than its steps
+                if over or self.epoch % cfg.val_every == 0 or self._checkpoint_due():
                     self.checkpoint()
-                    saved_s = time.monotonic()
                 if over and self.epoch < cfg.epochs:
-                    log.info("%.0f minutes are over after %d epochs", cfg.minutes, self.epoch)
+                    log.info("stopped after %d epochs: --minutes %g have passed", self.epoch, cfg.minutes)
                     break
         nme = self.best_nme if math.isfinite(self.best_nme) else math.nan
         return Fitted(cfg.run, cfg.run / "best.safetensors", nme, self.epoch)
 
-    def end_soon(self) -> None:
-        """After the step under way, with a checkpoint."""
+    def stop_soon(self) -> None:
+        """Stops after the current step, with a checkpoint."""
         self.stop = True
+
+    def _train_epoch(self, loader: DataLoader[Any]) -> tuple[list[float], float]:
+        """The loss of each step, and faces per second."""
+        self.batches.start(self.epoch, self.batch_in_epoch)
+        losses, rate = [], _Rate()
+        with self._bar() as bar:
+            for batch in loader:
+                loss = self.step(batch)
+                losses.append(loss)
+                self.batch_in_epoch += 1
+                bar.update()
+                bar.set_postfix_str(f"loss {loss:.3f}  {rate(self.cfg.batch):.0f} faces/s", refresh=False)
+                if self.stop or self._checkpoint_due():
+                    self.checkpoint()
+                if self.stop:
+                    where = f"stopped in epoch {self.epoch + 1}"
+                    raise Stopped(f"{where}; the same command resumes from {self.cfg.run}/last.pt")
+        return losses, rate.mean
+
+    def _end_epoch(self, losses: list[float], faces_s: float, over: bool, on_epoch: OnEpoch | None) -> None:
+        if not self.here.first:
+            return
+        due = self.val is not None and (self.epoch % self.cfg.val_every == 0 or over)
+        nme = self.validate() if due else math.nan
+        if self.val is None or nme < self.best_nme:
+            self._save_best(nme)
+        if due:
+            self.best_nme = min(nme, self.best_nme)
+        if self.record:
+            lr = self.optimizer.param_groups[0]["lr"]
+            loss = float(np.mean(losses)) if losses else math.nan
+            self.record.epoch(self.epoch, loss, nme, lr, faces_s, self.best_nme)
+        if on_epoch:
+            on_epoch(self.epoch, nme)
+
+    # ---- steps
 
     def step(self, batch: Batch) -> float:
         """One batch: forward, backward, clip, step, average. Returns the loss over all processes."""
         cfg, here = self.cfg, self.here
         step = self.epoch * len(self.batches) + self.batch_in_epoch
-        factor = cfg.schedule.factor(step, len(self.batches), cfg.epochs)
+        lr = cfg.lr * cfg.schedule.factor(step, len(self.batches), cfg.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = cfg.lr * factor
+            group["lr"] = lr
         with record_function("forward"):
-            rgb, points, weight = (t.to(here.device, non_blocking=True) for t in batch)
-            with torch.autocast(here.device.type, self.dtype) if self.dtype else nullcontext():
-                raw, presence = self.stepper(rgb)
-            loss = self._loss(raw, presence, points, weight)
+            loss = self._loss(batch)
         # DDP averages gradients over processes; the loss is a share of the global batch's mean
         with record_function("backward"):
             self.scaler.scale(loss * here.world).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), cfg.clip_norm)
-        # one exchange for both, so that all processes stop after the same step; the GPU is waited for here alone
+        # one exchange for both, so that all processes stop after the same step; the only wait for the GPU
         total, stop = summed(torch.stack([loss.detach(), loss.new_tensor(float(self.stop))]), here)
         self.stop = stop > 0
         if not math.isfinite(total):
@@ -218,21 +213,23 @@ class Run:
         with record_function("average"):
             if self.ema:
                 self.ema.update(self.net, step)
-        if self.writer and step % 10 == 0:
-            for name, value in (("loss", total), ("lr", cfg.lr * factor), ("gradient norm", float(norm))):
-                self.writer.add_scalar(f"step/{name}", value, step)
+        if self.record:
+            self.record.step(step, {"loss": total, "lr": lr, "gradient norm": float(norm)})
         return total
 
-    def _loss(self, raw: Any, presence: Tensor | None, points: Tensor, weight: Tensor) -> Tensor:
-        """This process's share of the mean over the global batch. A sample without points teaches presence alone."""
+    def _loss(self, batch: Batch) -> Tensor:
+        """This process's share of the mean over the global batch. A sample without points trains presence only."""
+        rgb, points, weight = (t.to(self.here.device, non_blocking=True) for t in batch)
+        with torch.autocast(self.here.device.type, self.dtype) if self.dtype else nullcontext():
+            raw, presence = self.stepper(rgb)
         there = torch.isfinite(points).all((1, 2))
         per_point = self.net.head.loss(raw, torch.nan_to_num(points, nan=0.5))
-        # a product with 0 would let a nan through
+        # where, because nan * 0 is nan
         loss = torch.where(there, (per_point * weight).mean(1), 0.0).sum()
         if presence is not None:
             wrong = nn.functional.binary_cross_entropy_with_logits(presence.float(), there.float(), reduction="none")
             loss = loss + PRESENCE_WEIGHT * wrong.sum()
-        return loss / self.batches.size(self.batch_in_epoch)
+        return loss / self.batches.size
 
     def _not_finite(self, what: str, value: float, batch: Batch) -> LineamentError:
         path = self.cfg.run / f"not-finite-rank{self.here.rank}.pt"
@@ -240,126 +237,94 @@ class Run:
         write_atomically(path, lambda temp: torch.save(state, temp))
         return LineamentError(
             f"{what} became {value} in epoch {self.epoch + 1}, batch {self.batch_in_epoch + 1}; "
-            f"the batch is in {path}; look at its labels, or lower --lr; the last checkpoint is untouched"
+            f"the batch is in {path}: check its labels, or lower --lr. The last checkpoint is unchanged"
         )
 
-    # ---- the end of an epoch
-
-    def _end_epoch(self, losses: list[float], faces_s: float, over: bool, on_epoch: OnEpoch | None) -> None:
-        cfg = self.cfg
-        due = self.val is not None and (self.epoch % cfg.val_every == 0 or over)
-        nme = self.validate() if due and self.here.first else math.nan
-        better = nme < self.best_nme if due else self.val is None
-        if due:
-            self.last_nme, self.best_nme = nme, min(nme, self.best_nme)
-        if self.here.first:
-            if better:
-                self._save_best(nme)
-            mean = float(np.mean(losses)) if losses else math.nan
-            self._log_epoch(mean, nme, faces_s)
-        if on_epoch and self.here.first:
-            on_epoch(self.epoch, nme)
+    # ---- validation
 
     @property
     def judged(self) -> LandmarkNet:
-        """The weights that count: averaged, if averaging is on."""
+        """The net that is validated and saved: averaged weights, if averaging is on."""
         return self.ema.module if self.ema else self.net
 
     def validate(self) -> float:
-        """NME on the held-out faces, percent; also draws a few of them."""
+        """NME on the held-out faces, percent. Also draws some of them."""
         assert self.val is not None
         crops = [self.val.input_crop(i) for i in range(len(self.val))]
         truth = np.stack([crop.points for crop in crops])
-        labelled = np.isfinite(truth).all((1, 2))
-        unit = predictor(self.judged, str(self.here.device))(np.stack([crop.rgb for crop in crops]))
-        found = unit * self.cfg.input_px - 0.5
-        schema = SCHEMAS[self.cfg.schema]
-        errors = metrics.nme(found[labelled], truth[labelled], schema, LEAST_OCULAR)
-        if self.writer and self.epoch % max(1, self.cfg.epochs // 10) in (0, 1):
-            shown = np.flatnonzero(labelled)[:12]
-            tiles = [
-                Tile(crops[i].rgb, found[i], f"{error:.1f}", truth[i]) for i, error in zip(shown, errors, strict=False)
-            ]
-            picture = sheet(tiles, self.cfg.run / "val.jpg", columns=4)
-            self.writer.add_image("val", picture[..., ::-1].copy(), self.epoch, dataformats="HWC")
+        points_unit = predictor(self.judged, str(self.here.device))(np.stack([crop.rgb for crop in crops]))
+        found = apply(crop_from_unit(self.val.input_hw), points_unit)
+        errors = self._errors(found, truth)
+        if self.record:
+            shown = zip(np.flatnonzero(np.isfinite(truth).all((1, 2)))[:12], errors)
+            self.record.validation(
+                self.epoch, [Tile(crops[i].rgb, found[i], f"{error:.1f}", truth[i]) for i, error in shown]
+            )
         self.net.train()
         return float(errors.mean())
 
-    def say_baseline(self) -> None:
-        """What a net would score that has learnt nothing but where a face's points are on average."""
+    def _baseline(self) -> None:
+        """Logs what a net would score that has learnt only the mean face."""
         if self.val is None:
             return
         truth = np.stack([self.val.input_crop(i).points for i in range(len(self.val))])
         known = np.stack([self.crops.input_crop(i).points for i in range(len(self.crops))])
-        mean = np.broadcast_to(np.nanmean(known, axis=0), truth.shape)
-        labelled = np.isfinite(truth).all((1, 2))
-        if labelled.any():
-            errors = metrics.nme(mean[labelled], truth[labelled], SCHEMAS[self.cfg.schema], LEAST_OCULAR)
+        errors = self._errors(np.broadcast_to(np.nanmean(known, axis=0), truth.shape), truth)
+        if len(errors):
             log.info("the mean face of the training crops has a held-out NME of %.3f", errors.mean())
+
+    def _errors(self, found: F32, truth: F32) -> F64:
+        """NME of each held-out face that has points, percent."""
+        labelled = np.isfinite(truth).all((1, 2))
+        return metrics.nme(found[labelled], truth[labelled], SCHEMAS[self.cfg.schema], LEAST_OCULAR)
 
     def _save_best(self, nme: float) -> None:
         card = new_card(self.judged, self.cfg.name, self.cfg.crop.scale)
         scores = {"held out": round(nme, 3)} if math.isfinite(nme) else {}
         save(self.judged, replace(card, nme=scores), self.cfg.run / "best.safetensors")
 
-    def _log_epoch(self, loss: float, nme: float, faces_s: float) -> None:
-        path = self.cfg.run / "curves.csv"
-        lr = self.optimizer.param_groups[0]["lr"]
-        row = {
-            "epoch": self.epoch,
-            "loss": f"{loss:.5f}",
-            "nme": f"{nme:.4f}",
-            "lr": f"{lr:.3e}",
-            "faces_s": f"{faces_s:.1f}",
-        }
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        if self.writer:
-            self.writer.add_scalar("epoch/loss", loss, self.epoch)
-            self.writer.add_scalar("epoch/faces per second", faces_s, self.epoch)
-            if math.isfinite(nme):
-                self.writer.add_scalar("epoch/held-out NME", nme, self.epoch)
-        log.info("epoch %d  loss %.4f  held-out NME %.3f  best %.3f", self.epoch, loss, nme, self.best_nme)
-
     # ---- checkpoints
 
+    def _checkpoint_due(self) -> bool:
+        return time.monotonic() - self.saved_s > self.cfg.checkpoint_min * 60
+
     def checkpoint(self) -> None:
-        """Writes last.pt: all that the next step depends on."""
-        if not self.here.first:
-            return
-        state = {
-            "config": self.cfg.to_json(),
-            "net": self.net.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "batch_in_epoch": self.batch_in_epoch,
-            "best_nme": self.best_nme,
-            **draws(self.here.device),
-        }
-        write_atomically(self.cfg.run / "last.pt", lambda temp: torch.save(state, temp))
+        """Writes last.pt: everything the next step depends on."""
+        if self.here.first:
+            state = {
+                "config": self.cfg.to_json(),
+                "net": self.net.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema else None,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "epoch": self.epoch,
+                "batch_in_epoch": self.batch_in_epoch,
+                "best_nme": self.best_nme,
+                **draws(self.here.device),
+            }
+            write_atomically(self.cfg.run / "last.pt", lambda temp: torch.save(state, temp))
+        self.saved_s = time.monotonic()
+
+    def start(self) -> None:
+        """Begins a run that has no checkpoint."""
+        if self.here.first:
+            self.record = Record(self.cfg)
+            self.record.describe(self.crops, len(self.batches), self.here.device)
+            self._baseline()
 
     def resume(self) -> bool:
-        """Goes back to last.pt if there is one."""
+        """Restores last.pt; returns False if there is none."""
         path = self.cfg.run / "last.pt"
         if not path.exists():
-            if self.here.first:
-                self.cfg.run.mkdir(parents=True, exist_ok=True)
-                self.writer = SummaryWriter(str(self.cfg.run))
             return False
         try:
             state = torch.load(path, map_location=self.here.device, weights_only=True)
         except Exception as error:
-            raise LineamentError(f"cannot read {path}: {error}; delete it to start {self.cfg.run} anew") from error
+            raise LineamentError(f"cannot read {path}: {error}; delete it to start {self.cfg.run} over") from error
         if changed := differences(json.loads(state["config"]), json.loads(self.cfg.to_json())):
             raise LineamentError(
                 f"{path} was made with another config ({'; '.join(changed[:5])}); "
-                "give the same one to go on, or another --run to start anew"
+                "use the same config to resume, or another --run to start over"
             )
         self.net.load_state_dict(state["net"])
         if self.ema:
@@ -369,41 +334,16 @@ class Run:
         self.epoch, self.batch_in_epoch, self.best_nme = state["epoch"], state["batch_in_epoch"], state["best_nme"]
         draw_on(state, self.here.device)
         if self.here.first:
-            self._forget_epochs_after_checkpoint()
-            self.writer = SummaryWriter(
-                str(self.cfg.run), purge_step=self.epoch * len(self.batches) + self.batch_in_epoch
-            )
-            log.info("going on with %s from epoch %d, batch %d", self.cfg.run, self.epoch + 1, self.batch_in_epoch + 1)
+            self.record = Record(self.cfg, self.epoch * len(self.batches) + self.batch_in_epoch)
+            self.record.drop_epochs_after(self.epoch)
+            log.info("resuming %s at epoch %d, batch %d", self.cfg.run, self.epoch + 1, self.batch_in_epoch + 1)
         return True
 
-    def _forget_epochs_after_checkpoint(self) -> None:
-        """Takes out of curves.csv the epochs that were run after the checkpoint and are run again."""
-        path = self.cfg.run / "curves.csv"
-        if path.exists():
-            head, *rows = path.read_text().splitlines()
-            kept = [head, *(row for row in rows if int(row.partition(",")[0]) <= self.epoch)]
-            write_atomically(path, lambda temp: temp.write_text("\n".join(kept) + "\n"))
-
-    def describe(self) -> None:
-        """Writes down what this run is: config, environment, git state, schedule, and a sheet of what it is shown."""
-        run = self.cfg.run
-        (run / "config.json").write_text(self.cfg.to_json())
-        (run / "environment.json").write_text(json.dumps(environment(self.here.device), indent=2))
-        plot(self.cfg.schedule, self.cfg.lr, len(self.batches), self.cfg.epochs, run / "schedule.png")
-        shown = Augmented(self.crops, self.cfg)
-        tiles = []
-        for i in range(min(24, len(self.crops))):
-            rgb, points, weight = shown[(0, i)]
-            tiles.append(
-                Tile(
-                    rgb, points * self.cfg.input_px - 0.5 if np.isfinite(points).all() else None, f"{weight.mean():.2f}"
-                )
-            )
-        sheet(tiles, run / "train.jpg", columns=6)
-
     def close(self) -> None:
-        if self.writer:
-            self.writer.close()
+        if self.record:
+            self.record.close()
+
+    # ---- feeding and progress
 
     def loader(self) -> DataLoader[Any]:
         cfg = self.cfg
@@ -416,49 +356,62 @@ class Run:
             persistent_workers=cfg.workers > 0,
             prefetch_factor=4 if cfg.workers else None,
             pin_memory=self.here.device.type == "cuda",
-            # a draw of its own: at each start it takes a number from the one that stochastic depth draws from
+            # its own: each start draws a number, from the generator of stochastic depth if none is given
             generator=torch.Generator(),
         )
 
     def _bar(self) -> tqdm[None]:
         total = len(self.batches)
         text = f"epoch {self.epoch + 1}/{self.cfg.epochs}"
-        # None: silent where nobody watches
+        # None: silent if stderr is not a terminal
         quiet = None if self.here.first else True
         return tqdm(total=total, initial=self.batch_in_epoch, desc=text, disable=quiet, leave=False, dynamic_ncols=True)
 
 
+def _net(cfg: TrainConfig, here: Here) -> LandmarkNet:
+    init = cfg.init
+    if cfg.offline and cfg.pretrained and not init:
+        init = offline_weights(cfg.offline, cfg.backbone)
+    # one process downloads the weights, the others find them cached
+    net: LandmarkNet = one_first(here, lambda: LandmarkNet(cfg.net, cfg.pretrained and init is None))
+    if init:
+        load_initial(net, init)
+    if cfg.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if here.world > 1 and here.device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
+        net = with_shared_statistics(net)
+    net.to(here.device).train()
+    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
+    assert not frozen, f"no layer is frozen, but {frozen} are"
+    return net
+
+
 def with_shared_statistics(net: LandmarkNet) -> LandmarkNet:
-    """net with norms that see the whole batch, not this process's part of it. It may be net itself, changed."""
-    # timm's own: PyTorch's takes a norm that ends in an activation for a bare one, and drops the activation
+    """net with batch norms over all processes. Changes net in place where it can."""
+    # timm's own: PyTorch's treats a norm with a built-in activation as a plain one and drops the activation
     shared: LandmarkNet = timm.layers.convert_sync_batchnorm(net)
     return shared
 
 
-LEAST_OCULAR = 0.25
-"""of a held-out face's extent, by which its error is measured: see metrics.point_errors"""
-STAGES = ("forward", "backward", "optimizer", "average")
-"""the parts of a step, as PyTorch's profiler sees them"""
-PRESENCE_WEIGHT = 2.0
-"""of presence beside the points' loss: a clear mistake then costs as much as being off by a pixel"""
-
-
-# ---- batches
-
-
-# ---- what the run stands on
-
-
 def _adamw(net: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
-    """Decay on matrices and kernels only."""
+    """Decays matrices and kernels only."""
     decayed = [p for p in net.parameters() if p.ndim > 1]
     free = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=cfg.lr)
 
 
+def _stepper(net: LandmarkNet, cfg: TrainConfig, here: Here) -> nn.Module:
+    """net as the steps call it: compiled and distributed if asked for."""
+    stepper: nn.Module = torch.compile(net) if cfg.compile else net  # type: ignore[assignment]
+    if here.world > 1:
+        ids = [here.device.index] if here.device.type == "cuda" else None
+        stepper = nn.parallel.DistributedDataParallel(stepper, device_ids=ids)
+    return stepper
+
+
 class _Rate:
-    """Faces a second, smoothed for the bar; `mean` over the epoch."""
+    """Faces per second since the epoch began."""
 
     def __init__(self) -> None:
         self._began_s, self._faces = time.monotonic(), 0

@@ -46,11 +46,11 @@ class PackConfig:
     input_px: int = 256
     """Largest input to train for: a face is stored no larger than such a run's crop."""
     crop: CropConfig = field(default_factory=CropConfig)
-    """What training will cut; a margin that is wider than this one shows black."""
+    """Crop that training will use; a wider margin than this one would show black."""
     piece_mb: float = 64.0
-    """Most megabytes of a pack."""
+    """Maximum size of a pack, MB."""
     quality: int = 92
-    """Of the JPEGs."""
+    """JPEG quality."""
     label_shift_px: tuple[float, ...] = (0.0,)
     """Subtracted from every label, so that packed ones need no shift. One number, or one for each data set."""
     schema: str = "wflw98"

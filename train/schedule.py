@@ -1,4 +1,4 @@
-"""The learning rate as a stateless function of the step: resuming needs to know nothing but where it was."""
+"""The learning rate as a stateless function of the step, so that resuming needs only the step."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate goes, in epochs."""
+    """The learning rate over a run, in epochs."""
 
     kind: Literal["step", "cosine"] = "step"
-    """'step': StepLR, times gamma at each of step_at. 'cosine': down to zero at the end."""
+    """'step' multiplies the rate by gamma at each of step_at; 'cosine' decays it to zero at the end."""
     warmup_epochs: float = 5.0
-    """Linear from nothing to the full rate: AdamW's variances are unreliable before they have seen some batches."""
+    """Linear from zero to the full rate, because AdamW's variance estimates are unreliable at first."""
     step_at: tuple[float, ...] = (0.6, 0.85)
-    """When the rate steps down, as shares of the run: at 0.01 of it a net settles, at half of it it does not."""
+    """When the rate steps down, as shares of the run. A net converges at 0.01 of the rate, not yet at half of it."""
     gamma: float = 0.1
-    """What a step multiplies by."""
+    """Factor of each step down."""
 
     def __post_init__(self) -> None:
         if not self.warmup_epochs >= 0 or not 0 < self.gamma <= 1 or not all(0 < at < 1 for at in self.step_at):
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs}, step_at {self.step_at}, gamma {self.gamma}: "
-                "wanted at least 0, each within 0..1, and within 0..1"
+                "wanted at least 0, each between 0 and 1, and above 0 to 1"
             )
 
     def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """What to multiply the base rate by in `step` (0, 1, ...): within 0..1, never 0 before the end."""
+        """Factor of the base rate at `step` (0, 1, ...): 0 to 1, and above 0 before the end."""
         epoch = step / steps_per_epoch
         if epoch < self.warmup_epochs:
             return (step + 1) / max(math.ceil(self.warmup_epochs * steps_per_epoch), 1)
@@ -40,7 +40,7 @@ class ScheduleConfig:
 
 
 def plot(schedule: ScheduleConfig, lr: float, steps_per_epoch: int, epochs: int, path: Path) -> None:
-    """The learning rate over a run. lr: the base rate."""
+    """Plots the learning rate over a run. lr: the base rate."""
     from matplotlib.figure import Figure
 
     steps = range(epochs * steps_per_epoch)

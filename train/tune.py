@@ -57,17 +57,17 @@ HEARTBEAT_S = 60
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Searches for the settings that train best. Training flags say what stays the same in all trials."""
+    """Searches for the best training settings. The training options are the same in all trials."""
 
     training: Annotated[TrainConfig, tyro.conf.arg(name="")]
     study: str = "sqlite:///runs/tune.db"
-    """Where the trials are kept; the same one is gone on with."""
+    """Database of the trials; an existing study is continued."""
     trials: int = 20
-    """How many to run now, beside those that the study has."""
+    """How many trials to add to the study."""
     out: Path = Path("runs/tune")
-    """Folder for the trials' runs and the plots (--run is not used)."""
+    """Folder for the trials' runs and the plots; --run is not used."""
     study_name: str | None = None
-    """Within the file; made from data, model and size if not given."""
+    """Name of the study in the database. Default: from data, model and input size."""
 
     def __post_init__(self) -> None:
         if self.trials < 1:
