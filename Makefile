@@ -23,7 +23,7 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train b5 test audit lint types clean
+.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train b5 test audit lock lint types clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
@@ -41,6 +41,7 @@ help:
 	@echo 'make b5 DATA=packs/            the B5 that ships, from packed faces; EVAL="set:shift ..." says what to judge it on'
 	@echo 'make test                      lint, types and tests'
 	@echo 'make audit                     is a package that is pinned or installed known to be vulnerable?'
+	@echo 'make lock                      writes requirements-lock.txt from the pins; needs uv'
 	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
 	@echo 'make clean                     removes the environment and the caches'
 
@@ -92,6 +93,12 @@ test: lint types
 
 audit: $(VENV)/.dev
 	@$(PY) -m tests.audit
+
+# CUDA comes from torch's own pins; pip is each environment's own
+lock:
+	@echo '# Every package of requirements-dev.txt and all that they need, without CUDA. Written by `make lock`.' > requirements-lock.txt
+	@uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt \
+		| grep -vE '^(cuda-|nvidia-|triton=|pip=)' >> requirements-lock.txt
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

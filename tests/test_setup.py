@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lineament import engines
 from lineament.landmarks.types import LineamentError
@@ -45,6 +47,24 @@ def test_mediapipe_is_installed_only_for_what_needs_it(target: str, wanted: tupl
 def test_no_other_requirements_bring_mediapipe(name: str) -> None:
     lines = (ROOT / f"requirements{name}.txt").read_text().splitlines()
     assert not any(line.startswith("mediapipe") for line in lines)
+
+
+def _requirements(path: Path) -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+@pytest.mark.parametrize("name", ["", "-demo", "-train", "-cluster", "-bench", "-rtx", "-dev"])
+def test_the_lock_file_contains_every_pin(name: str) -> None:
+    locked = {(canonicalize_name(one.name), one.specifier) for one in _requirements(ROOT / "requirements-lock.txt")}
+    for pin in _requirements(ROOT / f"requirements{name}.txt"):
+        assert (canonicalize_name(pin.name), pin.specifier) in locked, f"{pin} is not in the lock; run `make lock`"
+
+
+def test_the_lock_file_has_one_version_of_each_package_here() -> None:
+    here = [one for one in _requirements(ROOT / "requirements-lock.txt") if not one.marker or one.marker.evaluate()]
+    assert len({canonicalize_name(one.name) for one in here}) == len(here)
+    assert all(str(one.specifier).startswith("==") and "+" not in str(one.specifier) for one in here)
 
 
 def test_without_a_python_that_will_do_make_says_which_it_wants(tmp_path: Path) -> None:
