@@ -28,6 +28,31 @@ _EXTRAS = {
 """which extra of the package brings a module"""
 
 
+_BASH_COMPLETION = r"""
+_lineament() {
+  local name=${COMP_WORDS[1]} IFS=$' \n'
+  if ((COMP_CWORD == 1)); then
+    COMPREPLY=($(compgen -W "COMMANDS --help --version" -- "$name"))
+    return
+  fi
+  if ! declare -F "_tyro_lineament_$name" >/dev/null; then
+    eval "$(lineament "$name" --tyro-print-completion bash 2>/dev/null)"
+    # that script completes `lineament` and the bare `$name`, too
+    complete -r "$name" 2>/dev/null
+    complete -o default -F _lineament lineament
+    declare -F "_tyro_lineament_$name" >/dev/null || return 0
+  fi
+  COMP_WORDS=("${COMP_WORDS[@]:1}")
+  ((COMP_CWORD--))
+  "_tyro_lineament_$name"
+  # tyro also returns the wrapped lines of a help text
+  COMPREPLY=($(printf '%s\n' "${COMPREPLY[@]}" | grep -v ' '))
+}
+complete -o default -F _lineament lineament
+"""
+"""completes a command's name; the options of a command come from tyro's script for it, loaded when first needed"""
+
+
 def main(args: list[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 1 failed, 2 wrong arguments."""
     given = sys.argv[1:] if args is None else args
@@ -37,6 +62,9 @@ def main(args: list[str] | None = None) -> int:
             return 0
         case ["--version"]:
             print(f"lineament {__version__}")
+            return 0
+        case ["--completion"]:
+            print(_BASH_COMPLETION.replace("COMMANDS", " ".join(COMMANDS)))
             return 0
         case [name, *rest] if name in COMMANDS:
             return _run(name, rest)
@@ -59,7 +87,13 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: lineament COMMAND [OPTIONS]", "", *lines, "", "`lineament COMMAND --help` shows its options."]
+        [
+            "usage: lineament COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "`lineament COMMAND --help` shows its options; `lineament --completion` prints Bash completion.",
+        ]
     )
 
 

@@ -127,6 +127,29 @@ def test_the_command_lists_its_commands_and_refuses_others(capsys: pytest.Captur
     assert main(["strem"]) == 2 and "unknown command 'strem'" in capsys.readouterr().err
 
 
+def test_the_completion_script_completes_commands_and_their_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = tmp_path / "lineament"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from lineament.__main__ import main; sys.exit(main())"
+    command.write_text(f"#!{sys.executable}\n{code}\n")
+    command.chmod(0o755)
+    assert main(["--completion"]) == 0
+    script = capsys.readouterr().out
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def completed(*words: str) -> list[str]:
+        typed = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _lineament; echo ${{COMPREPLY[*]}}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{typed}"], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        return done.stdout.split()
+
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=60)
+    assert completed("lineament", "st") == ["stream"]
+    assert completed("lineament", "stream", "--detect") == ["--detect-every"]
+    assert completed("lineament", "strem", "--detect") == []
+
+
 def test_a_command_whose_packages_are_missing_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
