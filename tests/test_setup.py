@@ -79,10 +79,17 @@ def test_without_a_python_that_will_do_make_says_which_it_wants(tmp_path: Path) 
 def test_without_mediapipe_the_mesh_says_how_to_get_it_and_is_not_on_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     for model in ("mesh", "mesh-fast"):
-        with pytest.raises(LineamentError, match="mediapipe, which is not installed; `make stream MODEL=mesh`"):
+        with pytest.raises(LineamentError, match="mediapipe, which is not installed; run `pip install --no-deps"):
             engines.load(model)
         assert model not in engines.ready()
     assert engines.DEFAULT in engines.ready()
+
+
+def test_the_install_command_for_the_mesh_names_the_pinned_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    (pin,) = _requirements(ROOT / "requirements-mesh.txt")
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(LineamentError, match=f"`pip install --no-deps {pin}`"):
+        engines.load("mesh")
 
 
 def test_a_mediapipe_without_models_is_told_from_the_one_that_has_them(
@@ -93,6 +100,6 @@ def test_a_mediapipe_without_models_is_told_from_the_one_that_has_them(
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
-    with pytest.raises(LineamentError, match=r"no face_landmark/.*; install the version in requirements-mesh"):
+    with pytest.raises(LineamentError, match=r"no face_landmark/.*; 0\.10\.21 is the last version with it"):
         engines.load("mesh")
     assert "mesh" not in engines.ready()
