@@ -1,4 +1,4 @@
-"""The `lineament` command: what each of its commands does is in that command's own `--help`."""
+"""The `lineament` command; each of its commands has its own `--help`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lineament import __version__
 from lineament.landmarks.command import install_extra
 
 COMMANDS = {
-    "stream": ("lineament.stream.__main__", "98 landmarks on every face of a camera, a stream, a video or a picture"),
-    "demo": ("lineament.demo.__main__", "the same in the browser, on a page that can be shared"),
-    "engine": ("lineament.engines.build", "the fastest engines that this machine can run of a model"),
+    "stream": ("lineament.stream.__main__", "98 landmarks on every face in a camera, stream, video or image"),
+    "demo": ("lineament.demo.__main__", "the same in the browser, with an optional public link"),
+    "engine": ("lineament.engines.build", "builds the fastest engines of a model for this machine"),
     "train": ("lineament.train.__main__", "trains a model on labelled faces"),
-    "label": ("lineament.stream.label", "labels photos by what several models agree on"),
-    "bench": ("lineament.stream.bench", "frames per second, latency and steadiness on this machine"),
+    "label": ("lineament.stream.label", "labels photos with the consensus of several models"),
+    "bench": ("lineament.stream.bench", "measures frames per second, latency and jitter on this machine"),
 }
-"""by name: the module that has its main, and what it does"""
+"""by name: the module with its main(), and a description"""
 _EXTRAS = {
     "gradio": "demo",
     "ray": "cluster",
@@ -25,7 +25,7 @@ _EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
 }
-"""which extra of the package brings a module"""
+"""the extra that installs a module"""
 
 
 _BASH_COMPLETION = r"""
@@ -50,11 +50,11 @@ _lineament() {
 }
 complete -o default -F _lineament lineament
 """
-"""completes a command's name; the options of a command come from tyro's script for it, loaded when first needed"""
+"""completes command names; tyro's script for a command completes its options and is loaded on first use"""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 done, 1 failed, 2 wrong arguments."""
+    """Runs a command and returns its exit code: 0 success, 1 failure, 2 wrong arguments."""
     given = sys.argv[1:] if args is None else args
     match given:
         case [] | ["-h" | "--help"]:
