@@ -1,47 +1,48 @@
-# Every target does its own set-up. `make` alone lists them.
+# Every target does its own setup. `make` alone lists them.
 
 SOURCE ?= auto
 MODEL ?=
 VENV := .venv
-# The packages inside lineament
+# The subpackages of lineament
 ROOMS := landmarks train engines stream demo
-# The folder of `make b5`
+# The run folder of `make b5`
 RUN ?= runs/b5
-# What `make b5` is judged on: folder, and how far its labels lie from pixel centres
+# Evaluation sets of `make b5`: folder, and the offset of its labels from pixel centres
 EVAL ?= $(addsuffix :0.5,$(wildcard ../shared/data/wflw-mini)) $(wildcard ../shared/data/wflw-hard-dev)
 PY := $(VENV)/bin/python
-# mediapipe is there without what it asks for, of which pip would warn each time
+# mediapipe is installed without its dependencies; pip would warn about that each time
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
-# What the model that was asked for needs beside the serving packages
+# What the requested model needs beside the serving packages
 MESH := $(if $(filter mesh mesh-fast,$(MODEL)),$(VENV)/.mesh)
 
-# What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv to set up in; for the tests a display, an RTSP
-# server, an MQTT broker, and a browser.
+# What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv; for the tests a display, an RTSP server, an MQTT
+# broker and a browser.
 APT_SERVE := libgl1 libglib2.0-0 python3-venv
 APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly mosquitto
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train b5 test audit lint types clean
+.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train b5 test audit lock lint types apt clean
 
 help:
-	@echo 'make stream                    98 landmarks on your webcam, or on a sample where there is none'
+	@echo 'make stream                    98 landmarks on your webcam, or on a sample if there is none'
 	@echo 'make stream SOURCE=clip.mp4    the same on a file, folder, camera number, rtsp:// or http:// URL'
-	@echo 'make stream ARGS="--help"      everything it can do: outputs, drawing, tracking'
-	@echo 'make demo                      the demo in your browser; SHARE=1 gives a public link, ARGS="--help" shows the rest'
-	@echo 'make bench-demo                its latency from browser frame to drawn frame; needs chromium'
-	@echo 'make engine                    the fastest engines this machine can run of the models that ship: TensorRT, or for the CPU'
-	@echo 'make engine MODEL=a.safetensors  the same of a model of your own'
-	@echo 'make bench                     frames/s and latency on this machine, beside MediaPipe'
-	@echo 'make bench-engines MODEL=a.safetensors  one model by every runtime here; DATA=/path/to/WFLW adds its error'
-	@echo 'make soak MINUTES=60            8 real RTSP cameras, 2 of them dying at random: does anything grow or stop?'
-	@echo 'make cluster-demo              cameras and models on a Ray cluster of this machine; some are killed and come back'
+	@echo 'make stream ARGS="--help"      all options: outputs, drawing, tracking'
+	@echo 'make demo                      the demo in your browser; SHARE=1 adds a public link, ARGS="--help" shows the rest'
+	@echo 'make bench-demo                demo latency from browser frame to drawn frame; needs chromium'
+	@echo 'make engine                    builds the fastest engines for this machine: TensorRT, or for the CPU'
+	@echo 'make engine MODEL=a.safetensors  the same for your own model'
+	@echo 'make bench                     frames/s and latency on this machine, compared with MediaPipe'
+	@echo 'make bench-engines MODEL=a.safetensors  one model in every runtime here; DATA=/path/to/WFLW adds its error'
+	@echo 'make soak MINUTES=60            8 real RTSP cameras, 2 of them failing at random: checks for leaks and stalls'
+	@echo 'make cluster-demo              cameras and models on a local Ray cluster; kills some and checks that they recover'
 	@echo 'make train DATA=/path/to/WFLW  trains EfficientNet-B5; ARGS="--help" shows the rest'
-	@echo 'make b5 DATA=packs/            the B5 that ships, from packed faces; EVAL="set:shift ..." says what to judge it on'
+	@echo 'make b5 DATA=packs/            trains the shipped B5 from packed faces; EVAL="set:shift ..." chooses the evaluation sets'
 	@echo 'make test                      lint, types and tests'
-	@echo 'make audit                     is a package that is pinned or installed known to be vulnerable?'
-	@echo 'make fit-mesh DATA=wflw        fits the map from mesh points to the 98 points again'
+	@echo 'make audit                     checks pinned and installed packages for known vulnerabilities'
+	@echo 'make lock                      writes requirements-lock.txt from the pins; needs uv'
+	@echo 'make fit-mesh DATA=wflw        refits the map from mesh points to the 98 points'
 	@echo 'make clean                     removes the environment and the caches'
 
 stream: $(VENV)/.serve $(MESH)
@@ -77,7 +78,7 @@ train: $(VENV)/.train
 	@$(if $(DATA),,$(if $(findstring --help,$(ARGS)),,echo 'which data? make train DATA=/path/to/WFLW' >&2; exit 2;)) \
 		$(PY) -m train $(if $(DATA),--data $(DATA)) $(ARGS)
 
-# The recipe of the B5 that ships; the rest are the defaults of `make train`. Interrupted, the same command resumes it.
+# The recipe of the shipped B5; the other options are the defaults of `make train`. The same command resumes an interrupted run.
 b5: $(VENV)/.train
 	@$(PY) -m train --data $(or $(DATA),packs) --run $(RUN) --name b5 --presence --batch 96 --drop-path 0.1 \
 		--lr 6e-4 --epochs 40 --schedule.kind cosine --schedule.warmup-epochs 1 --augment.rotate 0.45 --augment.rotate-deg 60 \
@@ -93,11 +94,17 @@ test: lint types
 audit: $(VENV)/.dev
 	@$(PY) -m tests.audit
 
+# CUDA comes from torch's own pins; pip is each environment's own
+lock:
+	@echo '# Every package of requirements-dev.txt and all that they need, without CUDA. Written by `make lock`.' > requirements-lock.txt
+	@uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt \
+		| grep -vE '^(cuda-|nvidia-|triton=|pip=)' >> requirements-lock.txt
+
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# A checkout has the rooms beside lineament/, where no type checker would look for them
+# A checkout has the subpackages beside lineament/, where a type checker does not look for them
 types: $(VENV)/.dev
 	@mkdir -p .types/lineament
 	@ln -sfn $(addprefix $(CURDIR)/,$(wildcard lineament/*.py) lineament/py.typed $(ROOMS)) .types/lineament/
@@ -111,48 +118,48 @@ $(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt re
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib /usr/sbin/mosquitto,$(APT_TEST))
 	@$(call apt,command -v chromium || command -v google-chrome,$(APT_BROWSER))
 	@$(PIP) -r requirements-dev.txt
-	@$(MAKE) --no-print-directory $(VENV)/.mesh || echo 'going on without; the tests of it are skipped' >&2
+	@$(MAKE) --no-print-directory $(VENV)/.mesh || echo 'continuing without; its tests are skipped' >&2
 	@touch $@
 
 $(VENV)/.train: requirements-train.txt $(VENV)/.serve
-	@echo 'installing the training packages, some minutes, once'
+	@echo 'installing the training packages, once; takes some minutes'
 	@$(PIP) -r requirements-train.txt
-	@# albumentations brings a headless OpenCV, which writes over the one with a GUI
+	@# albumentations installs a headless OpenCV over the one with a GUI
 	@$(PIP) --force-reinstall --no-deps $$(grep ^opencv-python== requirements.txt)
 	@touch $@
 
 $(VENV)/.gpu: requirements-gpu.txt $(VENV)/.train
-	@echo 'installing TensorRT, some 2 GB, once'
+	@echo 'installing TensorRT, once; about 2 GB'
 	@if $(PIP) -r requirements-gpu.txt; then touch $@; \
-	else echo 'could not install TensorRT; going on without' >&2; fi
+	else echo 'could not install TensorRT; continuing without' >&2; fi
 
 $(VENV)/.demo: requirements-demo.txt $(VENV)/.serve
-	@echo 'installing the packages of the demo, half a minute, once'
+	@echo 'installing the demo packages, once; takes half a minute'
 	@$(PIP) -r requirements-demo.txt
 	@touch $@
 
 $(VENV)/.cluster: requirements-cluster.txt $(VENV)/.serve
-	@echo 'installing Ray, half a minute, once'
+	@echo 'installing Ray, once; takes half a minute'
 	@$(PIP) -r requirements-cluster.txt
 	@touch $@
 
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.mesh
-	@echo "installing what MediaPipe's own API imports, some seconds, once"
+	@echo "installing what MediaPipe's own API imports, once; takes some seconds"
 	@$(PIP) -r requirements-bench.txt
 	@touch $@
 
 $(VENV)/.mesh: requirements-mesh.txt $(VENV)/.serve
-	@echo 'installing the mesh models, some seconds, once'
-	@# only files of it are read, so on a Python that it has no wheel for the one for 3.12 does
+	@echo 'installing the mesh models, once; takes some seconds'
+	@# only its files are read, so the wheel for 3.12 also works on newer Pythons
 	@$(PIP) --upgrade --no-deps --only-binary=:all: -r requirements-mesh.txt \
 		--python-version "$$($(PY) -c 'import sys; print(f"3.{min(12, sys.version_info.minor)}")')" \
 		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" || { \
-		echo 'could not install mediapipe 0.10.21, which the mesh models are inside: it has wheels for Windows, macOS and' \
-			'Linux on x86-64; all other models run without' >&2; exit 1; }
+		echo 'could not install mediapipe 0.10.21, which contains the mesh models; it has wheels for Windows, macOS and' \
+			'Linux on x86-64. All other models run without it.' >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.serve: requirements.txt | $(VENV)/bin/python
-	@echo 'installing the serving packages, half a minute, once'
+	@echo 'installing the serving packages, once; takes half a minute'
 	@$(PIP) -r requirements.txt
 	@touch $@
 
@@ -165,11 +172,16 @@ $(VENV)/bin/python:
 	echo "no Python 3.11 to 3.14 found, python3 is $$(python3 -V 2>&1);" \
 		"install one and name it: make stream PYTHON=/path/to/python3.12" >&2; exit 1
 
-# $(call apt,check,packages): where apt-get exists and the check fails, root installs the packages, others are told to.
+# As root, what all of the above would install
+apt:
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(APT_SERVE) $(APT_TEST)
+
+# $(call apt,check,packages): if apt-get exists and the check fails, root installs the packages, others are told to.
 define apt
 if command -v apt-get >/dev/null && ! { $(1); } >/dev/null 2>&1; then \
 	if [ "$$(id -u)" = 0 ]; then \
 		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(2); } \
-			>/dev/null || echo "could not install $(2); going on without" >&2; \
+			>/dev/null || echo "could not install $(2); continuing without" >&2; \
 	else echo "some system packages are missing; run: sudo apt-get install $(2)" >&2; fi; fi
 endef

@@ -150,14 +150,14 @@ def _file(path: str) -> Path:
     spec = importlib.util.find_spec("mediapipe")
     if spec is None or spec.origin is None:
         raise LineamentError(
-            "the mesh models are files inside the package mediapipe, which is not installed; `make stream MODEL=mesh` "
-            "installs it, and so does, for Python 3.11 and 3.12, `pip install --no-deps -r requirements-mesh.txt`"
+            "the mesh models are files in the package mediapipe, which is not installed; run `pip install --no-deps "
+            "mediapipe==0.10.21` (Python 3.11 or 3.12) or, in a checkout, `make stream MODEL=mesh` (any Python)"
         )
     file = Path(spec.origin).parent / "modules" / path
     if not file.is_file():
         raise LineamentError(
-            f"mediapipe has no {path} in {file.parents[1]}; install the version in requirements-mesh.txt, "
-            "the last that has"
+            f"mediapipe has no {path} in {file.parents[1]}; 0.10.21 is the last version with it: "
+            "run `pip install --no-deps mediapipe==0.10.21`"
         )
     return file
 

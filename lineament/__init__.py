@@ -1,11 +1,11 @@
-"""98 accurate landmarks on every face: in a picture, in a live stream, in frames of your own.
+"""98 landmarks on every face: in an image, in a live stream, in your own frames.
 
     faces = lineament.find("photo.jpg")
     for frame in lineament.stream("rtsp://camera/live"):
         print(frame.faces[0].points)
     tracker = lineament.Tracker()
 
-docs/python.md has recipes. What these return is in `lineament.api`.
+docs/python.md has recipes; `lineament.api` defines the return types.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["Face", "Frame", "LineamentError", "Tracker", "__version__", "find", 
 
 _HERE = Path(__file__).resolve().parent
 if not (_HERE / "landmarks").is_dir():
-    # a checkout has the rooms beside this folder, a wheel has them in it
+    # the subpackages are beside this folder in a checkout, inside it in a wheel
     __path__.append(str(_HERE.parent))
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first asked for: a room alone needs nothing of the others."""
-    if name == "stream":  # a room that can be called, too
+    """Imports a public name on first use, so that one subpackage does not import the others."""
+    if name == "stream":  # a subpackage that is callable
         return import_module("lineament.stream")
     if name == "LineamentError":
         return import_module("lineament.landmarks.types").LineamentError

@@ -1,7 +1,7 @@
-"""The public interface in Python: faces of a picture, of a stream, and of frames of your own.
+"""The public Python API: faces in an image, in a stream, and in your own frames.
 
-Pictures are (H, W, 3) uint8 in BGR, as OpenCV reads them. Points and boxes are in px of the picture, an integer being a
-pixel's centre; the 98 points are in the order of WFLW.
+Images are (H, W, 3) uint8 in BGR, as OpenCV reads them. Points and boxes are in image pixels; integer coordinates are
+pixel centres. The 98 points are in WFLW order.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Face:
     box: F32
     """(4,) px: x0, y0, x1, y1"""
     id: int
-    """the same from frame to frame as long as the face is followed; 1, 2, ... in a picture"""
+    """constant while the face is tracked; 1, 2, ... in an image"""
     score: float
-    """0..1, of the detector"""
+    """detection score, 0..1"""
     confidence: float
-    """0..1, of the landmark model: whether a face is there at all"""
+    """0..1: the landmark model's probability that this is a face"""
     image_hw: tuple[int, int]
-    """height and width of the picture"""
+    """height and width of the image"""
 
     def part(self, name: str) -> F32:
         """(N, 2) px: 'contour', 'left_brow', 'nose_ridge', 'left_eye', 'outer_lips', 'left_pupil' and so on.
 
-        Left is the left of the picture. Raises LineamentError for a part that does not exist.
+        Left is the left of the image. Raises LineamentError for an unknown part.
         """
         if name not in WFLW98.parts:
             raise LineamentError(f"a face has no part {name!r}; choose from {', '.join(WFLW98.parts)}")
@@ -59,26 +59,26 @@ class Face:
 
     @cached_property
     def pose(self) -> HeadPose:
-        """Degrees: yaw_deg > 0 to the right of the picture, pitch_deg > 0 up, roll_deg > 0 clockwise; nan: unknown."""
+        """Degrees: yaw_deg > 0 to the right of the image, pitch_deg > 0 up, roll_deg > 0 clockwise; nan if unknown."""
         return head_pose(self.points, self.image_hw)
 
     @cached_property
     def openness(self) -> AspectRatios:
-        """Height over width of left_eye, right_eye and mouth: 0 closed; an open eye has about 0.3."""
+        """Height over width of left_eye, right_eye and mouth: 0 is closed; an open eye has about 0.3."""
         return aspect_ratios(self.points)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a stream, and its faces."""
+    """One frame of a stream, with its faces."""
 
     image: U8
     """(H, W, 3) BGR"""
     faces: list[Face]
     index: int
-    """of the frames of its source; a live source skips some"""
+    """frame number in its source; a live source skips some"""
     time_s: float
-    """seconds since the source began"""
+    """seconds since the source started"""
 
 
 def find(
@@ -88,10 +88,10 @@ def find(
     device: str = "auto",
     min_score: float = MIN_SCORE,
 ) -> list[Face]:
-    """Every face of a picture, best first. Any thread may call it; calls with the same model share it, in turn.
+    """Returns every face in an image, best first. Thread-safe; calls with the same model share it and take turns.
 
-    image: a file, or (H, W, 3) uint8 BGR. model, device: as for `lineament stream`. min_score: of the detector, 0..1.
-    Raises LineamentError for what is no picture.
+    image: a file, or (H, W, 3) uint8 BGR. model, device: as for `lineament stream`. min_score: minimum detection score,
+    0..1. Raises LineamentError if image is not an image.
     """
     bgr = read_image(Path(image)) if isinstance(image, str | os.PathLike) else _checked(image)
     landmarker, lock = _shared(model, device)
@@ -107,11 +107,11 @@ def stream(
     track: TrackConfig | None = None,
     retry_s: float = float("inf"),
 ) -> Iterator[Frame]:
-    """The frames of a source with their faces: every one of a file, the newest of a camera, which may skip some.
+    """Yields the frames of a source with their faces: every frame of a file; the newest of a camera, skipping others.
 
-    source: as for `lineament stream`: a camera's number, a file, a folder of pictures, an rtsp:// or http:// URL,
-    'sample', or 'auto', the webcam. A live one that is lost is opened again for retry_s seconds. Closing the iterator,
-    or leaving its loop for good, closes the source and its threads. Raises LineamentError where it cannot be read.
+    source: as for `lineament stream`: a camera number, a file, a folder of images, an rtsp:// or http:// URL, 'sample',
+    or 'auto', the webcam. A lost live source is reopened for up to retry_s seconds. Closing the iterator or leaving its
+    loop closes the source and ends its threads. Raises LineamentError if the source cannot be read.
     """
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(model, device))
@@ -124,14 +124,14 @@ def stream(
 
 
 class Tracker:
-    """Follows faces through frames of your own. A context manager; one thread at a time calls it.
+    """Tracks faces through your own frames. A context manager; not thread-safe.
 
     with lineament.Tracker() as tracker:
         faces = tracker(image_bgr, time_s)
     """
 
     def __init__(self, *, model: str = engines.DEFAULT, device: str = "auto", track: TrackConfig | None = None) -> None:
-        """model, device: as for `lineament stream`. Raises LineamentError where the model cannot run."""
+        """model, device: as for `lineament stream`. Raises LineamentError if the model cannot run."""
         with ExitStack() as stack:
             self._landmarker = stack.enter_context(engines.load(model, device))
             _check_schema(self._landmarker, model)
@@ -140,21 +140,21 @@ class Tracker:
         self._index, self._time_s = 0, -np.inf
 
     def __call__(self, image: U8, time_s: float | None = None) -> list[Face]:
-        """The faces of the next frame. image: (H, W, 3) uint8 BGR.
+        """Returns the faces in the next frame. image: (H, W, 3) uint8 BGR.
 
-        time_s: seconds on any clock, never less than before; the clock of this machine if not given.
+        time_s: capture time in seconds on any clock, never decreasing; the current time if None.
         """
         now_s = time.monotonic()
         time_s = now_s if time_s is None else time_s
         if not time_s >= self._time_s:
-            raise LineamentError(f"time_s went back from {self._time_s} to {time_s}; make a tracker for each source")
+            raise LineamentError(f"time_s went back from {self._time_s} to {time_s}; use one tracker per source")
         self._time_s = time_s
         result = self._analyse(_Frame(_checked(image), "frames", self._index, time_s, now_s))
         self._index += 1
         return _faces(result)
 
     def close(self) -> None:
-        """Frees the model; may be called twice."""
+        """Frees the model. May be called twice."""
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -169,7 +169,7 @@ _opening = threading.Lock()
 
 
 def _shared(model: str, device: str) -> tuple[Landmarker, threading.Lock]:
-    """The model that all calls of `find` share: opening one takes longer than a picture does."""
+    """The model that all calls of `find` share, because loading one takes longer than an image."""
     with _opening:
         if (model, device) not in _opened:
             landmarker = engines.load(model, device)
@@ -181,14 +181,14 @@ def _shared(model: str, device: str) -> tuple[Landmarker, threading.Lock]:
 def _check_schema(landmarker: Landmarker, model: str) -> None:
     if SCHEMAS[landmarker.card.schema] is not WFLW98:
         raise LineamentError(
-            f"{model} gives the points of {landmarker.card.schema}, wanted {WFLW98.name}; use `lineament stream`"
+            f"{model} returns points of schema {landmarker.card.schema}, wanted {WFLW98.name}; use `lineament stream`"
         )
 
 
 def _checked(image: U8) -> U8:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise LineamentError(f"an image is (H, W, 3) uint8 in BGR, as cv2.imread gives it; got {got}")
+        raise LineamentError(f"an image is (H, W, 3) uint8 in BGR, as cv2.imread returns it; got {got}")
     return image
 
 

@@ -1,12 +1,12 @@
-"""How fast, how fresh and how steady the stream is on this machine, beside its peers in the same run.
+"""Speed, latency and jitter of the stream on this machine, compared with its peers in the same run.
 
-    make bench                                       everything on the sample
+    make bench                                       all parts, on the sample
     make bench ARGS="--clips ../shared/clips --peer ../shared/peers/pfld_ghostone_112_98pt.onnx"
 
-speed   frames/s from an MP4 on disk to tracks, by contender, as the median of `runs` alternating runs
-live    age of a frame, capture to drawn, of a 30 fps source
-steady  jitter and lag against the sample's true motion, with and without smoothing; and jitter, blinks and openings of
-        the mouth in the clips
+speed   frames/s from an MP4 on disk to tracks, per contender, median of `runs` alternating runs
+live    age of a frame, capture to drawn, from a 30 fps source
+steady  jitter and lag against the sample's true motion, with and without smoothing; jitter, blinks and mouth openings
+        in the clips
 memory  resident size over many frames
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -63,26 +62,26 @@ class BenchConfig:
     sizes: tuple[str, ...] = ("640x480", "1280x720", "1920x1080")
     """Frame sizes, width x height."""
     faces: tuple[int, ...] = (1, 2, 3)
-    """Faces in the sample."""
+    """Numbers of faces in the sample."""
     clips: Path | None = None
-    """A clip, or a folder of them, to add to the sample, scaled to each size."""
+    """A clip or a folder of clips to run besides the sample, scaled to each size."""
     clip_faces: int = 3
-    """Faces to follow in the clips."""
+    """Maximum number of faces tracked in the clips."""
     beside: Path | None = None
-    """Another checkout of Lineament, whose student takes its turn as well, in a process of its own."""
+    """Another checkout of Lineament whose student is measured too, in its own process."""
     peer: Path | None = None
     """PFLD_GhostOne as ONNX (112x112 BGR in, 98 points out), run behind our detector. Needs onnx and onnxruntime."""
     seconds: float = 10.0
     """Length of the sample."""
     runs: int = 5
-    """Alternating runs a contender; the median counts."""
+    """Alternating runs per contender; the median is reported."""
     frames: int = 10_000
-    """Frames of the memory part."""
+    """Number of frames in the memory part."""
 
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    """Runs the command line and returns the exit code: 0 success, 1 failure, 2 wrong arguments."""
     cfg = tyro.cli(BenchConfig, args=args, prog=program("bench", "stream.bench"))
     cv2.setNumThreads(1)  # as the command line does
     print(machine())
@@ -92,7 +91,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def machine() -> str:
-    """One paragraph: date, processor, cores, versions."""
+    """Date, processor, cores and versions."""
     model = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
@@ -109,11 +108,11 @@ def _versions() -> str:
 
 
 def mediapipe_runs() -> bool:
-    """Whether MediaPipe's own Python API can be measured here; says in a line why not."""
+    """Whether MediaPipe's own Python API works here; prints why if not."""
     try:
         import mediapipe.python.solutions  # noqa: F401
     except ImportError as error:
-        print(f"without MediaPipe: {error}; `make bench` on Python 3.11 or 3.12 installs what it takes")
+        print(f"skipping MediaPipe: {error}; `make bench` on Python 3.11 or 3.12 installs what it needs")
         return False
     return True
 
@@ -137,16 +136,16 @@ def speed(cfg: BenchConfig) -> None:
             ratios = [f"{ours / median(rates[c]):.2f} of {c}'s" for c in ("mediapipe", "beside") if c in contenders]
             print(f"{name:>34} {size:>10} {shown} {', '.join(ratios)}")
             seen = ", ".join(f"{c} {some[0].faces:.2f}" for c, some in runs.items() if some[0].faces is not None)
-            print(f"{'':>34} {'':>10} faces a frame: {seen}", flush=True)
+            print(f"{'':>34} {'':>10} faces per frame: {seen}", flush=True)
             _stages(path, faces)
 
 
 class Run(NamedTuple):
-    """What one contender made of a clip."""
+    """One contender's result on a clip."""
 
     fps: float
     faces: float | None
-    """mean over the frames; None where it is not known"""
+    """mean per frame; None if unknown"""
 
 
 def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int], Run]]:
@@ -169,7 +168,7 @@ def _contenders(cfg: BenchConfig, folder: Path) -> dict[str, Callable[[Path, int
 
 
 def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> Run:
-    """Of the pipeline; models are loaded and warm before the clock starts."""
+    """Measures our pipeline; the models are loaded and warm before the clock starts."""
     with VideoDetector() as detector:
         warm = np.zeros((1, *landmarker.card.input_hw, 3), np.uint8)
         landmarker(warm), detector(np.zeros((480, 640, 3), np.uint8))
@@ -183,10 +182,10 @@ def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> Run:
 
 
 def _run_beside(checkout: Path, path: Path, faces: int) -> Run:
-    """Of another checkout's pipeline. It has a bench of its own."""
+    """Measures another checkout's pipeline, using its own bench."""
     code = (
         "import sys, cv2; from pathlib import Path\n"
-        # one from before it was a package, too
+        # also supports checkouts from before it was a package
         "try: from lineament import engines; from lineament.stream import bench\n"
         "except ModuleNotFoundError: import engines, stream.bench as bench\n"
         "cv2.setNumThreads(1); "
@@ -202,7 +201,7 @@ def _run_beside(checkout: Path, path: Path, faces: int) -> Run:
 
 
 def _run_mediapipe(path: Path, faces: int, refine: bool) -> Run:
-    """Of the loop in MediaPipe's own guide: VideoCapture, cvtColor, FaceMesh.process."""
+    """Measures the loop from MediaPipe's own guide: VideoCapture, cvtColor, FaceMesh.process."""
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
     with FaceMesh(max_num_faces=faces, refine_landmarks=refine) as mesh:
@@ -222,7 +221,7 @@ def _run_mediapipe(path: Path, faces: int, refine: bool) -> Run:
 
 
 def _stages(path: Path, faces: int) -> None:
-    """One more run of ours, for where the time goes."""
+    """Runs our pipeline once more and prints the time of each stage."""
     stats = Stats()
     with (
         engines.load(engines.DEFAULT) as landmarker,
@@ -241,7 +240,7 @@ def _files(clips: Path | None) -> list[Path]:
 
 
 def _clips(cfg: BenchConfig, folder: Path) -> Iterator[tuple[str, int, str, Path]]:
-    """(name, faces, size, MP4) of every clip at every size, written as they are asked for."""
+    """Yields (name, faces, size, MP4) of every clip at every size, writing each MP4 when needed."""
     for size in cfg.sizes:
         width, height = map(int, size.split("x"))
         for faces in cfg.faces:
@@ -264,7 +263,7 @@ def _written(path: Path, pictures: Iterator[Any], fps: float) -> Path:
 
 
 def _imported(peer: Path, folder: Path) -> str:
-    """The peer as a model file of ours. PFLD_GhostOne_112_1_opt_sim takes BGR on a scale of 0 to 1."""
+    """Imports the peer as one of our model files. PFLD_GhostOne_112_1_opt_sim takes BGR in 0..1."""
     out = folder / "pfld.onnx"
     import_onnx(ImportConfig(peer, out, crop_scale=1.2, bgr=True, name="pfld"))
     return str(out)
@@ -292,7 +291,7 @@ def live(cfg: BenchConfig) -> None:
 
 
 class _Rendered(Sample):
-    """A sample whose pictures are ready, so that rendering takes no processor time from what is measured."""
+    """A sample with pre-rendered frames, so that rendering takes no processor time during the measurement."""
 
     def __init__(self, sample: Sample, pictures: list[U8]) -> None:
         super().__init__(sample.size_hw, sample.fps, sample.seconds, sample.faces, sample.noise)
@@ -308,10 +307,10 @@ class _Rendered(Sample):
 def steady(cfg: BenchConfig) -> None:
     """Prints jitter and lag on the sample.
 
-    jitter: RMS over frames and points of the change of the error from one frame to the next, over the face's size.
-    lag: the delay, in frames, at which the true motion of the face's centre explains the seen one best.
+    jitter: RMS over frames and points of the frame-to-frame change of the error, relative to the face size.
+    lag: the delay, in frames, at which the true motion of the face centre best matches the measured one.
     """
-    print("\n## steady: the sample at 640x480, its true motion known")
+    print("\n## steady: the sample at 640x480, against its true motion")
     sample = Sample(seconds=cfg.seconds)
     for name, smooth in (("raw", False), ("smoothed", True)):
         jitter, lag = _jitter_and_lag(sample, smooth)
@@ -321,9 +320,9 @@ def steady(cfg: BenchConfig) -> None:
 
 
 def steady_clips(clips: list[Path]) -> tuple[float, float]:
-    """Prints, of each face in the clips, the jitter while its head is nearly still, and what is left of its blinks and
-    opened mouths. Returns both means, as shares of the raw points'."""
-    print("  in the clips, jitter in per mille of the face's size while the head is nearly still")
+    """Prints, for each face in the clips, the jitter while its head is nearly still, and how much of its blinks and
+    mouth openings is kept. Returns the means of both, relative to the raw points."""
+    print("  clips: jitter in per mille of the face size while the head is nearly still")
     ratios, left = [], []
     for clip in clips:
         raw, smoothed = (followed(clip, smooth) for smooth in (False, True))
@@ -339,7 +338,7 @@ def steady_clips(clips: list[Path]) -> tuple[float, float]:
                 said = f"raw {jitters[0]:.2f}  smoothed {jitters[1]:.2f}  ratio {ratios[-1]:.2f}"
                 print(f"    {clip.name[:40]:40} face {id_}  {said}", flush=True)
     ratio, share = (float(np.mean(found)) if found else float("nan") for found in (ratios, left))
-    print(f"  mean ratio {ratio:.2f}; of {len(left)} blinks and openings {share:.2f} is left")
+    print(f"  mean ratio {ratio:.2f}; of {len(left)} blinks and mouth openings, {share:.2f} of the depth is kept")
     return ratio, share
 
 
@@ -380,7 +379,7 @@ def _jitter_and_lag(sample: Sample, smooth: bool) -> tuple[float, float]:
 
 
 def _misfit(sample: Sample, indices: F64, points: F32, reference: F32, delay: float) -> float:
-    """Mean squared distance of the seen centres' motion from the true centres' motion `delay` frames before."""
+    """Mean squared distance between the measured motion of the centre and the true one `delay` frames earlier."""
     center = reference.mean(0)
     low = np.array([apply(sample.frame_from_photo(int(np.floor(i - delay))), center) for i in indices])
     high = np.array([apply(sample.frame_from_photo(int(np.floor(i - delay)) + 1), center) for i in indices])
@@ -407,6 +406,8 @@ def memory(cfg: BenchConfig) -> None:
 
 
 def _resident_mib() -> float:
+    import resource  # absent on Windows
+
     if (status := Path("/proc/self/statm")).exists():
         return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

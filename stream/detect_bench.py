@@ -1,15 +1,15 @@
-"""How fast each detector is, which faces it sees and what it takes for one, all in one run.
+"""Speed, recall and false positives of each detector, all in one run.
 
     python -m stream.detect_bench                       # needs requirements-mesh.txt for MediaPipe's own detector
     python -m stream.detect_bench --shared ../shared    # with the development data: hard faces, agreement, false faces
 
-speed   ms a search of scikit-image's astronaut as high as the frame, its face a fifth of that; detectors take turns, so
-        that a busy moment of the machine hits all alike
-small   faces found of twelve copies of that face in a 1920x1080 frame
-hard    the labelled faces of wflw-hard-dev in their whole photos, upright and turned; and NME and FR@10 end to end
-agree   faces that YuNet gives 0.8 or more in the photos of wider, and the detector finds as well
-false   boxes in pieces of wider's photos in which neither YuNet nor MediaPipe's full range sees a face at any score,
-        and how many of them the student's presence believes
+speed   ms per search in scikit-image's astronaut, as high as the frame, its face a fifth of that; detectors alternate,
+        so that a busy moment of the machine affects all of them
+small   recall on twelve copies of that face in a 1920x1080 frame
+hard    recall on the labelled faces of wflw-hard-dev in their whole photos, upright and rotated; end-to-end NME, FR@10
+agree   recall on the faces in wider that YuNet scores 0.8 or more
+false   boxes in crops of wider in which neither YuNet nor MediaPipe's full range finds a face at any score, and how
+        many of them the student's presence output accepts
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from lineament.stream.bench import machine, mediapipe_runs
 SIZES_WH = ((640, 480), (1280, 720), (1920, 1080))
 FACES_PX = (24, 32, 40, 48, 60, 80, 120, 160)
 ROUNDS, TURN = 100, 5
-"""calls of each detector, and how many in a row before it is another one's turn"""
+"""calls of each detector, and how many in a row before the next one"""
 SEARCHES = 5
-"""of a video's detector: the first and the four within which it looks everywhere"""
+"""of the video detector: the first, and the four that together cover the whole frame"""
 TURNED_SEARCHES = 17
-"""the same with every quarter turn"""
-PIECES, PIECE_HW = 200, (240, 320)
+"""the same for every rotation by 90 degrees"""
+CROPS, CROP_HW = 200, (240, 320)
 SAME_IOU = 0.3
 VIDEO_PX = 48
-"""what a video's detector is made for, and more"""
+"""smallest face that the video detector targets"""
 YUNET_SURE = 0.8
 YUNET = "peers/yunet_2026may.onnx"
 
@@ -66,17 +66,17 @@ class DetectBenchConfig:
     parts: tuple[Part, ...] = ("speed", "small", "hard", "agree", "false")
     """Which parts to run, in this order."""
     shared: Path = Path(os.environ.get("LINEAMENT_SHARED", "../shared"))
-    """The development data; parts that need what is not there say so."""
+    """Folder of the development data; parts whose data is missing are skipped with a message."""
     model: str = engines.DEFAULT
-    """The landmark model that runs end to end on the hard faces."""
+    """Landmark model for the end-to-end measurement on the hard faces."""
     sheet: Path | None = None
-    """Write a picture of the pieces without a face, to look at, with what was taken for one."""
+    """Write an image of the crops without a face, with the false positives marked."""
 
 
 def main() -> None:
     cfg = tyro.cli(DetectBenchConfig, prog="python -m stream.detect_bench")
     cv2.setNumThreads(1)
-    # OpenCV 5 warns whenever YuNet is given another size
+    # OpenCV 5 warns each time YuNet's input size changes
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     print(machine())
     detectors = _detectors(cfg.shared)
@@ -94,7 +94,7 @@ def _detectors(shared: Path) -> Mapping[str, Make]:
     if (model := shared / YUNET).exists():
         makes["YuNet 0.6"] = lambda: YuNet(model, 0.6)
     else:
-        print(f"without YuNet: there is no {model}")
+        print(f"skipping YuNet: {model} does not exist")
     if mediapipe_runs():
         makes["BlazeFace short"] = lambda: MediaPipeFaces("short")
         makes["BlazeFace full"] = lambda: MediaPipeFaces("full")
@@ -102,7 +102,7 @@ def _detectors(shared: Path) -> Mapping[str, Make]:
 
 
 class _Peer:
-    """A block like ours round a peer's detector."""
+    """Makes a peer's detector a context manager."""
 
     def close(self) -> None: ...
 
@@ -114,7 +114,7 @@ class _Peer:
 
 
 class MediaPipeFaces(_Peer):
-    """BlazeFace by MediaPipe's own Python API."""
+    """BlazeFace, through MediaPipe's own Python API."""
 
     def __init__(self, range: Literal["short", "full"], min_score: float = 0.5) -> None:
         self._range, self._min_score = range, min_score
@@ -140,7 +140,7 @@ class MediaPipeFaces(_Peer):
 
 
 class YuNet(_Peer):
-    """YuNet by OpenCV, on the frame as it is."""
+    """YuNet, through OpenCV, on the unscaled frame."""
 
     def __init__(self, model: Path, min_score: float) -> None:
         self._net = cv2.FaceDetectorYN.create(str(model), "", (320, 320), min_score, 0.3, 5000)
@@ -156,12 +156,12 @@ def _face(low: Any, high: Any, score: float) -> Face:
 
 
 class _First(_Peer):
-    """A detector for pictures that have nothing to do with each other: a video's gives each its first searches."""
+    """Runs a detector on unrelated images: the video detector starts anew for each, with its first searches."""
 
     def __init__(self, make: Make, searches: int = 1) -> None:
         self._make, self._detect, self._searches = make, make(), searches
         self.found = 0
-        """by the last look"""
+        """boxes in the last call"""
 
     def __call__(self, bgr: U8) -> tuple[Face, ...]:
         if isinstance(self._detect, VideoDetector):
@@ -178,7 +178,7 @@ class _First(_Peer):
 
 def speed(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
     for width, height in SIZES_WH:
-        print(f"\n{width}x{height}, n = {ROUNDS}\n{'':18}median ms   p95 ms   of video's")
+        print(f"\n{width}x{height}, n = {ROUNDS}\n{'':18}median ms   p95 ms   vs video")
         times_ms = _timed(framed(portrait(), width, height), detectors)
         for name, ms in times_ms.items():
             median, p95 = np.percentile(ms, [50, 95])
@@ -186,7 +186,7 @@ def speed(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
 
 
 def _timed(bgr: U8, detectors: Mapping[str, Make]) -> dict[str, F64]:
-    """Milliseconds of each call, by detector."""
+    """Milliseconds per call, by detector."""
     with ExitStack() as stack:
         opened = {name: stack.enter_context(make()) for name, make in detectors.items()}
         for detect in opened.values():
@@ -207,7 +207,7 @@ def _timed(bgr: U8, detectors: Mapping[str, Make]) -> dict[str, F64]:
 
 def small(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
     print(
-        f"\nfaces found of 12 in 1920x1080 (and false ones); a video's within {SEARCHES} searches\n{'face px':18}",
+        f"\nfaces found of 12 in 1920x1080 (and false positives); video: within {SEARCHES} searches\n{'face px':18}",
         end="",
     )
     print("".join(f"{face_px:>9}" for face_px in FACES_PX))
@@ -217,7 +217,7 @@ def small(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
 
 
 def _found(make: Make, bgr: U8, centers_N2: F64) -> tuple[int, int]:
-    """How many of the faces at these places were found, and how many boxes hold none of them."""
+    """How many of the faces at these centres were found, and how many boxes contain none of them."""
     hit: set[int] = set()
     false = 0
     with make() as detect:
@@ -238,7 +238,7 @@ def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
         return
     photos = [(bgr, [bounds(one) for one in points]) for bgr, points in labelled]
     count = sum(len(boxes) for _, boxes in photos)
-    print(f"\nof {count} hard faces in {len(photos)} photos; a video's in its first search, turned ones in 17")
+    print(f"\nof {count} hard faces in {len(photos)} photos; video: in the first search, rotated in the first 17")
     print(f"{'':18}  upright    90   180  degrees")
     for name, make in detectors.items():
         upright, turned = _First(make), _First(make, TURNED_SEARCHES)
@@ -256,22 +256,22 @@ def hard(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
     missed, failed = count - len(errors), sum(error > 10 for error in errors)
     print(
         f"end to end, image detector and {cfg.model}: {missed} of {count} get no landmarks; NME of the others "
-        f"{np.mean(errors):.2f}, FR@10 with the missed {100 * (missed + failed) / count:.1f} %"
+        f"{np.mean(errors):.2f}, FR@10 including the missed {100 * (missed + failed) / count:.1f} %"
     )
 
 
 def _overlapping(box_xyxy: F32, tracks: Sequence[Track]) -> Track | None:
-    """The track that overlaps most with a labelled box; None where none does."""
+    """The track with the largest overlap with a labelled box; None if no overlap is large enough."""
     overlaps = [iou(box_xyxy, track.face.box_xyxy[None])[0] for track in tracks]
     best = int(np.argmax(overlaps)) if overlaps else 0
     return tracks[best] if overlaps and overlaps[best] > SAME_IOU else None
 
 
 def _labelled(folder: Path) -> Iterator[tuple[U8, list[F32]]]:
-    """Photos in WFLW's layout with the points (98, 2) of their faces."""
+    """Yields photos in WFLW's layout with the points (98, 2) of their faces."""
     lists = sorted(folder.rglob("list_98pt_rect_attr_test.txt"))
     if not lists:
-        print(f"\nwithout hard faces: there is no {folder}")
+        print(f"\nskipping hard faces: {folder} does not exist")
         return
     faces: dict[str, list[F32]] = {}
     for line in lists[0].read_text().splitlines():
@@ -283,7 +283,7 @@ def _labelled(folder: Path) -> Iterator[tuple[U8, list[F32]]]:
 
 
 def _turned(bgr: U8, boxes: list[F32], turns: int) -> tuple[U8, list[F32]]:
-    """Clockwise by quarters."""
+    """Rotates clockwise by turns x 90 degrees."""
     for _ in range(turns):
         height = len(bgr)
         bgr = np.asarray(cv2.rotate(bgr, cv2.ROTATE_90_CLOCKWISE), np.uint8)
@@ -319,8 +319,8 @@ def agree(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
                 for name, faces in found.items():
                     seen[name][kind] += _matches(face.box_xyxy, faces)
     print(
-        f"\nof {total[0]} faces to which YuNet gives {YUNET_SURE} in {len(photos)} photos, and of the {total[1]} of "
-        f"{VIDEO_PX} px or more; a video's in its first search"
+        f"\nof {total[0]} faces that YuNet scores {YUNET_SURE} or more in {len(photos)} photos, and of the {total[1]} "
+        f"of {VIDEO_PX} px or more; video: in the first search"
     )
     for name, (of_all, of_large) in seen.items():
         print(f"{name:18}{100 * of_all / total[0]:8.1f} %{100 * of_large / total[1]:8.1f} %", flush=True)
@@ -329,7 +329,7 @@ def agree(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
 def _wider(cfg: DetectBenchConfig) -> list[Path]:
     photos = sorted((cfg.shared / "data/unlabelled/wider").glob("*.jpg"))
     if not photos:
-        print(f"\nwithout photos of crowds: there is no {cfg.shared / 'data/unlabelled/wider'}")
+        print(f"\nskipping photos of crowds: {cfg.shared / 'data/unlabelled/wider'} does not exist")
     return photos
 
 
@@ -337,17 +337,17 @@ def _wider(cfg: DetectBenchConfig) -> list[Path]:
 
 
 def false(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
-    pieces = list(islice(_without_face(cfg), PIECES))
-    if not pieces:
+    crops = list(islice(_without_face(cfg), CROPS))
+    if not crops:
         return
-    print(f"\nin {len(pieces)} pieces of {PIECE_HW[1]}x{PIECE_HW[0]} without a face\n{'':18}boxes  with points")
+    print(f"\nin {len(crops)} crops of {CROP_HW[1]}x{CROP_HW[0]} without a face\n{'':18}boxes  with points")
     cells = []
     with engines.load(engines.DEFAULT) as landmarker:
         for name, make in detectors.items():
             look, boxes, believed = _First(make), 0, 0
             follow = Tracker(look, landmarker, TrackConfig(max_faces=0), still=True)
-            for bgr in pieces:
-                tracks = follow(Frame(bgr, "piece", 0, 0.0, 0.0)).tracks
+            for bgr in crops:
+                tracks = follow(Frame(bgr, "crop", 0, 0.0, 0.0)).tracks
                 boxes, believed = boxes + look.found, believed + len(tracks)
                 if name == "image":
                     cells.append(_marked(bgr, [track.face for track in tracks]))
@@ -358,12 +358,12 @@ def false(cfg: DetectBenchConfig, detectors: Mapping[str, Make]) -> None:
 
 
 def _without_face(cfg: DetectBenchConfig) -> Iterator[U8]:
-    """At most one piece a photo, the first in reading order in which no peer sees a face at any score."""
+    """Yields at most one crop per photo: the first in reading order in which no peer finds a face at any score."""
     model = cfg.shared / YUNET
     if not model.exists() or not mediapipe_runs():
-        print("\nwithout false faces: it takes YuNet and MediaPipe to tell pieces without a face")
+        print("\nskipping false positives: selecting crops without a face needs YuNet and MediaPipe")
         return
-    height, width = PIECE_HW
+    height, width = CROP_HW
     with YuNet(model, 0.02) as yunet, MediaPipeFaces("full", 0.02) as blaze:
         for path in _wider(cfg):
             bgr = np.asarray(cv2.imread(str(path)), np.uint8)
@@ -371,9 +371,9 @@ def _without_face(cfg: DetectBenchConfig) -> Iterator[U8]:
                 (y, x) for y in range(0, len(bgr) - height, height) for x in range(0, bgr.shape[1] - width, width)
             ]
             for y, x in corners:
-                piece = np.ascontiguousarray(bgr[y : y + height, x : x + width])
-                if piece.std() > 20 and not yunet(piece) and not blaze(piece):
-                    yield piece
+                crop = np.ascontiguousarray(bgr[y : y + height, x : x + width])
+                if crop.std() > 20 and not yunet(crop) and not blaze(crop):
+                    yield crop
                     break
 
 
@@ -385,11 +385,11 @@ def _marked(bgr: U8, faces: list[Face]) -> U8:
     return small
 
 
-# ---- pictures
+# ---- images
 
 
 def framed(astronaut: U8, width: int, height: int) -> U8:
-    """The portrait in the middle of a grey frame, as high as it."""
+    """The portrait in the middle of a grey frame of the same height."""
     frame = np.full((height, width, 3), 90, np.uint8)
     left = (width - height) // 2
     frame[:, left : left + height] = cv2.resize(astronaut, (height, height), interpolation=cv2.INTER_AREA)
@@ -397,7 +397,7 @@ def framed(astronaut: U8, width: int, height: int) -> U8:
 
 
 def scattered(astronaut: U8, face_px: int) -> tuple[U8, F64]:
-    """A grey 1920x1080 frame with the face at twelve places, and their centres (12, 2) px."""
+    """A grey 1920x1080 frame with twelve copies of the face, and their centres (12, 2) px."""
     frame = np.full((1080, 1920, 3), 90, np.uint8)
     side = 2 * face_px
     head = cv2.resize(astronaut[22:222, 125:325], (side, side), interpolation=cv2.INTER_AREA)
@@ -405,7 +405,7 @@ def scattered(astronaut: U8, face_px: int) -> tuple[U8, F64]:
     centers = []
     for column in range(4):
         for row in range(3):
-            # somewhere in its own cell of 480 x 360
+            # at a random place in its own cell of 480 x 360
             left = 480 * column + int(rng.integers(0, 480 - side + 1))
             top = 360 * row + int(rng.integers(0, 360 - side + 1))
             frame[top : top + side, left : left + side] = head

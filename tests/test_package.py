@@ -1,4 +1,4 @@
-"""The package: one folder in site-packages, a command, and what it offers in Python."""
+"""The package: one folder in site-packages, the command, and the Python API."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ RECIPES = dict(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without a net; what it needs is there."""
+    """Built offline; the build requirements are installed here."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    # setuptools leaves build/ in the folder that it builds, so it gets one of links
+    # setuptools leaves build/ in the source folder, so build from a folder of links
     source = folder / "source"
     source.mkdir()
     for name in (*ROOMS, "lineament", "pyproject.toml", "README.md", "LICENSE"):
@@ -51,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_a_wheel_holds_one_package_with_every_file_of_it(wheel: Path) -> None:
+def test_a_wheel_contains_one_package_with_every_file(wheel: Path) -> None:
     with ZipFile(wheel) as zipped:
         held = {name for name in zipped.namelist() if ".dist-info/" not in name}
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
@@ -67,7 +67,7 @@ def test_an_installed_wheel_streams_outside_of_the_checkout(wheel: Path, tmp_pat
     outside.mkdir()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=120)
     (packages,) = venv.glob("lib/python*/site-packages")
-    # what the package needs is taken from here
+    # dependencies come from this environment
     (packages / "needed.pth").write_text(sysconfig.get_paths()["purelib"])
     command = [sys.executable, "-m", "pip", "--quiet", "--python", venv / "bin" / "python", "install", "--no-deps"]
     subprocess.run([*command, "--no-index", wheel], check=True, timeout=240)
@@ -88,14 +88,14 @@ def test_an_installed_wheel_streams_outside_of_the_checkout(wheel: Path, tmp_pat
     assert run(venv / "bin" / "python", "-c", code) == "`pip install 'lineament[train]'`\n"
 
 
-def test_the_package_needs_what_the_requirements_pin() -> None:
+def test_the_package_requires_what_the_requirements_pin() -> None:
     def pinned(name: str) -> dict[str, str]:
         lines = (ROOT / name).read_text().splitlines()
         return dict(re.findall(r"^([\w.-]+)==([\w.]+)", "\n".join(lines), re.M))
 
     wanted = {"": pinned("requirements.txt")}
     wanted |= {extra: pinned(f"requirements-{extra}.txt") for extra in ("demo", "train", "gpu", "cluster")}
-    del wanted[""]["imageio-ffmpeg"]  # pinned for its source alone
+    del wanted[""]["imageio-ffmpeg"]  # pinned only to install it from source
     lists = {"": PROJECT["project"]["dependencies"], **PROJECT["project"]["optional-dependencies"]}
     for extra, pins in wanted.items():
         needed = {one.name: one for one in map(Requirement, lists[extra]) if one.name != "lineament"}
@@ -104,7 +104,7 @@ def test_the_package_needs_what_the_requirements_pin() -> None:
             assert needed[name].specifier.contains(version), f"{needed[name]} is not {version}"
 
 
-def test_the_version_is_one_wherever_it_is_said() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     assert f"\nversion: {lineament.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {lineament.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -113,7 +113,7 @@ def test_the_version_is_one_wherever_it_is_said() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_says_what_it_can_do(name: str) -> None:
+def test_every_command_has_help(name: str) -> None:
     code = f"import sys; from lineament.__main__ import main; sys.argv = ['/bin/lineament']; main(['{name}', '--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and f"usage: lineament {name} " in done.stdout, done.stderr
@@ -125,6 +125,29 @@ def test_the_command_lists_its_commands_and_refuses_others(capsys: pytest.Captur
     assert all(f"  {name} " in told for name in COMMANDS)
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"lineament {lineament.__version__}\n"
     assert main(["strem"]) == 2 and "unknown command 'strem'" in capsys.readouterr().err
+
+
+def test_the_completion_script_completes_commands_and_their_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = tmp_path / "lineament"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from lineament.__main__ import main; sys.exit(main())"
+    command.write_text(f"#!{sys.executable}\n{code}\n")
+    command.chmod(0o755)
+    assert main(["--completion"]) == 0
+    script = capsys.readouterr().out
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def completed(*words: str) -> list[str]:
+        typed = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _lineament; echo ${{COMPREPLY[*]}}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{typed}"], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        return done.stdout.split()
+
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=60)
+    assert completed("lineament", "st") == ["stream"]
+    assert completed("lineament", "stream", "--detect") == ["--detect-every"]
+    assert completed("lineament", "strem", "--detect") == []
 
 
 def test_a_command_whose_packages_are_missing_names_the_extra(
@@ -140,7 +163,7 @@ def test_a_command_whose_packages_are_missing_names_the_extra(
 # ---- in Python
 
 
-def test_find_gives_the_faces_of_a_file_and_of_an_array(astronaut: U8, tmp_path: Path) -> None:
+def test_find_returns_the_faces_in_a_file_and_in_an_array(astronaut: U8, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), astronaut)
     (face,) = lineament.find(tmp_path / "a.png")
     (same,) = lineament.find(astronaut)
@@ -150,7 +173,7 @@ def test_find_gives_the_faces_of_a_file_and_of_an_array(astronaut: U8, tmp_path:
     assert 160 < left[0] < right[0] < 290 and 0.1 < face.openness.left_eye < 0.5 and abs(face.pose.yaw_deg) < 30
 
 
-def test_find_finds_nobody_in_an_empty_picture_and_refuses_what_is_none(tmp_path: Path) -> None:
+def test_find_returns_nothing_for_an_empty_image_and_refuses_anything_else(tmp_path: Path) -> None:
     assert lineament.find(np.zeros((64, 64, 3), np.uint8)) == []
     with pytest.raises(LineamentError, match=r"gone\.jpg: no such file"):
         lineament.find(tmp_path / "gone.jpg")
@@ -158,7 +181,7 @@ def test_find_finds_nobody_in_an_empty_picture_and_refuses_what_is_none(tmp_path
         lineament.find(np.zeros((4, 4)))  # type: ignore[arg-type]
 
 
-def test_a_part_that_no_face_has_is_refused(astronaut: U8) -> None:
+def test_an_unknown_part_is_refused(astronaut: U8) -> None:
     with pytest.raises(LineamentError, match="no part 'ear'; choose from contour"):
         lineament.find(astronaut)[0].part("ear")
 
@@ -181,7 +204,7 @@ def test_a_tracker_keeps_a_face_and_refuses_a_clock_that_goes_back() -> None:
             tracker(sample.render(0), 0.0)
 
 
-def test_a_room_is_a_module_also_where_it_is_a_function() -> None:
+def test_lineament_stream_is_both_a_module_and_a_function() -> None:
     import lineament.stream.run.session as session
 
     assert callable(lineament.stream) and lineament.stream.run.session is session  # type: ignore[attr-defined]

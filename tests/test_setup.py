@@ -1,4 +1,4 @@
-"""The set-up: what is optional is installed only by the targets that need it; where it is absent, one line says so."""
+"""Setup: optional packages are installed only by the targets that need them; if one is missing, a line says so."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lineament import engines
 from lineament.landmarks.types import LineamentError
@@ -15,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make(*args: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """path: where alone it finds programs."""
+    """path: the only folder that it finds programs in."""
     env = None if path is None else {"PATH": path}
     command = ["/usr/bin/make", "-C", str(ROOT), *args]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -42,12 +44,30 @@ def test_mediapipe_is_installed_only_for_what_needs_it(target: str, wanted: tupl
 
 
 @pytest.mark.parametrize("name", ["", "-demo", "-train", "-cluster"])
-def test_no_other_requirements_bring_mediapipe(name: str) -> None:
+def test_no_other_requirements_contain_mediapipe(name: str) -> None:
     lines = (ROOT / f"requirements{name}.txt").read_text().splitlines()
     assert not any(line.startswith("mediapipe") for line in lines)
 
 
-def test_without_a_python_that_will_do_make_says_which_it_wants(tmp_path: Path) -> None:
+def _requirements(path: Path) -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+@pytest.mark.parametrize("name", ["", "-demo", "-train", "-cluster", "-bench", "-rtx", "-dev"])
+def test_the_lock_file_contains_every_pin(name: str) -> None:
+    locked = {(canonicalize_name(one.name), one.specifier) for one in _requirements(ROOT / "requirements-lock.txt")}
+    for pin in _requirements(ROOT / f"requirements{name}.txt"):
+        assert (canonicalize_name(pin.name), pin.specifier) in locked, f"{pin} is not in the lock; run `make lock`"
+
+
+def test_the_lock_file_has_one_version_of_each_package_here() -> None:
+    here = [one for one in _requirements(ROOT / "requirements-lock.txt") if not one.marker or one.marker.evaluate()]
+    assert len({canonicalize_name(one.name) for one in here}) == len(here)
+    assert all(str(one.specifier).startswith("==") and "+" not in str(one.specifier) for one in here)
+
+
+def test_without_a_supported_python_make_says_which_it_needs(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2 || exit 1\n')
     old.chmod(0o755)
@@ -56,23 +76,28 @@ def test_without_a_python_that_will_do_make_says_which_it_wants(tmp_path: Path) 
     assert done.returncode and line.startswith("no Python 3.11 to 3.14 found, python3 is Python 3.9.2; install one")
 
 
-def test_without_mediapipe_the_mesh_says_how_to_get_it_and_is_not_on_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mediapipe_the_mesh_says_how_to_install_it_and_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     for model in ("mesh", "mesh-fast"):
-        with pytest.raises(LineamentError, match="mediapipe, which is not installed; `make stream MODEL=mesh`"):
+        with pytest.raises(LineamentError, match="mediapipe, which is not installed; run `pip install --no-deps"):
             engines.load(model)
         assert model not in engines.ready()
     assert engines.DEFAULT in engines.ready()
 
 
-def test_a_mediapipe_without_models_is_told_from_the_one_that_has_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_install_command_for_the_mesh_names_the_pinned_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    (pin,) = _requirements(ROOT / "requirements-mesh.txt")
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(LineamentError, match=f"`pip install --no-deps {pin}`"):
+        engines.load("mesh")
+
+
+def test_a_mediapipe_without_models_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "mediapipe"
     package.mkdir()
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
-    with pytest.raises(LineamentError, match=r"no face_landmark/.*; install the version in requirements-mesh"):
+    with pytest.raises(LineamentError, match=r"no face_landmark/.*; 0\.10\.21 is the last version with it"):
         engines.load("mesh")
     assert "mesh" not in engines.ready()
