@@ -63,10 +63,10 @@ def _warning(cfg: DemoConfig) -> str:
     ]
     if cfg.share:
         lines.append("traffic goes through Gradio's relay, which can see it")
-    if not cfg.camera:
-        lines.append("network cameras are off; --camera lets visitors have this machine open addresses")
-    elif cfg.allow_private:
-        lines.append("visitors can have this machine open addresses of its own network")
+    if not cfg.camera_tab:
+        lines.append("no Camera tab, because strangers could make this machine open addresses; --auth enables it")
+    else:
+        lines.append("logged-in visitors can make this machine connect to any camera address that it can reach")
     return "\n".join(f"note: {line}" for line in lines)
 
 

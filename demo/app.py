@@ -44,8 +44,9 @@ def build(demo: Demo) -> gr.Blocks:
                         video_tab(demo, controls)
                     with gr.Tab("Image"):
                         image_tab(demo, controls)
-                    with gr.Tab("Camera"):
-                        _camera_tab(demo)
+                    if demo.cfg.camera_tab:
+                        with gr.Tab("Camera"):
+                            _camera_tab(demo)
                     if len(demo.models.names) > 1:
                         with gr.Tab("Compare"):
                             compare_tab(demo, controls)
@@ -72,16 +73,7 @@ def _live_tab(demo: Demo) -> None:
 
 
 def _camera_tab(demo: Demo) -> None:
-    if not demo.cfg.camera_tab:
-        gr.Markdown(
-            "Network cameras are switched off, because others can reach this demo and would make this machine "
-            "open addresses for them. Whoever runs it can allow them with `--camera`."
-        )
-        return
-    told = "RTSP, or video over HTTP." + (
-        "" if demo.cfg.allow_private else " Cameras in private networks need `--allow-private` at the start."
-    )
-    gr.Markdown(told)
+    gr.Markdown("RTSP, or video over HTTP. The machine that runs the demo connects to the camera.")
     gr.HTML(
         html_template=page_parts.view("camera"),
         js_on_load="Lineament.camera(element, server)",

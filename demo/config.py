@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,6 +10,7 @@ import tyro
 
 from lineament import engines
 from lineament.landmarks.types import LineamentError
+from lineament.stream.write.network import is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,6 @@ class DemoConfig:
     """Ask for a public link, good for a week. Everybody who has it can use this machine's demo."""
     auth: Annotated[str | None, tyro.conf.arg(metavar="USER:PASSWORD")] = None
     """Let in only who knows these. The environment variable LINEAMENT_AUTH sets them unseen by `ps`."""
-    camera: bool = False
-    """Keep the Camera tab also where others can reach the demo: by a public link or from the network."""
-    allow_private: bool = False
-    """Let the Camera tab open addresses of private networks and of this machine: a camera at home has one."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH"), tyro.conf.UseAppendAction] = ()
     """A model file to offer beside the models that ship, or the name of one of those; may be given several times. The
     demo begins with the last."""
@@ -83,13 +79,10 @@ class DemoConfig:
 
     @property
     def public(self) -> bool:
-        """Whether others than this machine's users can reach the demo."""
-        try:
-            return self.share or not ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.share or self.host != "localhost"
+        """Whether the demo can be reached from other machines."""
+        return self.share or not is_loopback(self.host)
 
     @property
     def camera_tab(self) -> bool:
-        """Whether visitors may make this machine open network cameras."""
-        return self.camera or not self.public
+        """Whether visitors may open network cameras. This machine connects to them, so strangers may not."""
+        return self.login is not None or not self.public

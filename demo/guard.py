@@ -12,12 +12,14 @@ import json
 import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lineament.demo.config import Limits
+from lineament.stream.write.network import is_loopback
 
 MAX_JSON_BYTES = 1_000_000
 """of a request that is no upload; the page's own have some kilobytes"""
@@ -105,6 +107,21 @@ class Guard:
             await self._app(scope, receive, _with_policy(send))
         finally:
             self._coming -= size
+
+
+def from_own_page(headers: Headers, login: bool) -> bool:
+    """Whether a socket was opened by a page of this demo, or by a program, rather than by another web site.
+
+    Without a log-in, the page must also have been loaded under a name of this machine: a site whose own name was made
+    to lead here (DNS rebinding) would otherwise pass for the demo's page.
+    """
+    # a proxy may rewrite Host; no browser lets a page set either header
+    host = headers.get("x-forwarded-host") or headers.get("host", "")
+    try:
+        origin, name = urlsplit(headers.get("origin", f"http://{host}")), urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return origin.netloc.lower() == host.lower() and (login or is_loopback(name))
 
 
 def _bytes_in(folder: Path) -> int:

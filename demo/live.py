@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from lineament.demo.analyst import Analyst
 from lineament.demo.config import DemoConfig
+from lineament.demo.guard import from_own_page
 from lineament.demo.models import Models
 from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.settings import Settings
@@ -88,14 +89,19 @@ class LiveViews:
         analyst = Analyst(self._models, Settings())
         try:
             if not self._cfg.camera_tab:
-                raise LineamentError("network cameras are switched off here; the demo's owner can allow them")
+                raise LineamentError("network cameras are disabled here; start the demo with --auth to enable them")
+            if not from_own_page(socket.headers, login=self._cfg.login is not None):
+                raise LineamentError(
+                    "cameras open only from the demo's own page; "
+                    "open it by the address that the demo printed, or start the demo with --auth"
+                )
             first = _object(await asyncio.wait_for(socket.receive_text(), IDLE_S))
             url = first.pop("url", None)
             if not isinstance(url, str):
                 raise LineamentError("the address of a camera is missing; write rtsp://user:password@host/path")
             analyst.settings = analyst.settings.changed(first)
             max_pixels = int(self._cfg.limits.clip_megapixels * 1e6)
-            await self._show(socket, NetworkCamera(url, self._cfg.allow_private, max_pixels), analyst)
+            await self._show(socket, NetworkCamera(url, max_pixels), analyst)
         except LineamentError as error:
             if socket.application_state is WebSocketState.CONNECTED:
                 await socket.send_text(json.dumps({"error": str(error)}))

@@ -57,12 +57,15 @@ def models() -> Models:
 # ---- start
 
 
-def test_what_others_can_reach_is_public_and_has_no_camera_tab_unless_asked_for() -> None:
-    assert not DemoConfig().public and DemoConfig().camera_tab
-    for cfg in (DemoConfig(share=True), DemoConfig(host="0.0.0.0"), DemoConfig(host="::"), DemoConfig(host="demo.lan")):
-        assert cfg.public and not cfg.camera_tab
-    assert DemoConfig(share=True, camera=True).camera_tab
-    assert not DemoConfig(host="localhost").public
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_on_loopback_the_demo_is_private_and_has_a_camera_tab(host: str) -> None:
+    assert not DemoConfig(host=host).public and DemoConfig(host=host).camera_tab
+
+
+@pytest.mark.parametrize("public", [{"share": True}, {"host": "0.0.0.0"}, {"host": "::"}, {"host": "demo.lan"}])
+def test_a_public_demo_has_a_camera_tab_only_behind_a_log_in(public: dict[str, Any]) -> None:
+    assert DemoConfig(**public).public and not DemoConfig(**public).camera_tab
+    assert DemoConfig(**public, auth="ann:secret").camera_tab
 
 
 def test_a_log_in_comes_from_the_command_line_or_unseen_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
