@@ -7,18 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lineament.demo.analyst import Analyst
 from lineament.demo.config import Limits
 from lineament.demo.models import Models
 from lineament.demo.settings import Settings
 from lineament.demo.uploads import check_clip
 from lineament.landmarks.pose import aspect_ratios, head_pose
-from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import LineamentError, Result
 from lineament.stream.read.video import VideoSource
-from lineament.stream.run.pipeline import Pipeline
-from lineament.stream.write.draw import draw
-from lineament.stream.write.files import JsonlSink, VideoSink
+from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.write.json_line import known
 
 OPENNESS = ("left eye", "right eye", "mouth")
@@ -63,38 +59,27 @@ def annotate(
     """
     check_clip(path, limits)
     source = VideoSource(path, max_pixels=int(limits.clip_megapixels * 1e6))
-    source.name = "clip"  # the path is nobody's business
+    source.name = "clip"  # errors and results must not contain the server's path
     video, jsonl = folder / "annotated.mp4", folder / "points.jsonl"
+    cfg = SessionConfig(view=settings.view, track=settings.track)
     rows: list[Row] = []
-    ids: set[int] = set()
-    frames, landmark_ms, with_face = 0, 0.0, 0
-    with (
-        Analyst(models, settings) as analyst,
-        Pipeline(source, analyst) as results,
-        VideoSink(video, source.fps) as pictures,
-        JsonlSink(str(jsonl), settings.schema) as lines,
-    ):
-        for result in results:
+    landmark_ms: list[float] = []
+    with Session(cfg, source, models[settings.model], (str(video), str(jsonl))) as session:
+        for result, _ in session:
             if cancelled.is_set():
                 raise Cancelled
-            if frames >= limits.clip_frames or result.frame.time_s > limits.clip_s + 1:
+            frames = session.stats.frames
+            if frames > limits.clip_frames or result.frame.time_s > limits.clip_s + 1:
                 raise LineamentError(
-                    f"the clip is longer than it says, at most {limits.clip_s:g} s and {limits.clip_frames} frames "
-                    "are taken; send a part of it"
+                    f"the clip is longer than its header says; the limit is {limits.clip_s:g} s and "
+                    f"{limits.clip_frames} frames; send a part of it"
                 )
-            if result.frame.bgr.shape[0] * result.frame.bgr.shape[1] > limits.clip_megapixels * 1e6:
-                raise LineamentError("the clip's frames grow beyond the size that it says; send another")
-            pictures.write(result, drawn := draw(result, WFLW98, settings.view))
-            lines.write(result, drawn)
             rows += _rows(result)
-            frames += 1
-            ids |= {track.id for track in result.tracks}
             if result.tracks:
-                with_face, landmark_ms = with_face + 1, landmark_ms + result.ms.get("landmark", 0.0)
+                landmark_ms.append(result.ms.get("landmark", 0.0))
             told(frames, source.frame_count)
-    if not frames:
-        raise LineamentError("the clip has no frame that can be decoded; does another player open it?")
-    return Annotated(video, jsonl, rows, frames, len(ids), landmark_ms / max(with_face, 1))
+    faces = len({face for face, _, _ in rows})
+    return Annotated(video, jsonl, rows, session.stats.frames, faces, sum(landmark_ms) / max(len(landmark_ms), 1))
 
 
 def _rows(result: Result) -> list[Row]:

@@ -255,7 +255,7 @@ def test_a_clip_over_a_limit_is_refused_with_the_limit(tmp_path: Path) -> None:
 
 def test_a_clip_that_hides_its_length_is_ended_by_the_limit(tmp_path: Path, models: Models) -> None:
     clip = raw_h264(tmp_path / "a.h264", frames=40)
-    with pytest.raises(LineamentError, match="longer than it says"):
+    with pytest.raises(LineamentError, match="longer than its header says"):
         annotate(clip, tmp_path, Settings(), models, Limits(clip_frames=30), threading.Event())
 
 
