@@ -1,4 +1,4 @@
-"""The demo, from the command line.
+"""Command line of the demo.
 
 python -m demo
 python -m demo --share --auth name:password
@@ -23,7 +23,7 @@ log = logging.getLogger("lineament")
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 stopped by the user, 1 failed, 2 wrong arguments."""
-    # crops are too small to share out, and OpenCV's waiting threads would take the cores from the models'
+    # crops are too small to parallelise, and OpenCV's spinning threads would take cores from the models
     cv2.setNumThreads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -41,13 +41,13 @@ def run(cfg: DemoConfig) -> None:
     if cfg.public:
         log.warning(_warning(cfg))
     if cfg.share:
-        log.info("asking for a public link")
+        log.info("requesting a public link")
     with serving(cfg) as address:
         if address.public:
-            print(f"public link, for a week at most: {address.public}", flush=True)
+            print(f"public link, valid for up to a week: {address.public}", flush=True)
         elif cfg.share:
             log.warning(
-                "could not get a public link (is there internet here?); the demo is served on this machine only"
+                "could not get a public link; check the internet connection. The demo is served on this machine only"
             )
         print(f"open {address.local}", flush=True)
         while not stopped.wait(1.0):
@@ -55,16 +55,18 @@ def run(cfg: DemoConfig) -> None:
 
 
 def _warning(cfg: DemoConfig) -> str:
-    """What becomes public."""
-    who = "everybody who has the link" if cfg.share else "everybody in the network"
+    """What others can do, as notes for whoever starts the demo."""
+    who = "everyone who has the link" if cfg.share else "everyone on the network"
     lines = [
-        f"{who} can use this demo, its models and this machine's processor; files elsewhere on it stay closed",
-        "a password is asked for" if cfg.login else "no password is asked for; --auth name:password asks for one",
+        f"{who} can use this demo, its models and this machine's CPU, but cannot read its other files",
+        "a password is required" if cfg.login else "no password is required; --auth name:password sets one",
     ]
     if cfg.share:
-        lines.append("traffic goes through Gradio's relay, which can see it")
+        lines.append("traffic passes through Gradio's relay, which can read it")
     if not cfg.camera_tab:
-        lines.append("no Camera tab, because strangers could make this machine open addresses; --auth enables it")
+        lines.append(
+            "the Camera tab is disabled, because anyone could make this machine open addresses; --auth enables it"
+        )
     else:
         lines.append("logged-in visitors can make this machine connect to any camera address that it can reach")
     return "\n".join(f"note: {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""One clip: an annotated MP4, the points as JSON lines, and the signals of each face over time."""
+"""Annotates a clip: an MP4, the points as JSON lines, and signals of each face over time."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.write.json_line import known
 
 OPENNESS = ("left eye", "right eye", "mouth")
-"""height over width"""
+"""height divided by width"""
 ANGLES = ("yaw", "pitch", "roll")
 """of the head, degrees"""
 
 Row = tuple[int, float, dict[str, float | None]]
-"""face id, seconds, signal to value"""
+"""face id, time in s, value per signal"""
 
 
-class Cancelled(Exception):  # noqa: N818 - a state, not a fault
-    """The visitor no longer wants the clip."""
+class Cancelled(Exception):  # noqa: N818 - not an error
+    """The visitor cancelled the clip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """What was made of a clip."""
+    """The results of a clip."""
 
     video: Path
     jsonl: Path
     rows: list[Row]
     frames: int
     faces: int
-    """different ids seen"""
+    """number of distinct ids"""
     landmark_ms: float
-    """mean over the frames with a face"""
+    """mean over the frames that have a face"""
 
 
 def annotate(
@@ -53,9 +53,9 @@ def annotate(
     cancelled: threading.Event,
     told: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Annotated:
-    """Writes annotated.mp4 and points.jsonl into folder. told: is called with frames done and in all, if known.
+    """Writes annotated.mp4 and points.jsonl to folder. told: called with the frames done and the total, if known.
 
-    Raises Cancelled soon after the event is set, LineamentError for what is no clip or more than the limits allow.
+    Raises Cancelled soon after the event is set, LineamentError if the file is not a clip or exceeds a limit.
     """
     check_clip(path, limits)
     source = VideoSource(path, max_pixels=int(limits.clip_megapixels * 1e6))
@@ -72,7 +72,7 @@ def annotate(
             if frames > limits.clip_frames or result.frame.time_s > limits.clip_s + 1:
                 raise LineamentError(
                     f"the clip is longer than its header says; the limit is {limits.clip_s:g} s and "
-                    f"{limits.clip_frames} frames; send a part of it"
+                    f"{limits.clip_frames} frames; use a part of it"
                 )
             rows += _rows(result)
             if result.tracks:

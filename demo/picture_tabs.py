@@ -109,7 +109,7 @@ class _Chooser:
             return _SAMPLES[source].render(_SAMPLE_FRAME)
         demo.tabs.uploaded(session(request), path)
         if path is None:
-            raise LineamentError("the picture is no longer here; send it again")
+            raise LineamentError("the picture has been deleted; upload it again")
         return read_picture(Path(path), demo.cfg.limits)
 
 

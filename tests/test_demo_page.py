@@ -236,7 +236,7 @@ def test_five_visitors_at_once_each_have_their_own_faces_and_a_sixth_is_told(bro
             assert page.evaluate("ids[0]") == 1
         sixth = stack.enter_context(visit(browser, server))
         sixth.click("#live [data-ln=start]")
-        expect(sixth.locator("#live [data-ln=error]")).to_contain_text("all 5 live views are taken")
+        expect(sixth.locator("#live [data-ln=error]")).to_contain_text("all 5 live views are in use")
         pages[0].click("#live [data-ln=stop]")
         until(lambda: _starts(sixth))
 
@@ -280,7 +280,7 @@ def test_a_camera_that_is_not_allowed_is_explained(browser: Browser, server: Ser
             "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') }, null"
         )
         page.click("#live [data-ln=start]")
-        expect(page.locator("#live [data-ln=error]")).to_contain_text("allow it beside the address")
+        expect(page.locator("#live [data-ln=error]")).to_contain_text("allow it in the address bar")
 
 
 # ---- picture
@@ -402,7 +402,9 @@ def test_a_wrong_clip_gets_a_sentence(browser: Browser, server: Server, tmp_path
         files.append(tmp_path / name)
     with visit(browser, server) as page:
         tab(page, "Video")
-        for path, says in zip(files, ("sound only", "at most 20 s", "0 bytes", "no video", "no video")):
+        for path, says in zip(
+            files, ("sound only", "the limit is 20 s", "0 bytes", "not a supported video", "not a supported video")
+        ):
             upload(page, "video-file", path)
             page.get_by_role("button", name="Annotate").click()
             expect(page.locator("#video-result [role=alert]")).to_contain_text(says)
@@ -459,7 +461,7 @@ def test_a_network_camera_is_shown_and_can_be_stopped(browser: Browser, server: 
         threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
         with visit(browser, server) as page:
             tab(page, "Camera")
-            page.get_by_label("address of the camera").fill(f"http://127.0.0.1:{web.server_port}/a.mkv")
+            page.get_by_label("camera address").fill(f"http://127.0.0.1:{web.server_port}/a.mkv")
             page.click("#camera [data-ln=start]")
             running(page, "camera", frames=3)
             assert page.evaluate("Lineament.views.webcam.view.mirror && !Lineament.views.camera.view.mirror")
@@ -474,9 +476,9 @@ def test_the_page_says_why_an_address_does_not_open(browser: Browser, server: Se
         for address, says in (
             ("file:///etc/passwd", "not the address of a network camera"),
             (f"rtsp://127.0.0.1:{free_port()}/live", "connection refused"),
-            ("", "write the camera's address first"),
+            ("", "enter the camera's address first"),
         ):
-            page.get_by_label("address of the camera").fill(address)
+            page.get_by_label("camera address").fill(address)
             page.click("#camera [data-ln=start]")
             expect(page.locator("#camera [data-ln=error]")).to_contain_text(says)
 
@@ -500,7 +502,7 @@ def test_a_view_that_is_stopped_or_started_anew_while_it_connects_leaves_no_sock
     with mjpeg_server(turning_head()) as address, visit(browser, server) as page:
         tab(page, title)
         if name == "camera":
-            page.get_by_label("address of the camera").fill(address)
+            page.get_by_label("camera address").fill(address)
         page.evaluate(HELD, name)
         part = f"#{'live' if name == 'webcam' else name} [data-ln="
         page.click(f"{part}{begin}]")
@@ -529,10 +531,10 @@ def test_a_view_that_is_stopped_or_started_anew_while_it_connects_leaves_no_sock
 
 def test_a_public_demo_without_a_log_in_has_no_camera_tab_and_opens_no_address(tmp_path: Path) -> None:
     with serving(tmp_path, "--host", "0.0.0.0") as server:
-        assert "no Camera tab" in server.log.read_text() and "--auth" in server.log.read_text()
+        assert "the Camera tab is disabled" in server.log.read_text() and "--auth" in server.log.read_text()
         with urllib.request.urlopen(server.url + "config", timeout=WAIT_S) as reply:
             assert all(c["props"].get("elem_id") != "camera" for c in json.load(reply)["components"])
-        assert "disabled here" in camera_error(server)
+        assert "network cameras are disabled" in camera_error(server)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +550,7 @@ def test_a_public_demo_without_a_log_in_has_no_camera_tab_and_opens_no_address(t
     ],
 )
 def test_no_other_web_site_can_have_a_camera_opened(server: Server, headers: dict[str, str]) -> None:
-    assert "only from the demo's own page" in camera_error(server, headers)
+    assert "from the demo's own page only" in camera_error(server, headers)
 
 
 def test_a_program_on_this_machine_may_open_a_camera(server: Server) -> None:
@@ -578,7 +580,7 @@ def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
     with serving(tmp_path, "--share", "--auth", "ann:secret", **nowhere) as server:
         log = server.log.read_text()
-        assert "everybody who has the link can use this demo" in log and "a password is asked for" in log
+        assert "everyone who has the link can use this demo" in log and "a password is required" in log
         assert "could not get a public link" in log and "secret" not in log and "Traceback" not in log
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(server.url + "gradio_api/info", timeout=WAIT_S)
@@ -595,7 +597,7 @@ def test_without_internet_a_public_link_is_said_to_be_missing_and_the_demo_goes_
             page.click("#live [data-ln=sample]")
             running(page)
             tab(page, "Camera")
-            page.get_by_label("address of the camera").fill(f"rtsp://127.0.0.1:{free_port()}/live")
+            page.get_by_label("camera address").fill(f"rtsp://127.0.0.1:{free_port()}/live")
             page.click("#camera [data-ln=start]")
             expect(page.locator("#camera [data-ln=error]")).to_contain_text("connection refused")
 
@@ -607,7 +609,7 @@ def test_a_taken_port_is_said_in_one_line(server: Server) -> None:
     assert done.returncode == 1
     # before it, a model may have said what it runs in
     said = [line for line in done.stderr.splitlines() if " runs in f32" not in line]
-    assert len(said) == 1 and said[0].startswith(f"error: cannot listen on 127.0.0.1, port {port}: taken")
+    assert len(said) == 1 and said[0].startswith(f"error: cannot listen on 127.0.0.1, port {port}: in use")
 
 
 # ---- looks
@@ -626,7 +628,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_all_tabs_can_be_reached
         _fits(page)
         page.locator(".overflow-menu > button").click()
         page.locator(".overflow-menu").get_by_text("About").click()
-        expect(page.get_by_text("Programming interface")).to_be_visible()
+        expect(page.get_by_text("Other parameters")).to_be_visible()
         _fits(page)
 
 
@@ -668,7 +670,7 @@ def test_the_client_gets_a_sentence_for_what_is_wrong(server: Server, astronaut:
     cv2.imwrite(str(tmp_path / "a.png"), astronaut)
     (tmp_path / "text.jpg").write_bytes(WRONG_PICTURES["text.jpg"][0])
     with client(server) as api:
-        with pytest.raises(AppError, match="no picture"):
+        with pytest.raises(AppError, match="not a supported picture"):
             api.predict(handle_file(str(tmp_path / "text.jpg")), api_name="/landmarks")
         with pytest.raises(AppError, match="choose one of student"):
             api.predict(handle_file(str(tmp_path / "a.png")), model="/etc/passwd", api_name="/landmarks")
@@ -723,7 +725,7 @@ def test_a_request_that_is_nested_without_end_gets_a_sentence(server: Server) ->
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=WAIT_S)
-    assert refused.value.code == 400 and "too deep" in refused.value.read().decode()
+    assert refused.value.code == 400 and "too deeply" in refused.value.read().decode()
     refused.value.close()
 
 
@@ -768,13 +770,13 @@ def view(server: Server) -> ClientConnection:
 def test_a_live_view_answers_nonsense_with_a_sentence_and_goes_on(server: Server, astronaut: U8) -> None:
     with view(server) as live:
         for nonsense, says in (
-            (b"", "no JPEG"),
-            (b"\xff\xd8\xff" + bytes(100), "no JPEG"),
-            (bytes(2_000_001), "at most 2000000"),
-            ("[]", "no JSON object"),
+            (b"", "not a JPEG"),
+            (b"\xff\xd8\xff" + bytes(100), "not a JPEG"),
+            (bytes(2_000_001), "the limit is 2000000"),
+            ("[]", "not a JSON object"),
             ("{" * 20_000, "too long"),
-            ('{"max_faces": 99}', "max faces is 99"),
-            ('{"shown": 1}', "wrong kind"),
+            ('{"max_faces": 99}', "max faces must be"),
+            ('{"shown": 1}', "wrong type"),
         ):
             live.send(nonsense)
             assert says in json.loads(live.recv(timeout=WAIT_S))["error"]
