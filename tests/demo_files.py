@@ -1,4 +1,4 @@
-"""Files that visitors send: broken, hostile, and a good one."""
+"""Files that visitors upload: damaged, hostile, and valid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lineament.stream.write.files import VideoSink
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims this size and holds next to nothing."""
+    """A PNG whose header claims this size, with almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -30,7 +30,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def jpeg_2000() -> bytes:
-    """A good one of 64 x 64 pixels."""
+    """A valid file of 64 x 64 pixels."""
     good, data = cv2.imencode(".jp2", np.full((64, 64, 3), 90, np.uint8))
     assert good
     return data.tobytes()
@@ -41,13 +41,13 @@ def _cut_after_header(jpeg_2000: bytes) -> bytes:
 
 
 def _of_two_sizes(jpeg_2000: bytes) -> bytes:
-    """Its box says less than its stream."""
+    """The header box states a smaller size than the codestream."""
     at = jpeg_2000.index(b"ihdr") + 4
     return jpeg_2000[:at] + struct.pack(">II", 60, 60) + jpeg_2000[at + 8 :]
 
 
 def tiff_of_two_sizes(width: int, height: int) -> bytes:
-    """A TIFF of this size that says a second time that it has 10 x 10 pixels."""
+    """A TIFF of this size with a second pair of size tags, 10 x 10."""
     held = io.BytesIO()
     Image.new("RGB", (width, height)).save(held, "TIFF", compression="tiff_lzw")
     data = held.getvalue()
@@ -55,7 +55,9 @@ def tiff_of_two_sizes(width: int, height: int) -> bytes:
     (count,) = struct.unpack_from("<H", data, at)
     tags = [data[at + 2 + 12 * index :][:12] for index in range(count)]
     tags += [struct.pack("<HHIHH", tag, 3, 1, 10, 0) for tag in (256, 257)]
-    tags.sort(key=lambda tag: struct.unpack_from("<H", tag)[0])  # the second of a kind stays behind the first
+    tags.sort(
+        key=lambda tag: struct.unpack_from("<H", tag)[0]
+    )  # a stable sort, so the second tag of a kind follows the first
     folder = struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4)
     return data[:4] + struct.pack("<I", len(data)) + data[8:] + folder
 
@@ -106,7 +108,7 @@ def audio_only(path: Path) -> Path:
 
 
 def raw_h264(path: Path, frames: int) -> Path:
-    """Pictures alone: no container says how many there are, or when they are shown."""
+    """A bare stream: no container states its length or its times."""
     with av.open(str(path), "w", format="h264") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
