@@ -84,7 +84,7 @@ def _camera_tab(demo: Demo) -> None:
 
 def _ticket(demo: Demo) -> Callable[[object], str]:
     def ticket(_: object) -> str:
-        return demo.door.ticket()
+        return demo.admission.ticket()
 
     return ticket
 

@@ -51,9 +51,9 @@ def annotate(
     models: Models,
     limits: Limits,
     cancelled: threading.Event,
-    told: Callable[[int, int | None], None] = lambda done, total: None,
+    on_progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Annotated:
-    """Writes annotated.mp4 and points.jsonl to folder. told: called with the frames done and the total, if known.
+    """Writes annotated.mp4 and points.jsonl to folder. on_progress: gets the frames done and the total, if known.
 
     Raises Cancelled soon after the event is set, LineamentError if the file is not a clip or exceeds a limit.
     """
@@ -77,7 +77,7 @@ def annotate(
             rows += _rows(result)
             if result.tracks:
                 landmark_ms.append(result.ms.get("landmark", 0.0))
-            told(frames, source.frame_count)
+            on_progress(frames, source.frame_count)
     faces = len({face for face, _, _ in rows})
     return Annotated(video, jsonl, rows, session.stats.frames, faces, sum(landmark_ms) / max(len(landmark_ms), 1))
 

@@ -9,7 +9,7 @@ import gradio as gr
 from lineament.demo.config import DemoConfig
 from lineament.demo.models import Models
 from lineament.demo.sample_clip import SampleClip
-from lineament.demo.visitors import Door, Tabs
+from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import LineamentError
 
 RESULTS_URL = "lineament/result"
@@ -23,7 +23,7 @@ class Demo:
 
     cfg: DemoConfig
     models: Models
-    door: Door
+    admission: Admission
     tabs: Tabs
     sample: SampleClip
 

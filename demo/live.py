@@ -28,7 +28,7 @@ from lineament.demo.models import Models
 from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.settings import Settings
 from lineament.demo.uploads import decode_frame
-from lineament.demo.visitors import Door
+from lineament.demo.visitors import Admission
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.run.pipeline import Pipeline
 from lineament.stream.write.json_line import result_json
@@ -45,9 +45,9 @@ _REFUSED, _FULL = 4403, 4429
 class LiveViews:
     """Serves the sockets. One instance for all visitors; the state of a view is local to the call that serves it."""
 
-    def __init__(self, models: Models, door: Door, cfg: DemoConfig, workers: int) -> None:
+    def __init__(self, models: Models, admission: Admission, cfg: DemoConfig, workers: int) -> None:
         """workers: frames analysed at the same time, of all visitors together."""
-        self._models, self._door, self._cfg = models, door, cfg
+        self._models, self._admission, self._cfg = models, admission, cfg
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="live")
         # opening a camera takes seconds and must not block the frames of webcams
         self._waiters = ThreadPoolExecutor(cfg.limits.visitors, thread_name_prefix="camera")
@@ -133,11 +133,11 @@ class LiveViews:
     async def _admitted(self, socket: WebSocket) -> bool:
         """Whether the view may start; if not, tells the page why and closes the socket."""
         await socket.accept()
-        if not self._door.redeem(socket.query_params.get("ticket", "")):
+        if not self._admission.redeem(socket.query_params.get("ticket", "")):
             await socket.close(_REFUSED, "reload the page")
             return False
         try:
-            self._door.enter()
+            self._admission.enter()
         except LineamentError as error:
             await socket.send_text(json.dumps({"error": str(error)}))
             await socket.close(_FULL, "full")
@@ -145,7 +145,7 @@ class LiveViews:
         return True
 
     async def _release(self, socket: WebSocket, analyst: Analyst) -> None:
-        self._door.leave()
+        self._admission.leave()
         analyst.close()
         if WebSocketState.DISCONNECTED not in (socket.application_state, socket.client_state):
             await socket.close()

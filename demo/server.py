@@ -28,7 +28,7 @@ from lineament.demo.guard import Guard
 from lineament.demo.live import LiveViews
 from lineament.demo.models import Models
 from lineament.demo.sample_clip import SampleClip
-from lineament.demo.visitors import Door, Tabs
+from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import LineamentError
 from lineament.stream.analyse.warm import warm_up
 
@@ -55,11 +55,11 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         usual = models[models.usual]
         warm_up(usual, usual.card)
-        door, tabs = Door(cfg.limits.visitors), Tabs(folder)
+        admission, tabs = Admission(cfg.limits.visitors), Tabs(folder)
         sample = SampleClip(folder / "sample")
-        live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)
+        live = LiveViews(models, admission, cfg, workers=os.cpu_count() or 1)
         guard = Middleware(Guard, folder=folder, limits=cfg.limits, login=cfg.login is not None)
-        blocks = build(Demo(cfg, models, door, tabs, sample))
+        blocks = build(Demo(cfg, models, admission, tabs, sample))
         routes: list[BaseRoute] = [
             WebSocketRoute("/lineament/live", live.webcam),
             WebSocketRoute("/lineament/camera", live.camera),

@@ -97,19 +97,19 @@ class _Jobs:
     def _annotate(self, path: str | None, values: Values, page: str, progress: gr.Progress) -> str:
         """Runs the job and returns the HTML of its result."""
 
-        def told(done: int, total: int | None) -> None:
+        def on_progress(done: int, total: int | None) -> None:
             progress((done, max(done, total)) if total else None, desc="frames", unit="frames")
 
         demo, rows = self.demo, list[Row]()
-        begun = demo.tabs.turn(page, values[self.view.job])
-        if begun is None:
+        started = demo.tabs.start(page, values[self.view.job])
+        if started is None:
             return page_parts.note("Cancelled.")
-        cancelled, folder = begun
+        cancelled, folder = started
         try:
             if path is None:
                 raise LineamentError("no clip is chosen; drop one above, or use the sample")
             settings = self.controls.settings(values)
-            made = annotate(Path(path), folder, settings, demo.models, demo.cfg.limits, cancelled, told)
+            made = annotate(Path(path), folder, settings, demo.models, demo.cfg.limits, cancelled, on_progress)
             rows = made.rows
         except Cancelled:
             return page_parts.note("Cancelled.")

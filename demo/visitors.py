@@ -19,7 +19,7 @@ _MAX_TICKETS = 1000
 _HASH = re.compile("[0-9a-f]{64}")
 
 
-class Door:
+class Admission:
     """Admits live views. A page gets a ticket by a request that requires the login, and opens its WebSocket with it.
 
     So the socket itself needs no login.
@@ -30,10 +30,6 @@ class Door:
         self._inside = 0
         self._tickets: dict[str, float] = {}
         self._lock = threading.Lock()
-
-    @property
-    def inside(self) -> int:
-        return self._inside
 
     def ticket(self) -> str:
         now_s = time.monotonic()
@@ -69,7 +65,7 @@ class Door:
 class _Tab:
     """The state of one open page."""
 
-    begun: threading.Event | None = None
+    latest: threading.Event | None = None
     """cancels the latest job; it may never run, if the queue is full"""
     running: list[threading.Event] = field(default_factory=list)
     """cancel the running jobs"""
@@ -102,20 +98,20 @@ class Tabs:
         with self._lock:
             tab = self._tab(session)
             old, tab.folders, tab.result = tab.folders, [folder], None
-            tab.begun = cancelled
+            tab.latest = cancelled
         _delete(old)
         return cancelled, folder
 
-    def turn(self, session: str, name: str) -> tuple[threading.Event, Path] | None:
+    def start(self, session: str, name: str) -> tuple[threading.Event, Path] | None:
         """Starts the job whose folder has this name; returns what `begin` returned. It runs until `end`.
 
         None if another job replaced it or the page is closed.
         """
         with self._lock:
             tab = self._tabs.get(session)
-            if tab and tab.begun and tab.folders and tab.folders[-1].name == name:
-                tab.running.append(tab.begun)
-                return tab.begun, tab.folders[-1]
+            if tab and tab.latest and tab.folders and tab.folders[-1].name == name:
+                tab.running.append(tab.latest)
+                return tab.latest, tab.folders[-1]
         return None
 
     def end(self, session: str, cancelled: threading.Event, result: object = None) -> None:
@@ -125,8 +121,8 @@ class Tabs:
             if tab and cancelled in tab.running:
                 tab.running.remove(cancelled)
                 tab.used_s = time.monotonic()
-            if tab and cancelled is tab.begun:
-                tab.begun, tab.result = None, result
+            if tab and cancelled is tab.latest:
+                tab.latest, tab.result = None, result
 
     def result(self, session: str) -> object:
         """The result of the page's last job, or None."""
@@ -186,7 +182,7 @@ class Tabs:
     def _end_jobs(self, session: str) -> bool:
         with self._lock:
             tab = self._tabs.get(session)
-            jobs = [*tab.running, *([tab.begun] if tab.begun else [])] if tab else []
+            jobs = [*tab.running, *([tab.latest] if tab.latest else [])] if tab else []
         for cancelled in jobs:
             cancelled.set()
         return bool(jobs)

@@ -33,7 +33,7 @@ from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.picture import compare, downloads, drawn_url, find, pts
 from lineament.demo.settings import Settings
 from lineament.demo.uploads import check_clip, decode_frame, read_picture
-from lineament.demo.visitors import Door, Tabs
+from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import U8, Frame, LineamentError
 from tests.demo_files import (
     WRONG_CLIPS,
@@ -390,14 +390,14 @@ def test_a_camera_times_out_even_if_the_page_requests_no_frame(models: Models) -
 
 
 def test_a_ticket_is_valid_once_and_live_views_are_limited() -> None:
-    door = Door(places=1)
-    ticket = door.ticket()
-    assert door.redeem(ticket) and not door.redeem(ticket) and not door.redeem("")
-    door.enter()
+    admission = Admission(places=1)
+    ticket = admission.ticket()
+    assert admission.redeem(ticket) and not admission.redeem(ticket) and not admission.redeem("")
+    admission.enter()
     with pytest.raises(LineamentError, match="all 1 live views are in use"):
-        door.enter()
-    door.leave()
-    door.enter()
+        admission.enter()
+    admission.leave()
+    admission.enter()
 
 
 def test_closing_a_page_ends_its_jobs_and_deletes_its_files_only(tmp_path: Path) -> None:
@@ -424,14 +424,14 @@ def test_a_page_has_one_result_at_a_time(tmp_path: Path) -> None:
     second, new = tabs.begin("ann")
     assert first.is_set() and not second.is_set()
     assert not old.exists() and new.exists()
-    assert tabs.turn("ann", old.name) is None and tabs.turn("bob", new.name) is None
-    assert tabs.turn("ann", new.name) == (second, new)
+    assert tabs.start("ann", old.name) is None and tabs.start("bob", new.name) is None
+    assert tabs.start("ann", new.name) == (second, new)
     assert tabs.cancel("ann") and second.is_set()
     for job, result in ((second, "new"), (first, "old")):
         tabs.end("ann", job, result)
     assert tabs.result("ann") == "new"
     assert not tabs.cancel("ann")
-    assert tabs.turn("ann", new.name) is None
+    assert tabs.start("ann", new.name) is None
 
 
 @pytest.mark.parametrize("place", ["../kept/a.png", "sample/sample.mp4", "a.png", f"x/{'a' * 64}/a.png"])
@@ -450,7 +450,7 @@ def test_idle_pages_are_swept_but_working_ones_are_not(tmp_path: Path) -> None:
     done, finished = tabs.begin("ann")
     tabs.end("ann", done)
     _, working = tabs.begin("bob")
-    tabs.turn("bob", working.name)
+    tabs.start("bob", working.name)
     tabs.sweep(age_s=60)
     assert finished.exists()
     tabs.sweep(age_s=-1)
@@ -461,7 +461,7 @@ def test_a_job_that_never_ran_keeps_no_files(tmp_path: Path) -> None:
     tabs = Tabs(tmp_path)
     tabs.begin("ann")  # the button is pressed again while the job is queued
     again, made = tabs.begin("ann")
-    tabs.turn("ann", made.name)
+    tabs.start("ann", made.name)
     tabs.end("ann", again)
     _, waiting = tabs.begin("bob")  # the queue is full
     tabs.sweep(age_s=-1)

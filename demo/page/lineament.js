@@ -243,7 +243,7 @@ window.Lineament = (() => {
     closed(event) {
       this.socket = null;
       if (!this.running) return;
-      if (event.code === 4429) { const told = this.error.textContent; this.stop(""); this.fail(told || "all live views are in use; try again in a moment"); return; }
+      if (event.code === 4429) { const shown = this.error.textContent; this.stop(""); this.fail(shown || "all live views are in use; try again in a moment"); return; }
       if (this.retries >= 5) { this.stop(""); this.fail("the connection to the demo is lost; check that it is still running"); return; }
       this.say("connection lost, reconnecting");
       const turn = this.turn;
