@@ -1,4 +1,4 @@
-"""Command line: the web demo.
+"""Command line of the demo.
 
 python -m demo
 python -m demo --share --auth name:password
@@ -22,7 +22,7 @@ log = logging.getLogger("lineament")
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
-    """Returns the exit code: 0 stopped by the user, 1 failed, 2 wrong arguments."""
+    """Runs the command line; returns the exit code: 0 stopped by the user, 1 failed, 2 wrong arguments."""
     # crops are too small to parallelise, and OpenCV's spinning threads would take cores from the models
     cv2.setNumThreads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -41,30 +41,34 @@ def run(cfg: DemoConfig) -> None:
     if cfg.public:
         log.warning(_warning(cfg))
     if cfg.share:
-        log.info("creating a public link")
+        log.info("requesting a public link")
     with serving(cfg) as address:
         if address.public:
-            print(f"public link, valid for at most a week: {address.public}", flush=True)
+            print(f"public link, valid for up to a week: {address.public}", flush=True)
         elif cfg.share:
-            log.warning("could not create a public link (no internet?); the demo is served on this machine only")
+            log.warning(
+                "could not get a public link; check the internet connection. The demo is served on this machine only"
+            )
         print(f"open {address.local}", flush=True)
         while not stopped.wait(1.0):
             pass
 
 
 def _warning(cfg: DemoConfig) -> str:
-    """What others can do."""
-    who = "anyone with the link" if cfg.share else "anyone on the network"
+    """What others can do, as notes for whoever starts the demo."""
+    who = "everyone who has the link" if cfg.share else "everyone on the network"
     lines = [
-        f"{who} can use this demo, its models and this machine's processor, but no other files on it",
-        "a login is required" if cfg.login else "no login is required; --auth name:password requires one",
+        f"{who} can use this demo, its models and this machine's CPU, but cannot read its other files",
+        "a password is required" if cfg.login else "no password is required; --auth name:password sets one",
     ]
     if cfg.share:
         lines.append("traffic passes through Gradio's relay, which can read it")
-    if cfg.camera_tab:
-        lines.append("whoever logs in can make this machine connect to any camera address, also in its own network")
+    if not cfg.camera_tab:
+        lines.append(
+            "the Camera tab is disabled, because anyone could make this machine open addresses; --auth enables it"
+        )
     else:
-        lines.append("the Camera tab is off, because others could make this machine open addresses; --auth enables it")
+        lines.append("logged-in visitors can make this machine connect to any camera address that it can reach")
     return "\n".join(f"note: {line}" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Analyst: follows the faces of one visitor's video, by the settings of the moment."""
+"""Analyst: tracks the faces in one visitor's live video, with settings that may change at any time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lineament.stream.analyse.track import Tracker
 
 
 class Analyst:
-    """One visitor's detector and tracker: both remember, so nobody shares them. The models are shared and borrowed.
+    """One visitor's detector and tracker. Both have state, so they are not shared; the models are, and are borrowed.
 
-    Frames come from one thread at a time; settings may be set by another meanwhile and hold from the next frame on.
+    Called from one thread at a time. Another thread may set `settings`; they apply from the next frame.
     """
 
     def __init__(self, models: Models, settings: Settings) -> None:
@@ -22,18 +22,18 @@ class Analyst:
         self._models = models
         self._detector = VideoDetector()
         self._tracker: Tracker | None = None
-        self._made_for: tuple[object, ...] = ()
+        self._tracker_cfg: tuple[object, ...] = ()
 
     def __call__(self, frame: Frame) -> Result:
         settings = self.settings
         wanted = (settings.model, settings.track)
-        if self._tracker is None or wanted != self._made_for:
+        if self._tracker is None or wanted != self._tracker_cfg:
             self._tracker = Tracker(self._detector, self._models[settings.model], settings.track)
-            self._made_for = wanted
+            self._tracker_cfg = wanted
         return self._tracker(frame)
 
     def close(self) -> None:
-        """Lets go of the visitor's own graphs."""
+        """Releases the visitor's own detector."""
         self._tracker = None
         self._detector.close()
 

@@ -1,7 +1,7 @@
-"""The page: its tabs, its settings, and the programming interface.
+"""The page: its tabs, its settings, and the API.
 
-Live views talk to demo.live by their own sockets. Pictures and clips go through Gradio's queue, so that at most a few
-are worked on at a time and the rest wait for their turn, or are told that too many do.
+Live views talk to demo.live over their own WebSockets. Pictures and clips go through Gradio's queue, which runs a few
+at a time and refuses new ones when it is full.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lineament.demo.video_tab import video_tab
 from lineament.landmarks.types import LineamentError
 from lineament.stream.write.json_line import result_json
 
-_TELL_VIEWS = """(model, max_faces, confidence, smooth, schema, shown, mirror) => {
+_UPDATE_VIEWS = """(model, max_faces, confidence, smooth, schema, shown, mirror) => {
     Lineament.set({ model, max_faces, confidence, smooth, schema, shown }, { mirror, shown });
 }"""
 
@@ -32,10 +32,10 @@ def build(demo: Demo) -> gr.Blocks:
     """The page, not yet served."""
     keep_s = demo.cfg.limits.keep_s
     with gr.Blocks(title="Lineament", analytics_enabled=False, delete_cache=(60, keep_s)) as blocks:
-        gr.Markdown("# Lineament\n98 landmarks on every face. Nothing is kept, and nothing is passed on.")
+        gr.Markdown("# Lineament\n98 landmarks on every face. Nothing is kept or sent elsewhere.")
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
-                # made before the tabs that use them, shown after
+                # created before the tabs that use them, rendered after
                 controls = Controls.make(demo.models)
                 with gr.Tabs():
                     with gr.Tab("Live"):
@@ -56,10 +56,10 @@ def build(demo: Demo) -> gr.Blocks:
                 controls.render()
         _interface(demo)
         every = [blocks.load, *(control.change for control in controls.all)]
-        gr.on(every, fn=None, inputs=controls.all, js=_TELL_VIEWS, api_visibility="private", show_progress="hidden")
-        blocks.unload(_gone(demo))
+        gr.on(every, fn=None, inputs=controls.all, js=_UPDATE_VIEWS, api_visibility="private", show_progress="hidden")
+        blocks.unload(_close_tabs(demo))
     blocks.queue(max_size=demo.cfg.limits.waiting, default_concurrency_limit=1)
-    built: gr.Blocks = blocks  # what `with` gives is not typed
+    built: gr.Blocks = blocks  # the value of `with` is untyped
     return built
 
 
@@ -73,7 +73,7 @@ def _live_tab(demo: Demo) -> None:
 
 
 def _camera_tab(demo: Demo) -> None:
-    gr.Markdown("RTSP, or video over HTTP. The machine that runs this demo connects to the camera.")
+    gr.Markdown("RTSP, or video over HTTP. The machine that runs the demo connects to the camera.")
     gr.HTML(
         html_template=page_parts.view("camera"),
         js_on_load="Lineament.camera(element, server)",
@@ -84,25 +84,25 @@ def _camera_tab(demo: Demo) -> None:
 
 def _ticket(demo: Demo) -> Callable[[object], str]:
     def ticket(_: object) -> str:
-        return demo.door.ticket()
+        return demo.admission.ticket()
 
     return ticket
 
 
 def _interface(demo: Demo) -> None:
-    """What gradio_client and curl may call."""
+    """The endpoints for gradio_client and curl."""
 
     def landmarks(
         picture: str, model: str, max_faces: float, confidence: float, schema: str, request: gr.Request
     ) -> dict[str, object]:
-        """The faces of a picture with their points. picture: a file. max_faces: 0 for all. schema: wflw98 or ibug68."""
+        """The faces in a picture and their points. picture: file. max_faces: 0 for all. schema: wflw98 or ibug68."""
         try:
             demo.tabs.uploaded(session(request), picture)
             settings = Settings().changed(
                 {"model": model, "max_faces": max_faces, "confidence": confidence, "schema": schema}
             )
             if not picture:
-                raise LineamentError("no picture came; send one as handle_file('photo.jpg')")
+                raise LineamentError("no picture was sent; pass handle_file('photo.jpg')")
             return result_json(find(read_picture(Path(picture), demo.cfg.limits), settings, demo.models), schema)
         except LineamentError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -120,7 +120,7 @@ def _interface(demo: Demo) -> None:
         gr.Button().click(landmarks, inputs, found, api_name="landmarks", concurrency_id="picture", concurrency_limit=2)
 
 
-def _gone(demo: Demo) -> Callable[[gr.Request], None]:
+def _close_tabs(demo: Demo) -> Callable[[gr.Request], None]:
     def close(request: gr.Request) -> None:
         demo.tabs.close(session(request))
 

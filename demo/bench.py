@@ -1,10 +1,10 @@
-"""How old a frame is when it is drawn: a real browser with a fake camera against a real server, on this machine.
+"""Measures the latency of the Live tab: a real browser with a fake camera and a real server, on this machine.
 
 python -m demo.bench                 one visitor for 30 seconds
 python -m demo.bench --visitors 5
 
-The camera plays the sample. Latency is from the moment that the browser hands a frame to the page until that frame is
-drawn with its points; age adds what the camera and the browser took before. All of it runs on the same cores.
+The camera plays the sample. Latency is the time from the browser delivering a frame to the page until that frame is
+drawn with its points; age adds the delay of the camera and the browser. Everything runs on the same cores.
 """
 
 from __future__ import annotations
@@ -70,17 +70,16 @@ class BenchConfig:
     """Measures the Live tab in a headless browser with a fake camera."""
 
     seconds: float = 30.0
-    """Seconds to measure, after the first second of every view."""
+    """Duration of the measurement, after a second of warm-up, seconds."""
     visitors: int = 1
-    """Pages that show their live view at the same time, each with its own camera."""
+    """Number of pages with a live view at the same time, each with its own camera."""
     model: str = engines.DEFAULT
     """The landmark model: a name that the demo offers, or a model file."""
 
     def __post_init__(self) -> None:
         if not self.seconds > 0 or not 1 <= self.visitors <= Limits().visitors:
             raise LineamentError(
-                f"seconds is {self.seconds} and visitors {self.visitors}, "
-                f"wanted seconds above 0 and 1 to {Limits().visitors} visitors"
+                f"seconds must be above 0 and visitors 1 to {Limits().visitors}, got {self.seconds} and {self.visitors}"
             )
 
 
@@ -107,7 +106,7 @@ def measure(cfg: BenchConfig) -> None:
 
 
 def write_film(path: Path) -> Path:
-    """The sample as a camera that Chromium can play, 640x480; it repeats without a jump."""
+    """The sample as a video that Chromium can play as a camera, 640x480; it loops seamlessly."""
     sample = Sample()
     jpegs = [cv2.imencode(".jpg", sample.render(index))[1].tobytes() for index in range(len(sample))]
     path.write_bytes(b"".join(jpegs))
@@ -115,20 +114,20 @@ def write_film(path: Path) -> Path:
 
 
 def chromium() -> str | None:
-    """The path of a Chromium, where there is one."""
+    """The path of a Chromium, or None."""
     return next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 
 @contextmanager
 def browser_with_camera(film: Path) -> Iterator[Browser]:
-    """A headless Chromium that gives every page this film as its camera, unasked."""
+    """A headless Chromium whose camera plays this film, without a permission prompt."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise LineamentError("playwright is not installed; run `make bench-demo`") from None
     executable = chromium()
     if executable is None:
-        raise LineamentError("no Chromium was found; run `sudo apt-get install chromium`")
+        raise LineamentError("no Chromium found; run `sudo apt-get install chromium`")
     flags = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--no-sandbox"]
     flags.append(f"--use-file-for-fake-video-capture={film}")
     with sync_playwright() as playwright:
@@ -177,12 +176,14 @@ def _print(cfg: BenchConfig, reports: list[dict[str, Any]], browser: str) -> Non
         f"Chromium {browser}, gradio {version('gradio')}, {platform.system()}; {cfg.model}, camera 640x480 at 30 fps\n"
     )
     print("ms, median / p95\n")
-    print("| visitor | frames | fps | from one drawn frame to the next | latency | age | encode | reply | draw |")
+    print("| visitor | frames | fps | between drawn frames | latency | age | encode | reply | draw |")
     print("|---|---|---|---|---|---|---|---|---|")
     for number, report in enumerate(reports, 1):
         latency, age = np.array(report["latency"]), np.array(report["age"])
         if len(latency) < 2:
-            raise LineamentError(f"visitor {number} saw hardly a frame in {cfg.seconds:g} s; is the machine too busy?")
+            raise LineamentError(
+                f"visitor {number} got fewer than 2 frames in {cfg.seconds:g} s; check the load of the machine"
+            )
         steps = " | ".join(_both(np.array(report["steps"][step])) for step in ("encode", "reply", "draw"))
         print(
             f"| {number} | {len(latency)} | {len(latency) / report['seconds']:.1f} "
@@ -191,8 +192,8 @@ def _print(cfg: BenchConfig, reports: list[dict[str, Any]], browser: str) -> Non
     most = max(report["mostInFlight"] for report in reports)
     waiting = max(report["waiting"] for report in reports)
     skipped = sum(report["skipped"] for report in reports)
-    print(f"\nframes on their way at the same time, at most: {most} a visitor; bytes that waited to be sent: {waiting}")
-    print(f"frames that came too early and were skipped, so that none waited: {skipped}")
+    print(f"\nmost frames in flight: {most} per visitor; most bytes buffered in the socket: {waiting}")
+    print(f"frames skipped because one was in flight: {skipped}")
 
 
 def _both(ms: NDArray[np.float64]) -> str:

@@ -1,8 +1,7 @@
-"""What the demo is told at its start, and how much it takes from one visitor."""
+"""Configuration of the demo, and the limits per visitor."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,62 +10,64 @@ import tyro
 
 from lineament import engines
 from lineament.landmarks.types import LineamentError
+from lineament.stream.write.network import is_loopback
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits for visitors. A request above one is refused with a message that names it."""
+    """Limits on visitors; the error for exceeding one names it."""
 
     upload_mb: int = 100
-    """Megabytes of an uploaded file."""
+    """Largest upload, MB."""
     picture_megapixels: float = 40.0
-    """Megapixels of an uploaded picture, checked in its header before it is decoded."""
+    """Largest picture, in millions of pixels; checked in the header, before decoding."""
     clip_s: float = 120.0
-    """Seconds of an uploaded clip."""
+    """Longest clip, seconds."""
     clip_megapixels: float = 9.0
-    """Megapixels of a frame of a clip or a network camera; 4K passes. Larger frames are skipped undecoded."""
+    """Largest frame of a clip or network camera, in millions of pixels; 4K fits. Larger ones are skipped undecoded."""
     clip_frames: int = 7200
-    """Frames of a clip: two minutes at 60 fps. Also stops a clip whose header understates its length."""
+    """Most frames of a clip: two minutes at 60 fps. Also stops a clip whose header understates its length."""
     visitors: int = 8
-    """Concurrent live views, webcams and network cameras together."""
+    """Live views at a time, webcams and network cameras together."""
     camera_s: float = 600.0
-    """Seconds after which a network camera has to be started again."""
+    """Seconds after which a network camera view stops; the visitor can start it again."""
     waiting: int = 16
-    """Jobs that may wait in the queue."""
+    """Most jobs in the queue."""
     store_mb: int = 4000
-    """Megabytes of all visitors' files together; above it, uploads are refused until files are deleted."""
+    """Most disk space for all visitors' files, MB; when it is full, uploads are refused until files are deleted."""
     keep_s: int = 900
-    """Seconds after which an unused file is deleted; files of a closed tab are deleted at once."""
+    """Seconds without use after which a visitor's files are deleted; closing the page deletes them at once."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             if not getattr(self, name) > 0:
-                raise LineamentError(f"{name} is {getattr(self, name)}, expected a number above 0")
+                raise LineamentError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Web demo: live webcam, clips, pictures, network cameras, two models side by side."""
+    """Serves the browser demo: live webcam, clips, pictures, network cameras, two models side by side."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is reachable from the whole network."""
+    """Address to listen on; 0.0.0.0 serves the whole network."""
     port: int | None = None
-    """Port to listen on; by default the first free one from 7860 on."""
+    """Port to listen on; the default is the first free one from 7860."""
     share: bool = False
-    """Create a public link, valid for a week. Anyone with the link can use the demo on this machine."""
+    """Request a public link, valid for a week. Everyone who has it can use the demo. Disables the Camera tab unless
+    --auth is given."""
     auth: Annotated[str | None, tyro.conf.arg(metavar="USER:PASSWORD")] = None
-    """Require this login. Set it in the environment variable LINEAMENT_AUTH to keep it out of `ps`."""
+    """Require this login. The environment variable LINEAMENT_AUTH sets it without showing it in `ps`."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH"), tyro.conf.UseAppendAction] = ()
-    """A model file to offer beside the models that ship, or the name of one of those; can be repeated. The last one is
-    selected at the start."""
+    """A model file to offer beside the built-in models, or the name of one of those; can be repeated. The last one is
+    selected at start."""
     limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:
-            raise LineamentError(f"port is {self.port}, expected 1 to 65535")
+            raise LineamentError(f"port must be 1 to 65535, got {self.port}")
         for where, auth in (("--auth", self.auth), ("LINEAMENT_AUTH", os.environ.get("LINEAMENT_AUTH"))):
             if auth is not None and not all(auth.partition(":")):
-                raise LineamentError(f"{where} lacks a name or a password; use the form name:password")
+                raise LineamentError(f"{where} must be name:password; the name or the password is missing")
         for path in self.model:
             if path not in engines.MODELS and not os.path.isfile(os.path.expanduser(path)):
                 raise LineamentError(f"--model {path}: no such file; give a .onnx, .engine or .safetensors")
@@ -84,13 +85,5 @@ class DemoConfig:
 
     @property
     def camera_tab(self) -> bool:
-        """Whether visitors may open network cameras, which this machine then connects to: only trusted ones may."""
+        """Whether visitors may open network cameras: this machine connects to them, so strangers may not."""
         return self.login is not None or not self.public
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

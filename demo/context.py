@@ -1,4 +1,4 @@
-"""What the page's tabs work with. One for all visitors: what belongs to one of them is found by their session."""
+"""What the tabs share. One instance for all visitors; the state of each visitor is looked up by session."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import gradio as gr
 from lineament.demo.config import DemoConfig
 from lineament.demo.models import Models
 from lineament.demo.sample_clip import SampleClip
-from lineament.demo.visitors import Door, Tabs
+from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import LineamentError
 
 RESULTS_URL = "lineament/result"
-"""where demo.server hands out what was made of a clip; relative, so that it holds behind any address"""
+"""where demo.server serves the results of clips; relative, so that it works behind a proxy"""
 SAMPLE_URL = "lineament/sample.mp4"
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Made by demo.server."""
+    """Created by demo.server."""
 
     cfg: DemoConfig
     models: Models
-    door: Door
+    admission: Admission
     tabs: Tabs
     sample: SampleClip
 
 
 def session(request: gr.Request) -> str:
-    """Which open page asks."""
+    """Identifies the open page that sent the request."""
     if not request.session_hash:
-        raise LineamentError("the request belongs to no session; load the page again, or use gradio_client")
+        raise LineamentError("the request has no session; reload the page, or use gradio_client")
     return request.session_hash

@@ -1,4 +1,4 @@
-"""Controls: the settings that all tabs share, as the page shows them."""
+"""Controls: the components for the settings that all tabs share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lineament.demo.settings import MAX_FACES, SHOWN, Settings
 from lineament.landmarks.schema import IBUG68, WFLW98
 
 Values = Mapping[Any, Any]
-"""component to value, as Gradio hands over a set of inputs"""
+"""component to value, as Gradio passes a set of inputs"""
 
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """What all tabs share. Each change holds at once."""
+    """The settings panel. Changes apply at once."""
 
     by_name: dict[str, Any]
-    """setting to component; the order is that of the page's script"""
+    """setting to component, in the order that the page's script expects"""
     mirror: Any
 
     @classmethod
@@ -56,7 +56,7 @@ class Controls:
 
     @property
     def of_pictures(self) -> list[Any]:
-        """All that make a difference to a picture, which shows every face."""
+        """All except max_faces, because a picture shows every face."""
         return [control for name, control in self.by_name.items() if name != "max_faces"]
 
     @property

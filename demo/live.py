@@ -1,10 +1,10 @@
-"""The live views: sockets that carry frames one way and points the other. Owns what one open view has here.
+"""The live views: WebSockets that carry frames one way and points the other. Owns the state of each open view.
 
-    webcam   page --JPEG--> here --points--> page, which draws them on the frame that it sent
-    camera   here --JPEG and points--> page, which draws them and asks for the next
+    webcam   page --JPEG--> server --points--> page, which draws them on the frame that it sent
+    camera   server --JPEG and points--> page, which draws them and requests the next
 
-In both a frame goes only when the one before is done: none waits in a queue, and a slow line or a busy machine shows
-fewer frames, not older ones. Nothing is kept: with the socket goes all that it had.
+In both, a frame is sent only when the previous one is done: none waits in a queue, so a slow connection or a busy
+machine lowers the frame rate, not the freshness. All state of a view ends with its socket.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from lineament.demo.analyst import Analyst
-from lineament.demo.config import DemoConfig, is_loopback
+from lineament.demo.config import DemoConfig
+from lineament.demo.guard import from_own_page
 from lineament.demo.models import Models
 from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.settings import Settings
 from lineament.demo.uploads import decode_frame
-from lineament.demo.visitors import Door
+from lineament.demo.visitors import Admission
 from lineament.landmarks.types import Frame, LineamentError, Result
 from lineament.stream.run.pipeline import Pipeline
 from lineament.stream.write.json_line import result_json
 
 IDLE_S = 300.0
-"""a view that sends nothing for so long is closed; the page opens another when it is looked at again"""
+"""timeout of a silent view; the page reconnects when it is visible again"""
 _JPEG_QUALITY = 80
 _CAMERA_LONG_SIDE = 960
-"""a network camera's frames are made this small before they are sent on, px"""
+"""of a network camera's frame as sent to the page, px; larger ones are scaled down"""
 _REFUSED, _FULL = 4403, 4429
-"""closing codes of the socket that the page knows"""
+"""WebSocket close codes that the page handles"""
 
 
 class LiveViews:
-    """Serves the sockets. One instance for all visitors; what a visitor has lives in the call that serves it."""
+    """Serves the sockets. One instance for all visitors; the state of a view is local to the call that serves it."""
 
-    def __init__(self, models: Models, door: Door, cfg: DemoConfig, workers: int) -> None:
-        """workers: frames that may be analysed at the same time, of all visitors."""
-        self._models, self._door, self._cfg = models, door, cfg
+    def __init__(self, models: Models, admission: Admission, cfg: DemoConfig, workers: int) -> None:
+        """workers: frames analysed at the same time, of all visitors together."""
+        self._models, self._admission, self._cfg = models, admission, cfg
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="live")
-        # opening and waiting for a camera takes seconds and must not take the place of somebody's frame
+        # opening a camera takes seconds and must not block the frames of webcams
         self._waiters = ThreadPoolExecutor(cfg.limits.visitors, thread_name_prefix="camera")
 
     def close(self) -> None:
@@ -79,22 +80,25 @@ class LiveViews:
         except (WebSocketDisconnect, TimeoutError):
             pass
         finally:
-            await self._gone(socket, analyst)
+            await self._release(socket, analyst)
 
     async def camera(self, socket: WebSocket) -> None:
-        """First message: {"url": ..., settings}; then settings, or {"next": true} for another frame."""
+        """First message: {"url": ..., settings}. Later ones: settings, or {"next": true} to request a frame."""
         if not await self._admitted(socket):
             return
         analyst = Analyst(self._models, Settings())
         try:
             if not self._cfg.camera_tab:
-                raise LineamentError("network cameras are off where others can reach this demo; start it with --auth")
-            if self._cfg.login is None and not is_loopback(socket.url.hostname or ""):
-                raise LineamentError(f"network cameras are off at this address; open the demo at {self._cfg.host}")
+                raise LineamentError("network cameras are disabled; start the demo with --auth to enable them")
+            if not from_own_page(socket.headers, login=self._cfg.login is not None):
+                raise LineamentError(
+                    "network cameras can be opened from the demo's own page only; "
+                    "use the address that the demo printed, or start it with --auth"
+                )
             first = _object(await asyncio.wait_for(socket.receive_text(), IDLE_S))
             url = first.pop("url", None)
             if not isinstance(url, str):
-                raise LineamentError("the address of a camera is missing; write rtsp://user:password@host/path")
+                raise LineamentError("the camera address is missing; enter rtsp://user:password@host/path")
             analyst.settings = analyst.settings.changed(first)
             max_pixels = int(self._cfg.limits.clip_megapixels * 1e6)
             await self._show(socket, NetworkCamera(url, max_pixels), analyst)
@@ -104,7 +108,7 @@ class LiveViews:
         except (WebSocketDisconnect, TimeoutError):
             pass
         finally:
-            await self._gone(socket, analyst)
+            await self._release(socket, analyst)
 
     async def _show(self, socket: WebSocket, source: NetworkCamera, analyst: Analyst) -> None:
         loop = asyncio.get_running_loop()
@@ -114,7 +118,7 @@ class LiveViews:
         def send(text: str, jpeg: bytes) -> None:
             asyncio.run_coroutine_threadsafe(_send(socket, text, jpeg), loop).result(IDLE_S)
 
-        # from the start, so that a page that leaves while the camera is still opening is noticed
+        # started first, to notice a page that leaves while the camera is opening
         listener = asyncio.create_task(_listen(socket, analyst, wanted, source))
         try:
             ended = await loop.run_in_executor(
@@ -127,28 +131,28 @@ class LiveViews:
             source.close()
 
     async def _admitted(self, socket: WebSocket) -> bool:
-        """Whether a view may go on; where it may not, the page has been told why."""
+        """Whether the view may start; if not, tells the page why and closes the socket."""
         await socket.accept()
-        if not self._door.redeem(socket.query_params.get("ticket", "")):
+        if not self._admission.redeem(socket.query_params.get("ticket", "")):
             await socket.close(_REFUSED, "reload the page")
             return False
         try:
-            self._door.enter()
+            self._admission.enter()
         except LineamentError as error:
             await socket.send_text(json.dumps({"error": str(error)}))
             await socket.close(_FULL, "full")
             return False
         return True
 
-    async def _gone(self, socket: WebSocket, analyst: Analyst) -> None:
-        self._door.leave()
+    async def _release(self, socket: WebSocket, analyst: Analyst) -> None:
+        self._admission.leave()
         analyst.close()
         if WebSocketState.DISCONNECTED not in (socket.application_state, socket.client_state):
             await socket.close()
 
 
 def _analysed(analyst: Analyst, data: bytes, index: int, time_s: float) -> str:
-    """A webcam's JPEG to the JSON of its faces."""
+    """Analyses a webcam's JPEG; returns its faces as JSON."""
     began_s = time.monotonic()
     bgr = decode_frame(data)
     decode_ms = (time.monotonic() - began_s) * 1e3
@@ -164,15 +168,15 @@ def _watch(
     send: Callable[[str, bytes], None],
     seconds: float,
 ) -> str:
-    """Shows a camera until it ends, is closed or its time is over; says which. Runs on a thread of its own.
+    """Shows a camera until it ends, is closed or exceeds its time; returns which. Runs in its own thread.
 
-    wanted: set whenever the page can take another frame; until then newer frames replace older ones.
+    wanted: set when the page requests a frame; until then newer frames replace older ones.
     """
     with Pipeline(source, analyst) as results:
         frames, ends_s = iter(results), time.monotonic() + seconds
         while not source.closed:
             if time.monotonic() > ends_s:
-                return f"{seconds / 60:g} minutes are over; start it again to go on"
+                return f"stopped after {seconds / 60:g} minutes; start it again to continue"
             if not wanted.wait(0.5):
                 continue
             wanted.clear()
@@ -180,15 +184,15 @@ def _watch(
             if result is None:
                 break
             send(*_encoded(result, analyst.settings.schema, results.dropped))
-    return "the stream has ended"
+    return "the stream ended"
 
 
 def _encoded(result: Result, schema: str, dropped: int) -> tuple[str, bytes]:
     """A result as JSON and JPEG."""
     result = _small(result)
-    good, jpeg = cv2.imencode(".jpg", result.frame.bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    if not good:
-        raise LineamentError("a frame could not be encoded; start the camera again")
+    ok, jpeg = cv2.imencode(".jpg", result.frame.bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not ok:
+        raise LineamentError("a frame could not be encoded; restart the camera")
     age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
     meta = result_json(replace(result, ms={**result.ms, "age": age_ms}), schema)
     return json.dumps({**meta, "dropped": dropped}), jpeg.tobytes()
@@ -199,11 +203,11 @@ async def _send(socket: WebSocket, text: str, jpeg: bytes) -> None:
         await socket.send_text(text)
         await socket.send_bytes(jpeg)
     except (WebSocketDisconnect, RuntimeError):
-        pass  # the page has left, which the listener hears too
+        pass  # the page has left; the listener notices too
 
 
 def _small(result: Result) -> Result:
-    """The result on a frame of at most _CAMERA_LONG_SIDE; points and boxes follow."""
+    """The result with its frame scaled down to at most _CAMERA_LONG_SIDE, points and boxes too."""
     height, width = result.frame.bgr.shape[:2]
     scale = _CAMERA_LONG_SIDE / max(height, width)
     if scale >= 1:
@@ -222,7 +226,7 @@ def _small(result: Result) -> Result:
 
 
 async def _listen(socket: WebSocket, analyst: Analyst, wanted: threading.Event, source: NetworkCamera) -> None:
-    """Hears the page of a camera view until it leaves, falls silent or says what it may not: then the camera closes."""
+    """Handles messages of a camera view. Closes the camera when the page leaves, times out or sends an invalid one."""
     try:
         while True:
             values = _object(await asyncio.wait_for(socket.receive_text(), IDLE_S))
@@ -243,11 +247,11 @@ def _changed(settings: Settings, text: str) -> Settings:
 
 def _object(text: str) -> dict[str, object]:
     if len(text) > 10_000:
-        raise LineamentError("a message came that is too long")
+        raise LineamentError("the message is too long; the limit is 10000 characters")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise LineamentError("a message came that is no JSON object")
+        raise LineamentError("the message is not a JSON object")
     return values

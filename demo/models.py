@@ -1,4 +1,4 @@
-"""Models: the landmark models that visitors share. Each is loaded once, at its first use."""
+"""Models: the landmark models, shared by all visitors. Each is loaded once, on first use."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lineament.landmarks.types import Landmarker, LineamentError
 
 
 class Models:
-    """What `engines.load` gives, by the name that a visitor sees. Landmarkers take calls from many threads, in turns.
+    """Landmarkers by the name that visitors see. Each can be called from many threads; calls are serialised.
 
-    A visitor names a model, never a path: only those named here can be had.
+    Visitors select a model by name, never by path.
     """
 
     def __init__(self, files: Sequence[str] = ()) -> None:
-        """files: of one's own, or names of engines.MODELS; the last is the one to begin with."""
+        """files: paths of model files, or names in engines.MODELS; the last one is selected at start."""
         self._specs = {name: name for name in engines.ready()}
         self._usual = engines.DEFAULT
         for file in files:
             name = file if file in engines.MODELS else Path(file).name
             if name in self._specs and file not in engines.MODELS:
-                raise LineamentError(f"two models are called {name}; rename one of the files")
+                raise LineamentError(f"two models are named {name}; rename one of the files")
             self._specs[name] = file
             self._usual = name
         self._loaded: dict[str, Landmarker] = {}
@@ -33,7 +33,7 @@ class Models:
 
     @property
     def usual(self) -> str:
-        """The one to begin with: what the demo was started with, else the one that streaming takes too."""
+        """The model selected at start: the last one given, else the default of streaming."""
         return self._usual
 
     @property
@@ -41,17 +41,16 @@ class Models:
         return list(self._specs)
 
     def __getitem__(self, name: str) -> Landmarker:
-        """Raises LineamentError for a name that is not offered and for a file that does not load."""
+        """Raises LineamentError if the name is unknown or the file does not load."""
         with self._loading:
             if name not in self._loaded:
                 if name not in self._specs:
-                    raise LineamentError(f"no model is called {name!r} here; choose one of {', '.join(self._specs)}")
+                    raise LineamentError(f"unknown model {name!r}; choose one of {', '.join(self._specs)}")
                 landmarker = engines.load(self._specs[name])
                 if landmarker.card.schema != WFLW98.name:
                     landmarker.close()
                     raise LineamentError(
-                        f"{name} has points of schema {landmarker.card.schema!r}, expected {WFLW98.name!r}; "
-                        "give another model"
+                        f"{name} has the schema {landmarker.card.schema!r}, expected {WFLW98.name!r}; use another model"
                     )
                 self._loaded[name] = landmarker
             return self._loaded[name]

@@ -1,66 +1,31 @@
-"""NetworkCamera: the camera address of a visitor as a live Source."""
+"""NetworkCamera: the camera at an address that a visitor typed, as a live Source."""
 
 from __future__ import annotations
 
-import threading
-from typing import Self
+import re
 
-from lineament.landmarks.types import Frame, LineamentError
+from lineament.landmarks.types import LineamentError
 from lineament.stream import MAX_PIXELS
-from lineament.stream.read.base import Health, Source
 from lineament.stream.read.pictures import PacedSource
 from lineament.stream.read.spec import redacted_spec
 from lineament.stream.read.video import VideoSource
 
-SCHEMES = ("rtsp", "rtsps", "http", "https")
+_ADDRESS = re.compile(r"(rtsps?|https?)://[^\s/?#]\S*", re.IGNORECASE)
 
 
-class NetworkCamera:
-    """rtsp, rtsps, http or https; opens on entry. A recording plays in real time, like a live camera."""
-
-    live = True
-    still = False
+class NetworkCamera(PacedSource):
+    """A camera by RTSP or HTTP, opened on entry. A recording plays in real time, as if it were live."""
 
     def __init__(self, url: str, max_pixels: int = MAX_PIXELS) -> None:
-        """max_pixels: of a frame; larger frames are skipped undecoded. Raises LineamentError for any other scheme."""
+        """max_pixels: of a frame; larger ones are skipped undecoded. Raises LineamentError for a file or a device."""
         url = url.strip()
-        scheme, colon, _ = url.partition("://")
-        if not colon or scheme.lower() not in SCHEMES:
-            kinds = ", ".join(f"{name}://" for name in SCHEMES)
-            raise LineamentError(f"cannot open {redacted_spec(url)[:80]!r}: expected one of {kinds}")
-        self.name = redacted_spec(url)
-        self.fps: float | None = None
-        self.frame_count: int | None = None
-        self._video = VideoSource(url, max_pixels=max_pixels)
-        self._source: Source = self._video
-        self._closed = threading.Event()
-
-    @property
-    def health(self) -> Health:
-        return self._source.health
+        if not _ADDRESS.fullmatch(url) or not url.isprintable():
+            raise LineamentError(
+                f"{redacted_spec(url)!r} is not the address of a network camera; "
+                "use rtsp://, rtsps://, http:// or https://, as in rtsp://user:password@host/path"
+            )
+        super().__init__(VideoSource(url, max_pixels=max_pixels))
 
     @property
     def closed(self) -> bool:
         return self._closed.is_set()
-
-    def __enter__(self) -> Self:
-        self._video.__enter__()
-        if not self._video.live:  # known only once it is open
-            self._source = PacedSource(self._video)
-            self._source.__enter__()
-        if self.closed:  # closed by another thread while it opened
-            self._source.close()
-        self.fps = self._source.fps
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def read(self) -> Frame | None:
-        frame = self._source.read()
-        return None if self.closed else frame
-
-    def close(self) -> None:
-        """May be called from any thread, and twice."""
-        self._closed.set()
-        self._source.close()

@@ -1,4 +1,4 @@
-"""The page's own HTML: what Gradio has no component for. Everything that a visitor could have written is escaped."""
+"""HTML for what Gradio has no component for. All text that a visitor can influence is escaped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def css() -> str:
 
 
 def head() -> str:
-    """The page's script, told the parts of each set of points."""
+    """The page's script, with the parts of each schema filled in."""
     schemas = {
         name: [
             {"name": part, "indices": list(indices), "closed": part in schema.closed}
@@ -51,13 +51,13 @@ def note(text: str) -> str:
 
 
 def picture(result: Result, settings: Settings) -> str:
-    """A drawing to zoom, what was found, and the points to download."""
+    """A zoomable drawing, a summary, and downloads of the points."""
     faces = len(result.tracks)
     height, width = result.frame.bgr.shape[:2]
     spent_ms = sum(result.ms.values())
     found = f"{faces} {'face' if faces == 1 else 'faces'} in {width} x {height} px, {spent_ms:.0f} ms"
     if not faces:
-        found += "; a larger or sharper face helps, or a lower confidence"
+        found += "; try a larger or sharper face, or a lower confidence"
     links = "".join(
         f'<a class="ln-button" download="{escape(name)}" href="{url}">{escape(name)}</a>'
         for name, url in downloads(result, settings)
@@ -66,30 +66,30 @@ def picture(result: Result, settings: Settings) -> str:
 
 
 def compared(first: Timed, second: Timed, apart_percent: float, settings: Settings) -> tuple[str, str, str]:
-    """Both drawings, and a table of what each took."""
+    """Both drawings, and a table of their times."""
     rows = "".join(
         f"<tr><td>{escape(timed.model)}</td><td>{len(timed.result.tracks)}</td><td>{_number(timed.landmark_ms)}</td>"
         f"<td>{_number(sum(timed.result.ms.values()))}</td></tr>"
         for timed in (first, second)
     )
     table = (
-        '<table class="ln-table"><thead><tr><th>model</th><th>faces</th><th>one face, ms</th>'
+        '<table class="ln-table"><thead><tr><th>model</th><th>faces</th><th>per face, ms</th>'
         f"<th>whole picture, ms</th></tr></thead><tbody>{rows}</tbody></table>"
     )
     if math.isnan(apart_percent):
-        told = "No face that both found."
+        text = "No face was found by both models."
     else:
-        told = (
-            f"Their points lie {apart_percent:.2f} % of the distance between the eyes' outer corners apart, on average."
+        text = (
+            f"Mean distance between their points: {apart_percent:.2f} % of the distance between the outer eye corners."
         )
     drawings = [_zoom(drawn_url(timed.result, settings), timed.model) for timed in (first, second)]
-    return drawings[0], drawings[1], table + note(told)
+    return drawings[0], drawings[1], table + note(text)
 
 
 def clip(made: Annotated, folder_url: str) -> str:
-    """The annotated clip to play and to download."""
+    """The annotated clip, playable, and downloads of it and its points."""
     faces = "1 face" if made.faces == 1 else f"{made.faces} faces"
-    found = f"{made.frames} frames, {faces}, {made.landmark_ms:.1f} ms a frame for the landmarks"
+    found = f"{made.frames} frames, {faces}, {made.landmark_ms:.1f} ms per frame for the landmarks"
     links = "".join(
         f'<a class="ln-button" download="{name}" href="{folder_url}/{name}">{name}</a>'
         for name in (made.video.name, made.jsonl.name)
@@ -104,10 +104,10 @@ def clip(made: Annotated, folder_url: str) -> str:
 def _zoom(url: str, caption: str) -> str:
     buttons = "".join(
         f'<button type="button" class="ln-button" data-ln-zoom="{step}" aria-label="{label}">{sign}</button>'
-        for step, label, sign in (("in", "zoom in", "+"), ("out", "zoom out", "-"), ("all", "show all", "1:1"))
+        for step, label, sign in (("in", "zoom in", "+"), ("out", "zoom out", "-"), ("all", "reset zoom", "1:1"))
     )
     return (
-        f'<div class="ln-zoom" data-ln="zoom" tabindex="0" aria-label="drawing; plus and minus zoom, arrows move">'
+        f'<div class="ln-zoom" data-ln="zoom" tabindex="0" aria-label="drawing; plus and minus zoom, arrow keys pan">'
         f'<img src="{url}" alt="{escape(caption)}" draggable="false"></div>'
         f'<div class="ln-bar">{buttons}<span class="ln-status" role="status">{escape(caption)}</span></div>'
     )

@@ -1,4 +1,4 @@
-"""One picture: its faces, drawn, as JSON, CSV and .pts, and what two models make of the same one."""
+"""One picture: its faces drawn and as JSON, CSV and .pts, and a comparison of two models on it."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from lineament.stream.write.draw import draw
 from lineament.stream.write.json_line import result_json
 
 _TIMED_RUNS = 9
-"""of one model on one crop; the median counts"""
+"""runs of a model on one crop; the median is reported"""
 _SHOWN_LONG_SIDE = 2560
-"""a drawing is shown at most this large, px: four times a screen's zoom, and bearable to send"""
+"""of a drawing as sent to the page, px; enough to zoom in, at a reasonable download size"""
 
 
 def find(bgr: U8, settings: Settings, models: Models) -> Result:
-    """The faces of a picture that stands alone; all of them with max_faces 0. bgr: (H, W, 3)."""
+    """The faces in a still picture. bgr: (H, W, 3)."""
     with Analyser(models[settings.model], settings.track, still=True) as analyse:
         return analyse(Frame(bgr, "picture", 0, 0.0, time.monotonic()))
 
 
 def drawn_url(result: Result, settings: Settings) -> str:
-    """The drawing as a data: address, which no file and no later request is needed for."""
+    """The drawing as a data: URL, so that nothing has to be stored."""
     canvas = draw(result, WFLW98, settings.view)
     scale = _SHOWN_LONG_SIDE / max(canvas.shape[:2])
     if scale < 1:
         size = (max(1, round(canvas.shape[1] * scale)), max(1, round(canvas.shape[0] * scale)))
         canvas = np.asarray(cv2.resize(canvas, size, interpolation=cv2.INTER_AREA), np.uint8)
-    good, jpeg = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    if not good:
-        raise LineamentError("the drawing could not be encoded; try a smaller picture")
+    ok, jpeg = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    if not ok:
+        raise LineamentError("the drawing could not be encoded; use a smaller picture")
     return _data_url("image/jpeg", jpeg.tobytes())
 
 
 def downloads(result: Result, settings: Settings) -> list[tuple[str, str]]:
-    """(file name, data: address) of the points: JSON, CSV, and a .pts for each face."""
+    """(file name, data: URL) of the points as JSON, CSV, and one .pts per face."""
     if not result.tracks:
         return []
     text = json.dumps(result_json(result, settings.schema), indent=1)
@@ -59,25 +59,25 @@ def downloads(result: Result, settings: Settings) -> list[tuple[str, str]]:
 
 
 def pts(points: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> str:
-    """As 300W writes one face. points: (K, 2) frame px; in the file they count from 1."""
+    """One face in the format of 300W. points: (K, 2) frame px; in the file, pixels count from 1."""
     rows = "\n".join(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points.tolist())
     return f"version: 1\nn_points: {len(points)}\n{{\n{rows}\n}}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What one model made of a picture."""
+    """The result and time of one model on a picture."""
 
     model: str
     result: Result
     landmark_ms: float
-    """median of one face's crop; nan where there was no face"""
+    """median for the crop of one face; nan without a face"""
 
 
 def compare(bgr: U8, names: tuple[str, str], settings: Settings, models: Models) -> tuple[Timed, Timed, float]:
-    """Both models on the same picture, and how far apart they put the points of the faces that both found.
+    """Runs both models on a picture; also returns the distance between their points, for faces that both found.
 
-    The distance is the mean over points, in percent of the distance of the eyes' outer corners; nan without a face.
+    The distance is the mean over points, in percent of the distance between the outer eye corners; nan without a face.
     """
     first, second = (_timed(bgr, replace(settings, model=name), models) for name in names)
     return first, second, _apart(first.result, second.result)
@@ -105,7 +105,7 @@ def _apart(first: Result, second: Result) -> float:
     for a in first.tracks:
         ocular = float(np.linalg.norm(a.points[left] - a.points[right]))
         means = [float(np.linalg.norm(a.points - b.points, axis=1).mean()) for b in second.tracks]
-        # the nearest one is the same face, unless the other model missed it
+        # the nearest face is the same one, unless the other model missed it
         if means and ocular > 0 and min(means) < ocular:
             distances.append(100 * min(means) / ocular)
     return float(np.mean(distances)) if distances else float("nan")

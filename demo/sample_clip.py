@@ -1,4 +1,4 @@
-"""The sample as a clip file: for the Video tab, and for the Live tab where there is no camera."""
+"""The sample as a video file, for the Video tab, and for the Live tab without a camera."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lineament.stream.write.files import VideoSink
 
 
 class SampleClip:
-    """Rendered at its first use, which takes some seconds; safe to call from any thread."""
+    """Rendered on first use, which takes some seconds. Thread-safe."""
 
     def __init__(self, folder: Path, sample: Sample | None = None) -> None:
         self._path = folder / "sample.mp4"

@@ -1,4 +1,4 @@
-"""Serves the page: Gradio's app with the live sockets, the results of clips, and rules for what may go in and out."""
+"""Serves the page: Gradio's app with the WebSockets of the live views, the results of clips, and the guard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lineament.demo.guard import Guard
 from lineament.demo.live import LiveViews
 from lineament.demo.models import Models
 from lineament.demo.sample_clip import SampleClip
-from lineament.demo.visitors import Door, Tabs
+from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import LineamentError
 from lineament.stream.analyse.warm import warm_up
 
@@ -40,26 +40,26 @@ _RESULTS = ("annotated.mp4", "points.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the demo can be found."""
+    """The URLs of the running demo."""
 
     local: str
     public: str | None
-    """None where no public link was asked for, or none could be had"""
+    """None if no public link was requested or available"""
 
 
 @contextmanager
 def serving(cfg: DemoConfig) -> Iterator[Address]:
-    """The demo runs inside the block. All that visitors left is deleted after it."""
+    """Runs the demo inside the block; deletes all files of visitors after it."""
     with TemporaryDirectory(prefix="lineament-", ignore_cleanup_errors=True) as name, Models(cfg.model) as models:
         folder = Path(name).resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         usual = models[models.usual]
         warm_up(usual, usual.card)
-        door, tabs = Door(cfg.limits.visitors), Tabs(folder)
+        admission, tabs = Admission(cfg.limits.visitors), Tabs(folder)
         sample = SampleClip(folder / "sample")
-        live = LiveViews(models, door, cfg, workers=os.cpu_count() or 1)
+        live = LiveViews(models, admission, cfg, workers=os.cpu_count() or 1)
         guard = Middleware(Guard, folder=folder, limits=cfg.limits, login=cfg.login is not None)
-        blocks = build(Demo(cfg, models, door, tabs, sample))
+        blocks = build(Demo(cfg, models, admission, tabs, sample))
         routes: list[BaseRoute] = [
             WebSocketRoute("/lineament/live", live.webcam),
             WebSocketRoute("/lineament/camera", live.camera),
@@ -76,7 +76,7 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
 
 @contextmanager
 def _swept(tabs: Tabs, age_s: float) -> Iterator[None]:
-    """Files of pages that went without a word are deleted inside the block, by a thread that ends with it."""
+    """Runs a thread inside the block that deletes the files of idle and abandoned pages."""
     ended = threading.Event()
 
     def sweep() -> None:
@@ -94,7 +94,7 @@ def _swept(tabs: Tabs, age_s: float) -> Iterator[None]:
 
 def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute], guard: Middleware) -> Address:
     try:
-        # it speaks of programs to install; what matters is said by demo.__main__
+        # Gradio prints hints about installing tools; demo.__main__ prints what matters
         with contextlib.redirect_stdout(io.StringIO()):
             _, local, public = blocks.launch(
                 server_name=cfg.host,
@@ -118,10 +118,10 @@ def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute], guard: 
                 app_kwargs={"routes": routes, "middleware": [guard]},
             )
     except OSError:
-        ports = cfg.port or "7860 and the ports after it"
+        ports = cfg.port or "7860 and up"
         raise LineamentError(
-            f"cannot listen on {cfg.host}, port {ports}: taken, or no address of this machine; "
-            "give another --port or --host"
+            f"cannot listen on {cfg.host}, port {ports}: in use, or not an address of this machine; "
+            "use another --port or --host"
         ) from None
     return Address(local.rstrip("/") + "/", public or None)
 
@@ -135,11 +135,11 @@ def _sample_route(sample: SampleClip) -> Callable[[Request], Response]:
 
 def _result_route(folder: Path) -> Callable[[Request], Response]:
     def serve(request: Request) -> Response:
-        """The folder's name is the secret that lets one in."""
+        """The folder name is a secret token, which authorises the download."""
         token, name = request.path_params["folder"], request.path_params["name"]
         path = folder / token / name
         if not re.fullmatch(r"[\w-]{20,40}", token) or name not in _RESULTS or not path.is_file():
-            return PlainTextResponse("this result is no longer here; make it again", 404)
+            return PlainTextResponse("this result has been deleted; annotate the clip again", 404)
         return FileResponse(path, headers={"Cache-Control": "no-store"})
 
     return serve

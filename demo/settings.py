@@ -1,4 +1,4 @@
-"""Settings: what a visitor chooses beside the input, checked, whatever way it came in."""
+"""Settings: a visitor's choices, validated wherever they come from."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ MAX_FACES = 32
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One visitor's controls."""
+    """The settings of one visitor."""
 
     model: str = engines.DEFAULT
     max_faces: int = 8
     """0 for all"""
     confidence: float = 0.5
-    """0..1: a face that the landmark model believes in less is not shown"""
+    """0..1: faces with a lower confidence of the landmark model are hidden"""
     smooth: bool = True
     schema: str = WFLW98.name
     shown: tuple[str, ...] = ("points", "curves")
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_faces <= MAX_FACES:
-            raise LineamentError(f"max faces is {self.max_faces}, wanted 1 to {MAX_FACES}, or 0 for all")
+            raise LineamentError(f"max faces must be 1 to {MAX_FACES}, or 0 for all, got {self.max_faces}")
         if not 0 <= self.confidence <= 1:
-            raise LineamentError(f"confidence is {self.confidence}, wanted a number from 0 to 1")
+            raise LineamentError(f"confidence must be 0 to 1, got {self.confidence}")
         if self.schema not in SCHEMAS:
-            raise LineamentError(f"no set of points is called {self.schema!r}; choose one of {', '.join(SCHEMAS)}")
+            raise LineamentError(f"unknown schema {self.schema!r}; choose one of {', '.join(SCHEMAS)}")
         if unknown := set(self.shown) - set(SHOWN):
             raise LineamentError(f"cannot draw {', '.join(sorted(unknown))}; choose from {', '.join(SHOWN)}")
 
     def changed(self, values: Mapping[str, object]) -> Self:
-        """With these values, as a browser sent them: a JSON object."""
+        """A copy with these values, which come from a JSON object that a browser sent."""
         known = {field.name for field in fields(self)}
         if unknown := set(values) - known:
-            raise LineamentError(f"no setting is called {', '.join(sorted(map(str, unknown)))}")
+            raise LineamentError(f"unknown setting {', '.join(sorted(map(str, unknown)))}")
         try:
             return replace(self, **{name: _CASTS[name](value) for name, value in values.items()})
         except (TypeError, ValueError, OverflowError) as error:
-            raise LineamentError(f"a setting has a value of the wrong kind: {error}") from None
+            raise LineamentError(f"a setting has the wrong type: {error}") from None
 
     @property
     def track(self) -> TrackConfig:
@@ -67,19 +67,19 @@ class Settings:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} is not a number")
     return float(value)
 
 
 def _names(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r} is not a list")
     return tuple(_text(item) for item in value)
 
 

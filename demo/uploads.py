@@ -1,4 +1,4 @@
-"""What a visitor hands in, checked before anything decodes it: kind, bytes, pixels, seconds."""
+"""Validates uploads before they are decoded: type, bytes, pixels, seconds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lineament.landmarks.types import U8, LineamentError
 from lineament.stream.read.image import bgr_of
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
-"""of one picture from a webcam; the page sends far smaller ones"""
+"""of a webcam frame; the page sends much smaller ones"""
 _PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
-"""Pillow's names. JPEG 2000 is not among them: a damaged one can crash its decoder"""
+"""names in Pillow. JPEG 2000 is excluded, because a damaged file can crash the decoder"""
 _DAMAGED = (
     OSError,
     ValueError,
@@ -35,24 +35,24 @@ _DAMAGED = (
     RuntimeError,
     struct.error,
 )
-"""what Pillow raises for files that are not what they begin as"""
+"""what Pillow raises for damaged files"""
 _CLIPS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,ogg,flv,asf,mjpeg,h264,hevc,apng"
-"""FFmpeg's names of containers that hold pictures and point nowhere else, as playlists do"""
-_NOWHERE_ELSE = {"format_whitelist": _CLIPS, "protocol_whitelist": "file"}
+"""FFmpeg's names of containers that cannot refer to other files, unlike playlists"""
+_LOCAL_ONLY = {"format_whitelist": _CLIPS, "protocol_whitelist": "file"}
 
 
 def read_picture(path: Path, limits: Limits) -> U8:
-    """(H, W, 3) uint8 BGR, upright. Raises LineamentError with one sentence for whatever is no good picture."""
+    """(H, W, 3) uint8 BGR, upright. Raises LineamentError if the file is not a valid picture within the limits."""
     _check_size(path, limits, "picture")
     with _opened(path) as picture:
         width, height = picture.size
         if width * height > limits.picture_megapixels * 1e6:
             raise LineamentError(
                 f"the picture has {width} x {height} pixels, more than {limits.picture_megapixels:g} million; "
-                "send a smaller one"
+                "use a smaller one"
             )
-        # OpenCV shows a JPEG that was cut off as far as it goes. Of other kinds the two libraries may read different
-        # sizes, so the one that was asked for the size decodes
+        # OpenCV decodes what is there of a truncated JPEG. For other formats the two libraries may read different
+        # sizes, so Pillow, which checked the size, also decodes
         bgr = _by_opencv(path) if picture.format in ("JPEG", "MPO") else None
         return _by_pillow(picture) if bgr is None else bgr
 
@@ -60,48 +60,48 @@ def read_picture(path: Path, limits: Limits) -> U8:
 def decode_frame(data: bytes) -> U8:
     """A webcam's JPEG as (H, W, 3) uint8 BGR."""
     if len(data) > MAX_FRAME_BYTES:
-        raise LineamentError(f"a frame of {len(data)} bytes came, at most {MAX_FRAME_BYTES} are taken")
+        raise LineamentError(f"the frame has {len(data)} bytes; the limit is {MAX_FRAME_BYTES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
                 width, height = header.size
     except (*_DAMAGED, Image.DecompressionBombError):
-        raise LineamentError("a frame came that is no JPEG picture") from None
+        raise LineamentError("the frame is not a JPEG") from None
     if width * height > MAX_FRAME_PIXELS:
-        raise LineamentError(f"a frame of {width} x {height} came, at most {MAX_FRAME_PIXELS} pixels are taken")
+        raise LineamentError(f"the frame is {width} x {height}; the limit is {MAX_FRAME_PIXELS} pixels")
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
-        raise LineamentError("a frame came that is a damaged JPEG picture")
+        raise LineamentError("the frame is a damaged JPEG")
     return np.asarray(bgr, np.uint8)
 
 
 def check_clip(path: Path, limits: Limits) -> None:
-    """Raises LineamentError with one sentence for what is no clip or too much of one; decodes nothing."""
+    """Raises LineamentError if the file is not a video or exceeds a limit. Decodes nothing."""
     _check_size(path, limits, "clip")
     try:
-        # the prefix, for FFmpeg takes "a:b.mp4" for a protocol
-        with av.open(f"file:{path}", options=_NOWHERE_ELSE, metadata_errors="replace") as container:
+        # without the prefix, FFmpeg would parse "a:b.mp4" as a protocol
+        with av.open(f"file:{path}", options=_LOCAL_ONLY, metadata_errors="replace") as container:
             pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not pictures:
-                raise LineamentError("the file holds sound only; send one with a video in it")
+                raise LineamentError("the file contains sound only; use a file with video")
             width, height = pictures[0].codec_context.width, pictures[0].codec_context.height
             seconds = container.duration / av.time_base if container.duration else None
             frames = pictures[0].frames
     except (av.error.FFmpegError, OSError, ValueError):
         raise LineamentError(
-            "the file is no video that is taken here, or a damaged one; send an MP4, MOV, MKV, WebM, AVI or GIF"
+            "the file is not a supported video, or is damaged; use MP4, MOV, MKV, WebM, AVI or GIF"
         ) from None
     if width * height > limits.clip_megapixels * 1e6:
         raise LineamentError(
-            f"the clip has {width} x {height} pixels, more than {limits.clip_megapixels:g} million; send a smaller one"
+            f"the clip has {width} x {height} pixels, more than {limits.clip_megapixels:g} million; use a smaller one"
         )
     if not width * height:
-        raise LineamentError("the clip does not say how large its frames are; does another player open it?")
+        raise LineamentError("the clip does not state its frame size; check that another player opens it")
     if (seconds or 0) > limits.clip_s or frames > limits.clip_frames:
         raise LineamentError(
-            f"the clip lasts {seconds or 0:.0f} s and has {frames} frames, at most {limits.clip_s:g} s and "
-            f"{limits.clip_frames} frames are taken; send a part of it"
+            f"the clip has {seconds or 0:.0f} s and {frames} frames; the limit is {limits.clip_s:g} s and "
+            f"{limits.clip_frames} frames; use a part of it"
         )
 
 
@@ -109,30 +109,28 @@ def _check_size(path: Path, limits: Limits, what: str) -> None:
     try:
         size = path.stat().st_size
     except OSError:
-        raise LineamentError(f"the {what} is no longer here; send it again") from None
+        raise LineamentError(f"the {what} has been deleted; upload it again") from None
     if not size:
-        raise LineamentError(f"the {what} is empty (0 bytes); send it again")
+        raise LineamentError(f"the {what} is empty (0 bytes); upload it again")
     if size > limits.upload_mb * 1e6:
-        raise LineamentError(f"the {what} has {size / 1e6:.0f} MB, at most {limits.upload_mb} MB are taken")
+        raise LineamentError(f"the {what} has {size / 1e6:.0f} MB; the limit is {limits.upload_mb} MB")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture by its header, undecoded. Raises LineamentError for what is none."""
+    """Opens the picture without decoding it. Raises LineamentError if it is not one."""
     with path.open("rb") as file:
         head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<svg", b"<?xml", b"<!doctype", b"<html")):
-        raise LineamentError("this is a drawing (SVG) or a web page, not a photo; send a PNG, JPEG or WebP")
+        raise LineamentError("this is an SVG or a web page, not a photo; use PNG, JPEG or WebP")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures, and of what is odd in them
+        warnings.simplefilter("ignore")  # about large pictures and odd metadata
         try:
             picture = Image.open(path, formats=_PICTURES)
         except Image.DecompressionBombError as error:
-            raise LineamentError("the picture has too many pixels; send a smaller one") from error
+            raise LineamentError("the picture has too many pixels; use a smaller one") from error
         except _DAMAGED:
-            raise LineamentError(
-                "the file is no picture that is taken here, or a damaged one; send a PNG, JPEG or WebP"
-            ) from None
+            raise LineamentError("the file is not a supported picture, or is damaged; use PNG, JPEG or WebP") from None
         with picture:
             yield picture
 
@@ -149,4 +147,4 @@ def _by_pillow(picture: Image.Image) -> U8:
     try:
         return bgr_of(ImageOps.exif_transpose(picture))
     except (*_DAMAGED, Image.DecompressionBombError):
-        raise LineamentError("the picture is damaged; does another program open it?") from None
+        raise LineamentError("the picture is damaged; check that another program opens it") from None

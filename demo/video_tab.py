@@ -1,58 +1,115 @@
-"""The Video tab: a clip becomes an annotated one, lines of JSON and plots."""
+"""The Video tab: turns a clip into an annotated video, JSON lines and plots."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gradio as gr
 import pandas as pd
 
 from lineament.demo import page_parts
 from lineament.demo.clip import ANGLES, OPENNESS, Cancelled, Row, annotate
+from lineament.demo.config import Limits
 from lineament.demo.context import RESULTS_URL, Demo, session
 from lineament.demo.controls import Controls, Values
 from lineament.landmarks.types import LineamentError
 
 _PLOTTED = 600
-"""points of one line in a plot: more than a screen shows"""
+"""points per line of a plot; more than a screen can show"""
 
 
 def video_tab(demo: Demo, controls: Controls) -> None:
-    limits = demo.cfg.limits
-    file = gr.File(
-        label=f"A clip of at most {limits.clip_s:g} s and {limits.upload_mb} MB",
-        height=120,
-        elem_id="video-file",
-    )
-    job = gr.Textbox(visible=False)
-    with gr.Row():
-        start = gr.Button("Annotate", variant="primary", min_width=120)
-        sample = gr.Button("Use the sample", min_width=120)
-        cancel = gr.Button("Cancel", min_width=120)
-    shown = gr.HTML(page_parts.empty("Drop a clip above, or take the sample."), elem_id="video-result")
-    signals = gr.CheckboxGroup([*OPENNESS, *ANGLES], value=[*OPENNESS, "yaw"], label="Signals", elem_id="video-signals")
-    plots = [
-        gr.LinePlot(x="s", y=y, color="signal", height=220, visible=False, show_label=False, elem_id=f"plot-{name}")
-        for name, y in (("openness", "height / width"), ("angles", "degrees"))
-    ]
+    view = _View.make(demo.cfg.limits)
+    jobs = _Jobs(demo, controls, view)
+    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    plotting: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    in_turn: dict[str, Any] = {"concurrency_id": "clip", "concurrency_limit": 1, "api_visibility": "private"}
+    inputs = {view.job, view.file, *controls.of_videos}
+    view.file.upload(jobs.uploaded, view.file, None, **at_once)
+    for button, work in ((view.start, jobs.annotate_upload), (view.sample, jobs.annotate_sample)):
+        begun = button.click(jobs.begin, None, view.job, **at_once)
+        done = begun.then(work, inputs, view.result, show_progress_on=view.result, **in_turn)
+        done.then(jobs.plot, view.signals, view.plots, **plotting)
+    view.signals.change(jobs.plot, view.signals, view.plots, trigger_mode="always_last", **plotting)
+    view.cancel.click(jobs.cancel, None, None, **at_once)
 
-    def work(path: str | None, values: Values, request: gr.Request, progress: gr.Progress) -> str:
-        page, rows = session(request), list[Row]()
-        begun = demo.tabs.turn(page, values[job])
-        if begun is None:
-            return page_parts.note("Cancelled.")
-        cancelled, folder = begun
 
-        def told(done: int, total: int | None) -> None:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The components of the tab."""
+
+    file: Any
+    job: Any
+    """invisible: the name of the job's folder"""
+    start: Any
+    sample: Any
+    cancel: Any
+    result: Any
+    signals: Any
+    plots: list[Any]
+
+    @classmethod
+    def make(cls, limits: Limits) -> Self:
+        label = f"A clip of at most {limits.clip_s:g} s and {limits.upload_mb} MB"
+        file = gr.File(label=label, height=120, elem_id="video-file")
+        job = gr.Textbox(visible=False)
+        with gr.Row():
+            start = gr.Button("Annotate", variant="primary", min_width=120)
+            sample = gr.Button("Use the sample", min_width=120)
+            cancel = gr.Button("Cancel", min_width=120)
+        result = gr.HTML(page_parts.empty("Drop a clip above, or use the sample."), elem_id="video-result")
+        signals = [*OPENNESS, *ANGLES]
+        chosen = gr.CheckboxGroup(signals, value=[*OPENNESS, "yaw"], label="Signals", elem_id="video-signals")
+        plots = [
+            gr.LinePlot(x="s", y=y, color="signal", height=220, visible=False, show_label=False, elem_id=f"plot-{name}")
+            for name, y in (("openness", "height / width"), ("angles", "degrees"))
+        ]
+        return cls(file, job, start, sample, cancel, result, chosen, plots)
+
+
+@dataclass(frozen=True, slots=True)
+class _Jobs:
+    """The callbacks of the tab. The page of a visitor is identified by its session."""
+
+    demo: Demo
+    controls: Controls
+    view: _View
+
+    def uploaded(self, path: str | None, request: gr.Request) -> None:
+        self.demo.tabs.uploaded(session(request), path)
+
+    def begin(self, request: gr.Request) -> str:
+        """Registers the job before it is queued, so that it can be cancelled while it waits."""
+        return self.demo.tabs.begin(session(request))[1].name
+
+    def cancel(self, request: gr.Request) -> None:
+        self.demo.tabs.cancel(session(request))
+
+    def annotate_upload(self, values: Values, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008 - Gradio passes one for such a default
+        return self._annotate(values[self.view.file], values, session(request), progress)
+
+    def annotate_sample(self, values: Values, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+        return self._annotate(str(self.demo.sample.path()), values, session(request), progress)
+
+    def _annotate(self, path: str | None, values: Values, page: str, progress: gr.Progress) -> str:
+        """Runs the job and returns the HTML of its result."""
+
+        def on_progress(done: int, total: int | None) -> None:
             progress((done, max(done, total)) if total else None, desc="frames", unit="frames")
 
+        demo, rows = self.demo, list[Row]()
+        started = demo.tabs.start(page, values[self.view.job])
+        if started is None:
+            return page_parts.note("Cancelled.")
+        cancelled, folder = started
         try:
             if path is None:
                 raise LineamentError("no clip is chosen; drop one above, or use the sample")
-            settings = controls.settings(values)
-            made = annotate(Path(path), folder, settings, demo.models, limits, cancelled, told)
+            settings = self.controls.settings(values)
+            made = annotate(Path(path), folder, settings, demo.models, demo.cfg.limits, cancelled, on_progress)
             rows = made.rows
         except Cancelled:
             return page_parts.note("Cancelled.")
@@ -62,52 +119,14 @@ def video_tab(demo: Demo, controls: Controls) -> None:
             demo.tabs.end(page, cancelled, rows)
         return page_parts.clip(made, f"{RESULTS_URL}/{folder.name}")
 
-    def sent(path: str | None, request: gr.Request) -> None:
-        demo.tabs.uploaded(session(request), path)
-
-    def of_upload(values: Values, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008 - how Gradio is asked for one
-        return work(values[file], values, request, progress)
-
-    def of_sample(values: Values, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
-        return work(str(demo.sample.path()), values, request, progress)
-
-    def ask(request: gr.Request) -> str:
-        # before its turn comes, so that it can be cancelled while it waits
-        return demo.tabs.begin(session(request))[1].name
-
-    def stop(request: gr.Request) -> None:
-        demo.tabs.cancel(session(request))
-
-    def plot(signals: list[str], request: gr.Request) -> list[Any]:
-        rows = demo.tabs.result(session(request))
+    def plot(self, signals: list[str], request: gr.Request) -> list[Any]:
+        rows = self.demo.tabs.result(session(request))
         kinds = ((OPENNESS, "height / width"), (ANGLES, "degrees"))
         return [_plot(rows, [s for s in kind if s in signals], y) for kind, y in kinds]
 
-    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    in_turn: dict[str, Any] = {
-        "inputs": {job, file, *controls.of_videos},
-        "outputs": shown,
-        "concurrency_id": "clip",
-        "concurrency_limit": 1,
-        "show_progress_on": shown,
-        "api_visibility": "private",
-    }
-    file.upload(sent, file, None, **at_once)
-    drawing: dict[str, Any] = {
-        "fn": plot,
-        "inputs": signals,
-        "outputs": plots,
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
-    for button, fn in ((start, of_upload), (sample, of_sample)):
-        button.click(ask, None, job, **at_once).then(fn, **in_turn).then(**drawing)
-    signals.change(**drawing, trigger_mode="always_last")
-    cancel.click(stop, None, None, **at_once)
-
 
 def _plot(rows: object, signals: list[str], y: str) -> Any:
-    """One line a face and signal; a plot without any is not shown. rows: a list of Row, if there is any."""
+    """One line per face and signal; hidden if there is none. rows: a list of Row, or None."""
     rows = rows if isinstance(rows, list) else []
     faces = sorted({face for face, _, _ in rows})
     lines = [

@@ -1,4 +1,4 @@
-"""Files that visitors send: broken, hostile, and a good one."""
+"""Files that visitors upload: damaged, hostile, and valid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lineament.stream.write.files import VideoSink
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims this size and holds next to nothing."""
+    """A PNG whose header claims this size, with almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -30,7 +30,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def jpeg_2000() -> bytes:
-    """A good one of 64 x 64 pixels."""
+    """A valid file of 64 x 64 pixels."""
     good, data = cv2.imencode(".jp2", np.full((64, 64, 3), 90, np.uint8))
     assert good
     return data.tobytes()
@@ -41,13 +41,13 @@ def _cut_after_header(jpeg_2000: bytes) -> bytes:
 
 
 def _of_two_sizes(jpeg_2000: bytes) -> bytes:
-    """Its box says less than its stream."""
+    """The header box states a smaller size than the codestream."""
     at = jpeg_2000.index(b"ihdr") + 4
     return jpeg_2000[:at] + struct.pack(">II", 60, 60) + jpeg_2000[at + 8 :]
 
 
 def tiff_of_two_sizes(width: int, height: int) -> bytes:
-    """A TIFF of this size that says a second time that it has 10 x 10 pixels."""
+    """A TIFF of this size with a second pair of size tags, 10 x 10."""
     held = io.BytesIO()
     Image.new("RGB", (width, height)).save(held, "TIFF", compression="tiff_lzw")
     data = held.getvalue()
@@ -55,7 +55,9 @@ def tiff_of_two_sizes(width: int, height: int) -> bytes:
     (count,) = struct.unpack_from("<H", data, at)
     tags = [data[at + 2 + 12 * index :][:12] for index in range(count)]
     tags += [struct.pack("<HHIHH", tag, 3, 1, 10, 0) for tag in (256, 257)]
-    tags.sort(key=lambda tag: struct.unpack_from("<H", tag)[0])  # the second of a kind stays behind the first
+    tags.sort(
+        key=lambda tag: struct.unpack_from("<H", tag)[0]
+    )  # a stable sort, so the second tag of a kind follows the first
     folder = struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4)
     return data[:4] + struct.pack("<I", len(data)) + data[8:] + folder
 
@@ -65,27 +67,33 @@ WRONG_PICTURES: dict[str, tuple[bytes, str]] = {
     "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
     "drawing.png": (b"\xef\xbb\xbf <?xml version='1.0'?><svg/>", "SVG"),
     "page.jpg": (b"<!DOCTYPE html><html>", "web page"),
-    "text.jpg": (b"hello " * 50, "no picture"),
+    "text.jpg": (b"hello " * 50, "not a supported picture"),
     "bomb.png": (png_header(60000, 60000), "too many pixels|more than 40 million"),
     "large.png": (png_header(8000, 8000), "more than 40 million"),
-    "cut.png": (png_header(100, 100)[:40], "no picture|damaged"),
+    "cut.png": (png_header(100, 100)[:40], "not a supported picture|damaged"),
     "hollow.png": (png_header(100, 100), "damaged"),
-    "photo.jp2": (jpeg_2000(), "no picture that is taken"),
-    "cut.jp2": (_cut_after_header(jpeg_2000()), "no picture that is taken"),
-    "sizes.jp2": (_of_two_sizes(jpeg_2000()), "no picture that is taken"),
-    "stream.j2k": (jpeg_2000()[jpeg_2000().index(b"\xff\x4f\xff\x51") :], "no picture that is taken"),
-    "script.pdf": (b"%PDF-1.4 ...", "no picture"),
-    "print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
+    "photo.jp2": (jpeg_2000(), "not a supported picture"),
+    "cut.jp2": (_cut_after_header(jpeg_2000()), "not a supported picture"),
+    "sizes.jp2": (_of_two_sizes(jpeg_2000()), "not a supported picture"),
+    "stream.j2k": (jpeg_2000()[jpeg_2000().index(b"\xff\x4f\xff\x51") :], "not a supported picture"),
+    "script.pdf": (b"%PDF-1.4 ...", "not a supported picture"),
+    "print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a supported picture"),
 }
 WRONG_CLIPS: dict[str, tuple[bytes, str]] = {
     "empty.mp4": (b"", "0 bytes"),
-    "text.mp4": (b"hello " * 50, "no video"),
-    "playlist.m3u8": (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "no video"),
-    "playlist.mp4": (b"#EXTM3U\n#EXTINF:10,\nhttp://169.254.169.254/latest\n#EXT-X-ENDLIST\n", "no video"),
-    "concat.mp4": (b"ffconcat version 1.0\nfile 'other.mp4'\n", "no video"),
-    "session.sdp": (b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n", "no video"),
-    "picture.mp4": (png_header(100, 100), "no video"),
-    "cut.mp4": (b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + bytes(100), "no video|damaged|sound"),
+    "text.mp4": (b"hello " * 50, "not a supported video"),
+    "playlist.m3u8": (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "not a supported video"),
+    "playlist.mp4": (b"#EXTM3U\n#EXTINF:10,\nhttp://169.254.169.254/latest\n#EXT-X-ENDLIST\n", "not a supported video"),
+    "concat.mp4": (b"ffconcat version 1.0\nfile 'other.mp4'\n", "not a supported video"),
+    "session.sdp": (
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+        "not a supported video",
+    ),
+    "picture.mp4": (png_header(100, 100), "not a supported video"),
+    "cut.mp4": (
+        b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + bytes(100),
+        "not a supported video|sound",
+    ),
 }
 
 
@@ -100,7 +108,7 @@ def audio_only(path: Path) -> Path:
 
 
 def raw_h264(path: Path, frames: int) -> Path:
-    """Pictures alone: no container says how many there are, or when they are shown."""
+    """A bare stream: no container states its length or its times."""
     with av.open(str(path), "w", format="h264") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"

@@ -1,4 +1,4 @@
-"""What the demo takes from visitors, what it refuses and how it says so, without a browser."""
+"""What the demo accepts and refuses from visitors, and its error messages, without a browser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.picture import compare, downloads, drawn_url, find, pts
 from lineament.demo.settings import Settings
 from lineament.demo.uploads import check_clip, decode_frame, read_picture
-from lineament.demo.visitors import Door, Tabs
+from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import U8, Frame, LineamentError
 from tests.demo_files import (
     WRONG_CLIPS,
@@ -57,13 +57,18 @@ def models() -> Models:
 # ---- start
 
 
-def test_what_others_can_reach_is_public() -> None:
-    for cfg in (DemoConfig(share=True), DemoConfig(host="0.0.0.0"), DemoConfig(host="::"), DemoConfig(host="demo.lan")):
-        assert cfg.public
-    assert not DemoConfig().public and not DemoConfig(host="localhost").public
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_on_loopback_the_demo_is_private_and_has_a_camera_tab(host: str) -> None:
+    assert not DemoConfig(host=host).public and DemoConfig(host=host).camera_tab
 
 
-def test_a_log_in_comes_from_the_command_line_or_unseen_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("public", [{"share": True}, {"host": "0.0.0.0"}, {"host": "::"}, {"host": "demo.lan"}])
+def test_a_public_demo_has_a_camera_tab_only_behind_a_login(public: dict[str, Any]) -> None:
+    assert DemoConfig(**public).public and not DemoConfig(**public).camera_tab
+    assert DemoConfig(**public, auth="ann:secret").camera_tab
+
+
+def test_a_login_comes_from_the_command_line_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DemoConfig().login is None
     assert DemoConfig(auth="ann:a:b").login == ("ann", "a:b")
     monkeypatch.setenv("LINEAMENT_AUTH", "bob:secret")
@@ -73,15 +78,15 @@ def test_a_log_in_comes_from_the_command_line_or_unseen_from_the_environment(mon
             DemoConfig(auth=auth)
 
 
-def test_a_model_file_that_is_not_there_is_told_at_the_start() -> None:
+def test_a_missing_model_file_is_reported_at_start() -> None:
     with pytest.raises(LineamentError, match="no such file"):
         DemoConfig(model=("nowhere.onnx",))
 
 
-def test_limits_are_above_zero_and_a_port_is_one() -> None:
-    with pytest.raises(LineamentError, match="upload_mb is 0"):
+def test_limits_must_be_positive_and_ports_valid() -> None:
+    with pytest.raises(LineamentError, match="upload_mb must be above 0, got 0"):
         Limits(upload_mb=0)
-    with pytest.raises(LineamentError, match="port is 99999"):
+    with pytest.raises(LineamentError, match="port must be 1 to 65535, got 99999"):
         DemoConfig(port=99999)
 
 
@@ -91,43 +96,43 @@ def test_limits_are_above_zero_and_a_port_is_one() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"colour": "red"}, "no setting is called colour"),
-        ({"max_faces": -1}, "max faces is -1"),
-        ({"max_faces": 1e9}, "max faces is 1000000000"),
-        ({"max_faces": "many"}, "wrong kind"),
-        ({"max_faces": float("nan")}, "wrong kind"),
-        ({"max_faces": float("inf")}, "wrong kind"),
-        ({"max_faces": 10**400}, "wrong kind"),
-        ({"confidence": 10**400}, "wrong kind"),
-        ({"confidence": 2}, "confidence is 2"),
-        ({"confidence": None}, "wrong kind"),
-        ({"schema": "wflw99"}, "no set of points is called"),
-        ({"schema": ["wflw98"]}, "wrong kind"),
+        ({"colour": "red"}, "unknown setting colour"),
+        ({"max_faces": -1}, "max faces must be .* got -1"),
+        ({"max_faces": 1e9}, "got 1000000000"),
+        ({"max_faces": "many"}, "wrong type"),
+        ({"max_faces": float("nan")}, "wrong type"),
+        ({"max_faces": float("inf")}, "wrong type"),
+        ({"max_faces": 10**400}, "wrong type"),
+        ({"confidence": 10**400}, "wrong type"),
+        ({"confidence": 2}, "confidence must be 0 to 1, got 2"),
+        ({"confidence": None}, "wrong type"),
+        ({"schema": "wflw99"}, "unknown schema"),
+        ({"schema": ["wflw98"]}, "wrong type"),
         ({"shown": ["hats"]}, "cannot draw hats"),
-        ({"shown": "points"}, "wrong kind"),
+        ({"shown": "points"}, "wrong type"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_by_name(values: dict[str, object], says: str) -> None:
+def test_an_invalid_setting_is_refused_by_name(values: dict[str, object], says: str) -> None:
     with pytest.raises(LineamentError, match=says):
         Settings().changed(values)
 
 
-def test_a_visitor_can_have_the_models_on_offer_and_no_path(models: Models) -> None:
+def test_a_visitor_can_select_offered_models_but_no_path(models: Models) -> None:
     for name in ("/etc/passwd", "../models/b5.onnx", "", "Mesh"):
         with pytest.raises(LineamentError, match="choose one of student"):
             models[name]
     assert models["student"] is models["student"]
 
 
-def test_a_demo_begins_with_the_model_that_it_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_selects_the_model_that_it_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "ready", lambda: ["student", "mesh"])
     assert (Models().usual, Models().names) == ("student", ["student", "mesh"])
     assert (Models(["mesh"]).usual, Models(["mesh"]).names) == ("mesh", ["student", "mesh"])
-    # one that is not ready is offered where it is asked for, and says what it lacks when it is loaded
+    # a model that is not ready is offered if requested; loading it says what is missing
     assert (Models(["b5"]).usual, Models(["b5"]).names) == ("b5", ["student", "mesh", "b5"])
     own = Models(["runs/a.onnx", "b.onnx"])
     assert (own.usual, own.names) == ("b.onnx", ["student", "mesh", "a.onnx", "b.onnx"])
-    with pytest.raises(LineamentError, match=r"two models are called a\.onnx"):
+    with pytest.raises(LineamentError, match=r"two models are named a\.onnx"):
         Models(["runs/a.onnx", "old/a.onnx"])
     assert DemoConfig(model=("b5",)).model == ("b5",)
 
@@ -136,7 +141,7 @@ def test_a_demo_begins_with_the_model_that_it_was_started_with(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif", ".ppm"])
-def test_the_usual_kinds_of_pictures_are_taken_whatever_they_are_called(tmp_path: Path, ending: str) -> None:
+def test_common_picture_formats_are_accepted_whatever_the_file_name(tmp_path: Path, ending: str) -> None:
     rgb = np.zeros((40, 60, 3), np.uint8)
     rgb[:, :30] = (250, 0, 0)
     path = tmp_path / "picture"
@@ -147,14 +152,14 @@ def test_the_usual_kinds_of_pictures_are_taken_whatever_they_are_called(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_a_photo_taken_sideways_comes_upright(tmp_path: Path, kind: str) -> None:
+def test_a_photo_taken_sideways_is_turned_upright(tmp_path: Path, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (60, 40)).save(tmp_path / "a", kind, exif=exif)
     assert read_picture(tmp_path / "a", LIMITS).shape == (60, 40, 3)
 
 
-def test_a_picture_that_says_two_sizes_is_decoded_in_the_one_that_was_checked(tmp_path: Path) -> None:
+def test_a_picture_with_two_sizes_is_decoded_at_the_size_that_was_checked(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(tiff_of_two_sizes(1200, 1000))
     try:
         assert read_picture(tmp_path / "a.tif", Limits(picture_megapixels=0.01)).shape == (10, 10, 3)
@@ -163,7 +168,7 @@ def test_a_picture_that_says_two_sizes_is_decoded_in_the_one_that_was_checked(tm
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
-def test_a_picture_that_is_damaged_anywhere_is_a_picture_or_a_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_picture_is_decoded_or_refused_in_one_sentence(tmp_path: Path, kind: str) -> None:
     held, chance = io.BytesIO(), np.random.default_rng(0)
     Image.fromarray(chance.integers(0, 256, (20, 30, 3), np.uint8)).save(held, kind)
     for _ in range(60):
@@ -178,14 +183,14 @@ def test_a_picture_that_is_damaged_anywhere_is_a_picture_or_a_sentence(tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_grey_of_16_bits_keeps_its_brightness(tmp_path: Path, kind: str) -> None:
+def test_a_16_bit_grey_picture_keeps_its_brightness(tmp_path: Path, kind: str) -> None:
     Image.fromarray(np.full((40, 60), 100 * 256 + 7, np.uint16)).save(tmp_path / "a", kind)
     bgr = read_picture(tmp_path / "a", LIMITS)
     assert bgr.shape == (40, 60, 3) and (bgr == 100).all()
 
 
 @pytest.mark.parametrize("name", WRONG_PICTURES)
-def test_each_wrong_picture_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+def test_an_invalid_picture_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
     content, says = WRONG_PICTURES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LineamentError, match=says) as failure:
@@ -193,9 +198,9 @@ def test_each_wrong_picture_is_refused_in_one_sentence(tmp_path: Path, name: str
     assert "\n" not in str(failure.value) and str(tmp_path) not in str(failure.value)
 
 
-def test_a_picture_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_picture_file_over_the_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(bytes(1_000_001))
-    with pytest.raises(LineamentError, match="at most 1 MB are taken"):
+    with pytest.raises(LineamentError, match="the limit is 1 MB"):
         read_picture(tmp_path / "a.png", Limits(upload_mb=1))
 
 
@@ -203,7 +208,7 @@ def test_a_picture_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
 @given(
     st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF    WEBP"])
 )
-def test_whatever_bytes_come_they_are_a_picture_or_a_sentence(tail: bytes, start: bytes) -> None:
+def test_any_bytes_are_decoded_or_refused_in_one_sentence(tail: bytes, start: bytes) -> None:
     try:
         assert decode_frame(start + tail).dtype == np.uint8
     except LineamentError as error:
@@ -215,7 +220,7 @@ def test_a_webcam_frame_larger_than_the_page_sends_is_refused_undecoded() -> Non
     assert good
     with pytest.raises(LineamentError, match="2000 x 1200"):
         decode_frame(jpeg.tobytes())
-    with pytest.raises(LineamentError, match="no JPEG"):
+    with pytest.raises(LineamentError, match="not a JPEG"):
         decode_frame(png_header(10, 10))
 
 
@@ -223,7 +228,7 @@ def test_a_webcam_frame_larger_than_the_page_sends_is_refused_undecoded() -> Non
 
 
 @pytest.mark.parametrize("name", WRONG_CLIPS)
-def test_each_wrong_clip_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+def test_an_invalid_clip_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
     content, says = WRONG_CLIPS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LineamentError, match=says) as failure:
@@ -231,7 +236,7 @@ def test_each_wrong_clip_is_refused_in_one_sentence(tmp_path: Path, name: str) -
     assert "\n" not in str(failure.value) and str(tmp_path) not in str(failure.value)
 
 
-def test_a_clip_of_sound_alone_is_refused(tmp_path: Path) -> None:
+def test_a_clip_without_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LineamentError, match="sound only"):
         check_clip(audio_only(tmp_path / "sound.mp4"), LIMITS)
 
@@ -240,28 +245,28 @@ def test_a_clip_over_a_limit_is_refused_with_the_limit(tmp_path: Path) -> None:
     clip = sample_clip(tmp_path / "a.mp4", frames=60, size_hw=(120, 160))
     check_clip(clip, LIMITS)
     for limits, says in (
-        (Limits(clip_s=1), "at most 1 s"),
-        (Limits(clip_frames=30), "30 frames are taken"),
+        (Limits(clip_s=1), "the limit is 1 s"),
+        (Limits(clip_frames=30), "and 30 frames"),
         (Limits(clip_megapixels=0.01), "more than 0.01 million"),
     ):
         with pytest.raises(LineamentError, match=says):
             check_clip(clip, limits)
 
 
-def test_a_clip_that_hides_its_length_is_ended_by_the_limit(tmp_path: Path, models: Models) -> None:
+def test_a_clip_that_understates_its_length_is_stopped_at_the_limit(tmp_path: Path, models: Models) -> None:
     clip = raw_h264(tmp_path / "a.h264", frames=40)
-    with pytest.raises(LineamentError, match="longer than it says"):
+    with pytest.raises(LineamentError, match="longer than its header says"):
         annotate(clip, tmp_path, Settings(), models, Limits(clip_frames=30), threading.Event())
 
 
-def test_frames_that_grow_beyond_the_limit_are_passed_over_undecoded(tmp_path: Path, models: Models) -> None:
+def test_frames_over_the_size_limit_are_skipped_undecoded(tmp_path: Path, models: Models) -> None:
     jpegs = [cv2.imencode(".jpg", np.zeros((side, side, 3), np.uint8))[1].tobytes() for side in (64, 400)]
     (tmp_path / "a.mjpeg").write_bytes(jpegs[0] * 5 + jpegs[1] * 2)
     limits, out = Limits(clip_megapixels=0.01), tmp_path / "out"
     assert annotate(tmp_path / "a.mjpeg", out, Settings(), models, limits, threading.Event()).frames == 5
 
 
-def test_a_clip_becomes_a_video_lines_of_json_and_signals(tmp_path: Path, models: Models) -> None:
+def test_a_clip_becomes_a_video_json_lines_and_signals(tmp_path: Path, models: Models) -> None:
     clip = sample_clip(tmp_path / "a.mp4", frames=12)
     told: list[tuple[int, int | None]] = []
     made = annotate(
@@ -278,7 +283,7 @@ def test_a_clip_becomes_a_video_lines_of_json_and_signals(tmp_path: Path, models
     assert str(tmp_path) not in made.jsonl.read_text()
 
 
-def test_a_clip_that_nobody_wants_any_more_ends_after_a_few_frames(tmp_path: Path, models: Models) -> None:
+def test_a_cancelled_clip_ends_at_the_next_frame(tmp_path: Path, models: Models) -> None:
     clip, cancelled = sample_clip(tmp_path / "a.mp4", frames=60, size_hw=(120, 160)), threading.Event()
     frames = []
 
@@ -296,7 +301,7 @@ def test_a_clip_that_nobody_wants_any_more_ends_after_a_few_frames(tmp_path: Pat
 # ---- faces
 
 
-def test_points_can_be_had_as_json_csv_and_pts_of_either_schema(astronaut: U8, models: Models) -> None:
+def test_points_are_offered_as_json_csv_and_pts(astronaut: U8, models: Models) -> None:
     result = find(astronaut, Settings(), models)
     assert len(result.tracks) == 1
     assert [name for name, _ in downloads(result, Settings())] == ["points.json", "points.csv", "face-1.pts"]
@@ -318,8 +323,8 @@ def test_a_model_agrees_with_itself_and_not_quite_with_another(astronaut: U8, mo
     assert 0 < compare(astronaut, ("student", "mesh"), Settings(), models)[2] < 10
 
 
-def test_visitors_do_not_see_one_anothers_faces(astronaut: U8, models: Models) -> None:
-    """The tracker that has seen a face goes on where it left off; a new one starts from nothing."""
+def test_visitors_do_not_share_tracks(astronaut: U8, models: Models) -> None:
+    """A new tracker starts from nothing, whatever another one has seen."""
     empty = np.zeros_like(astronaut)
     with Analyst(models, Settings()) as first, Analyst(models, Settings()) as second:
         for index in range(3):
@@ -329,7 +334,7 @@ def test_visitors_do_not_see_one_anothers_faces(astronaut: U8, models: Models) -
 
 
 @pytest.mark.parametrize("hw", [(1, 7000), (7000, 1), (1, 1)])
-def test_a_picture_thinner_than_a_pixel_when_made_smaller_is_shown(models: Models, hw: tuple[int, int]) -> None:
+def test_a_picture_thinner_than_a_pixel_after_scaling_is_shown(models: Models, hw: tuple[int, int]) -> None:
     result = find(np.zeros((*hw, 3), np.uint8), Settings(), models)
     assert drawn_url(result, Settings()).startswith("data:image/jpeg")
     _, jpeg = _encoded(result, "wflw98", 0)
@@ -339,8 +344,8 @@ def test_a_picture_thinner_than_a_pixel_when_made_smaller_is_shown(models: Model
 # ---- live views
 
 
-def test_a_message_of_a_page_that_is_nested_without_end_is_refused() -> None:
-    with pytest.raises(LineamentError, match="no JSON object"):
+def test_a_deeply_nested_message_is_refused() -> None:
+    with pytest.raises(LineamentError, match="not a JSON object"):
         _changed(Settings(), "[" * 9000)
 
 
@@ -363,7 +368,7 @@ class Still:
         self.closed = True
 
 
-def test_the_time_of_a_camera_ends_also_for_a_page_that_asks_for_no_frame(models: Models) -> None:
+def test_a_camera_times_out_even_if_the_page_requests_no_frame(models: Models) -> None:
     camera, ended = Still(), list[str]()
     nothing_wanted = threading.Event()
 
@@ -378,24 +383,24 @@ def test_the_time_of_a_camera_ends_also_for_a_page_that_asks_for_no_frame(models
         thread.join(WAIT_S)
         camera.close()
         thread.join(WAIT_S)
-    assert ended and "minutes are over" in ended[0]
+    assert ended and "stopped after" in ended[0]
 
 
 # ---- visitors
 
 
-def test_a_ticket_lets_in_once_and_a_full_house_says_so() -> None:
-    door = Door(places=1)
-    ticket = door.ticket()
-    assert door.redeem(ticket) and not door.redeem(ticket) and not door.redeem("")
-    door.enter()
-    with pytest.raises(LineamentError, match="all 1 live views are taken"):
-        door.enter()
-    door.leave()
-    door.enter()
+def test_a_ticket_is_valid_once_and_live_views_are_limited() -> None:
+    admission = Admission(places=1)
+    ticket = admission.ticket()
+    assert admission.redeem(ticket) and not admission.redeem(ticket) and not admission.redeem("")
+    admission.enter()
+    with pytest.raises(LineamentError, match="all 1 live views are in use"):
+        admission.enter()
+    admission.leave()
+    admission.enter()
 
 
-def test_with_a_page_go_its_jobs_and_files_and_nobody_elses(tmp_path: Path) -> None:
+def test_closing_a_page_ends_its_jobs_and_deletes_its_files_only(tmp_path: Path) -> None:
     tabs = Tabs(tmp_path)
     own, both, renamed = tmp_path / ("a" * 64) / "a", tmp_path / ("b" * 64) / "b", tmp_path / ("b" * 64) / "c"
     for path in (own, both, renamed):
@@ -419,18 +424,18 @@ def test_a_page_has_one_result_at_a_time(tmp_path: Path) -> None:
     second, new = tabs.begin("ann")
     assert first.is_set() and not second.is_set()
     assert not old.exists() and new.exists()
-    assert tabs.turn("ann", old.name) is None and tabs.turn("bob", new.name) is None
-    assert tabs.turn("ann", new.name) == (second, new)
+    assert tabs.start("ann", old.name) is None and tabs.start("bob", new.name) is None
+    assert tabs.start("ann", new.name) == (second, new)
     assert tabs.cancel("ann") and second.is_set()
     for job, result in ((second, "new"), (first, "old")):
         tabs.end("ann", job, result)
     assert tabs.result("ann") == "new"
     assert not tabs.cancel("ann")
-    assert tabs.turn("ann", new.name) is None
+    assert tabs.start("ann", new.name) is None
 
 
 @pytest.mark.parametrize("place", ["../kept/a.png", "sample/sample.mp4", "a.png", f"x/{'a' * 64}/a.png"])
-def test_what_a_page_names_that_is_no_upload_is_not_deleted(tmp_path: Path, place: str) -> None:
+def test_a_file_that_is_not_an_upload_is_not_deleted(tmp_path: Path, place: str) -> None:
     tabs = Tabs(tmp_path / "store")
     kept = (tmp_path / "store" / place).resolve()
     kept.parent.mkdir(parents=True)
@@ -440,25 +445,25 @@ def test_what_a_page_names_that_is_no_upload_is_not_deleted(tmp_path: Path, plac
     assert kept.exists()
 
 
-def test_pages_that_went_without_a_word_are_swept_and_those_at_work_are_not(tmp_path: Path) -> None:
+def test_idle_pages_are_swept_but_working_ones_are_not(tmp_path: Path) -> None:
     tabs = Tabs(tmp_path)
     done, finished = tabs.begin("ann")
     tabs.end("ann", done)
     _, working = tabs.begin("bob")
-    tabs.turn("bob", working.name)
+    tabs.start("bob", working.name)
     tabs.sweep(age_s=60)
     assert finished.exists()
     tabs.sweep(age_s=-1)
     assert not finished.exists() and working.exists()
 
 
-def test_a_job_whose_turn_never_came_keeps_no_files(tmp_path: Path) -> None:
+def test_a_job_that_never_ran_keeps_no_files(tmp_path: Path) -> None:
     tabs = Tabs(tmp_path)
-    tabs.begin("ann")  # and before its turn came the button was pressed again
+    tabs.begin("ann")  # the button is pressed again while the job is queued
     again, made = tabs.begin("ann")
-    tabs.turn("ann", made.name)
+    tabs.start("ann", made.name)
     tabs.end("ann", again)
-    _, waiting = tabs.begin("bob")  # and the queue was full
+    _, waiting = tabs.begin("bob")  # the queue is full
     tabs.sweep(age_s=-1)
     assert len(tabs) == 0 and not made.exists() and not waiting.exists()
 
@@ -467,7 +472,7 @@ def test_a_job_whose_turn_never_came_keeps_no_files(tmp_path: Path) -> None:
 
 
 def answer(guard: Guard, path: str, headers: dict[bytes, bytes], body: bytes = b"", method: str = "POST") -> int:
-    """The status of a request; 204 where it comes through."""
+    """The status of a request; 204 if it reaches the application."""
     return asyncio.run(asked(guard, path, headers, body, method))
 
 
@@ -487,7 +492,7 @@ async def asked(guard: Guard, path: str, headers: dict[bytes, bytes], body: byte
 
 
 async def through(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that takes everything from who has a cookie, in place of Gradio."""
+    """Stands in for Gradio; accepts everything from whoever has the cookie."""
     asks = scope["path"] == "/gradio_api/login_check"
     known = (b"cookie", b"ann") in scope["headers"]
     assert (await receive())["type"] == "http.request"
@@ -495,7 +500,7 @@ async def through(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": status, "headers": []})
 
 
-def test_uploads_are_refused_while_the_store_is_full(tmp_path: Path) -> None:
+def test_uploads_are_refused_while_the_disk_space_is_full(tmp_path: Path) -> None:
     guard, headers = Guard(through, tmp_path, Limits(store_mb=1)), {b"content-length": b"400000"}
     (tmp_path / "a").write_bytes(bytes(500_000))
     assert answer(guard, "/gradio_api/upload", headers) == 204
@@ -503,14 +508,14 @@ def test_uploads_are_refused_while_the_store_is_full(tmp_path: Path) -> None:
     assert answer(guard, "/gradio_api/upload", headers) == 507
 
 
-def test_an_upload_is_taken_while_another_visitor_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_succeeds_while_another_visitor_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for visitor in ("ann", "bob"):
         (tmp_path / visitor).mkdir()
         (tmp_path / visitor / "a.png").write_bytes(bytes(5))
     stat = os.stat
 
     def meanwhile(path: str | Path, **how: Any) -> os.stat_result:
-        """Whoever's file is looked at first, the other one leaves."""
+        """When the file of one visitor is checked, the other one leaves."""
         for one, other in (("ann", "bob"), ("bob", "ann")):
             if str(path) == str(tmp_path / one / "a.png"):
                 shutil.rmtree(tmp_path / other, ignore_errors=True)
@@ -522,7 +527,7 @@ def test_an_upload_is_taken_while_another_visitor_leaves(tmp_path: Path, monkeyp
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_uploads_under_way_count_as_much_as_what_already_lies_there(tmp_path: Path) -> None:
+def test_uploads_in_progress_count_against_the_disk_space(tmp_path: Path) -> None:
     headers = {b"content-length": b"400000"}
 
     async def upload() -> list[int]:
@@ -534,7 +539,7 @@ def test_uploads_under_way_count_as_much_as_what_already_lies_there(tmp_path: Pa
 
         guard = Guard(slow, tmp_path, Limits(store_mb=1))
         first = [asyncio.create_task(asked(guard, "/gradio_api/upload", headers)) for _ in range(2)]
-        await asyncio.sleep(0)  # both have begun
+        await asyncio.sleep(0)  # both have started
         third = await asked(guard, "/gradio_api/upload", headers)
         come.set()
         return [*await asyncio.gather(*first), third, await asked(guard, "/gradio_api/upload", headers)]
@@ -551,13 +556,13 @@ def test_uploads_under_way_count_as_much_as_what_already_lies_there(tmp_path: Pa
         {b"transfer-encoding": b"chunked"},
     ],
 )
-def test_an_upload_whose_length_is_not_sure_is_refused(tmp_path: Path, headers: dict[bytes, bytes]) -> None:
+def test_an_upload_without_a_reliable_length_is_refused(tmp_path: Path, headers: dict[bytes, bytes]) -> None:
     assert answer(Guard(through, tmp_path, LIMITS), "/gradio_api/upload", headers) == 411
 
 
 @pytest.mark.parametrize("address", ["http://x/a.png", " HTTPS://x", "file:///etc/passwd", "data:image/png;base64,AA"])
 @pytest.mark.parametrize("wrap", [lambda file: {"data": [file]}, lambda file: {"data": [{"a": [[file]]}]}])
-def test_a_file_named_by_its_address_is_refused_wherever_it_hides(
+def test_a_file_given_by_url_is_refused_wherever_it_is_nested(
     tmp_path: Path, address: str, wrap: Callable[[object], object]
 ) -> None:
     guard = Guard(through, tmp_path, LIMITS)
@@ -567,7 +572,7 @@ def test_a_file_named_by_its_address_is_refused_wherever_it_hides(
 
 
 @pytest.mark.parametrize("way", ["file=", "file/", "proxy=", "file=/", "file= ", "FILE/"])
-def test_no_address_is_opened_whatever_way_it_is_asked_for(tmp_path: Path, way: str) -> None:
+def test_no_route_fetches_a_url(tmp_path: Path, way: str) -> None:
     guard = Guard(through, tmp_path, LIMITS)
     assert answer(guard, f"/gradio_api/{way}http://93.184.216.34/x", {}, method="GET") == 403
     assert answer(guard, "/gradio_api/file=/tmp/a.png", {}, method="GET") == 204
@@ -575,14 +580,14 @@ def test_no_address_is_opened_whatever_way_it_is_asked_for(tmp_path: Path, way: 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("path", ["cancel", "reset", "stream/x", "run/landmarks", "queue/join"])
-def test_no_request_but_an_upload_is_long_or_deep(tmp_path: Path, path: str, method: str) -> None:
+def test_requests_other_than_uploads_are_limited_in_size_and_depth(tmp_path: Path, path: str, method: str) -> None:
     guard = Guard(through, tmp_path, LIMITS)
     for body, status in ((b"[" * 2_000_000, 413), (b"[" * 900_000, 400), (b"[" * 99 + b"]" * 99, 400), (b"{}", 204)):
         assert answer(guard, f"/gradio_api/{path}", {}, body, method) == status
 
 
 @pytest.mark.parametrize("path", ["cancel", "reset", "stream/x", "upload", "run/landmarks", "vibe"])
-def test_where_a_log_in_is_asked_for_nothing_is_taken_without_it(tmp_path: Path, path: str) -> None:
+def test_with_a_login_required_nothing_is_accepted_without_it(tmp_path: Path, path: str) -> None:
     guard = Guard(through, tmp_path, LIMITS, login=True)
     length = {b"content-length": b"2"}
     assert answer(guard, f"/gradio_api/{path}", length, b"{}") == 401
@@ -591,6 +596,6 @@ def test_where_a_log_in_is_asked_for_nothing_is_taken_without_it(tmp_path: Path,
 
 
 @pytest.mark.parametrize("path", ["process_recording", "vibe-edit/", "undo-vibe-edit", "vibe-code", "deep_link"])
-def test_what_the_page_does_not_use_is_not_offered(tmp_path: Path, path: str) -> None:
+def test_unused_gradio_routes_are_disabled(tmp_path: Path, path: str) -> None:
     for method in ("GET", "POST"):
         assert answer(Guard(through, tmp_path, LIMITS), f"/gradio_api/{path}", {}, method=method) == 404

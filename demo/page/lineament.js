@@ -1,12 +1,12 @@
-// The page's own part: a webcam or a network camera, drawn with the points that the server found, and a picture that can
-// be zoomed. Frames go one at a time: the next is taken when the one before has been drawn, so none ever waits.
+// The page's own script: a webcam or a network camera, drawn with the points that the server found, and a zoomable
+// picture. One frame is in flight at a time: the next is captured when the previous one is drawn, so none waits.
 window.Lineament = (() => {
   const SCHEMAS = /*SCHEMAS*/ {};
-  // one a face, reused by id; as in stream/write/draw.py
+  // one per face, by id; as in stream/write/draw.py
   const COLOURS = ["60,230,120", "50,170,255", "255,160,80", "230,110,230", "240,220,90", "70,200,210", "255,130,130", "160,240,180"];
-  const LONG_SIDE = 640; // px of a frame that is sent
+  const LONG_SIDE = 640; // of a frame as sent, px
   const QUALITY = 0.8;
-  const KEPT = 120; // numbers kept for the line below the picture
+  const KEPT = 120; // measurements kept for the status line
 
   // ---- drawing -------------------------------------------------------------------------------------------------
 
@@ -17,7 +17,7 @@ window.Lineament = (() => {
     const x = view.mirror ? (v) => width - 1 - v : (v) => v;
     ctx.setTransform(view.mirror ? -1 : 1, 0, 0, 1, view.mirror ? width : 0, 0);
     ctx.drawImage(picture, 0, 0, width, height);
-    ctx.setTransform(1, 0, 0, 1, 0.5, 0.5); // an integer is a pixel's centre
+    ctx.setTransform(1, 0, 0, 1, 0.5, 0.5); // integer coordinates are pixel centres
     ctx.lineJoin = ctx.lineCap = "round";
     for (const face of result.faces) drawFace(ctx, face, SCHEMAS[result.schema], x, view);
   }
@@ -70,7 +70,7 @@ window.Lineament = (() => {
     const [x1, , x2, y2] = face.box_xyxy;
     const left = Math.min(x(x1), x(x2));
     const number = (v) => (v === null ? "?" : v.toFixed(2));
-    const side = mirror ? -1 : 1; // left and right are those of the picture on the screen
+    const side = mirror ? -1 : 1; // left and right as seen on the screen
     const eyes = mirror ? [...face.eye_aspect].reverse() : face.eye_aspect;
     write(ctx, `yaw ${(side * yaw).toFixed(0)} pitch ${pitch.toFixed(0)} roll ${(side * roll).toFixed(0)}`, left, y2 + text * 1.3, text * 0.8);
     write(ctx, `eyes ${eyes.map(number).join(" ")} mouth ${number(face.mouth_aspect)}`, left, y2 + text * 2.4, text * 0.8);
@@ -84,7 +84,7 @@ window.Lineament = (() => {
     ctx.strokeText(text, x, y); ctx.fillText(text, x, y);
   }
 
-  // ---- what both live views share ------------------------------------------------------------------------------
+  // ---- shared by both live views ------------------------------------------------------------------------------
 
   class Meter {
     constructor() { this.reset(); }
@@ -112,8 +112,8 @@ window.Lineament = (() => {
       this.view = { mirror: false, shown: ["points", "curves"] };
       this.settings = {};
       this.socket = null; this.running = false;
-      this.turn = null; // of what was started last; what belongs to an earlier one ends by itself
-      element.lineament = this; // for tests and the curious
+      this.turn = null; // identifies the latest start; async work of an earlier one sees the difference and ends
+      element.lineament = this; // for tests and debugging
     }
     say(text) { this.status.textContent = text; }
     fail(text) {
@@ -125,7 +125,7 @@ window.Lineament = (() => {
       this.settings = { ...settings, shown: this.view.shown };
       if (this.socket?.readyState === 1) this.socket.send(JSON.stringify(this.settings));
     }
-    // opens a socket and takes it for this view; where the turn is over meanwhile, closes it and says false
+    // opens the socket of this view; if the view was restarted or stopped meanwhile, closes it and returns false
     async connect(turn) {
       const ticket = await this.server.ticket(0);
       const root = window.gradio_config?.root || location.origin + location.pathname;
@@ -135,7 +135,7 @@ window.Lineament = (() => {
       socket.binaryType = "arraybuffer";
       socket.onmessage = (event) => { if (socket === this.socket) this.heard(event.data); };
       socket.onclose = (event) => { if (socket === this.socket) this.closed(event); };
-      await new Promise((ready, failed) => { socket.onopen = ready; socket.onerror = () => failed(new Error("the demo does not answer; is it still running?")); });
+      await new Promise((ready, failed) => { socket.onopen = ready; socket.onerror = () => failed(new Error("the demo does not answer; check that it is still running")); });
       if (turn !== this.turn) { socket.close(); return false; }
       this.socket = socket;
       return true;
@@ -172,7 +172,7 @@ window.Lineament = (() => {
       this.fail(""); this.running = true; this.kind = kind;
       const turn = (this.turn = {});
       this.element.dataset.state = "starting"; this.buttons();
-      this.say(kind === "camera" ? "asking for the camera" : "loading the sample");
+      this.say(kind === "camera" ? "requesting the camera" : "loading the sample");
       try {
         await this.open(kind, turn);
         if (turn !== this.turn || !(await this.connect(turn))) return;
@@ -189,13 +189,13 @@ window.Lineament = (() => {
       if (kind === "sample") {
         video.srcObject = null; video.src = this.sample;
       } else {
-        if (!navigator.mediaDevices?.getUserMedia) throw new Error("the browser gives the camera only to https:// and localhost; open this page by one of them, or use the sample");
+        if (!navigator.mediaDevices?.getUserMedia) throw new Error("browsers allow the camera on https:// and localhost only; open this page there, or use the sample");
         const id = this.cameras.value;
         const facing = id === "user" || id === "environment" ? { facingMode: id } : id ? { deviceId: { exact: id } } : {};
         const stream = await navigator.mediaDevices.getUserMedia({ audio: false, video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 }, ...facing } });
         if (turn !== this.turn) { stream.getTracks().forEach((track) => track.stop()); return; }
         video.removeAttribute("src"); video.srcObject = stream;
-        stream.getVideoTracks()[0].onended = () => { this.stop(""); this.fail("the camera was taken away; connect it and start again"); };
+        stream.getVideoTracks()[0].onended = () => { this.stop(""); this.fail("the camera was disconnected; connect it and start again"); };
         this.list();
       }
       await video.play();
@@ -208,7 +208,7 @@ window.Lineament = (() => {
     }
     watch(turn) {
       const next = () => { this.video.requestVideoFrameCallback ? this.video.requestVideoFrameCallback(tick) : requestAnimationFrame((now) => tick(now, {})); };
-      // asked for in one turn, a frame may come in the next: taken then, it would be in flight for ever
+      // a frame requested before a restart may arrive after it; capturing it would leave it in flight for ever
       const tick = (now, meta) => { if (turn === this.turn) { this.take(now, meta, turn); next(); } };
       next();
     }
@@ -243,13 +243,13 @@ window.Lineament = (() => {
     closed(event) {
       this.socket = null;
       if (!this.running) return;
-      if (event.code === 4429) { const told = this.error.textContent; this.stop(""); this.fail(told || "all live views are taken; try again in a moment"); return; }
-      if (this.retries >= 5) { this.stop(""); this.fail("the connection to the demo is lost; is it still running?"); return; }
-      this.say("connection lost, trying again");
+      if (event.code === 4429) { const shown = this.error.textContent; this.stop(""); this.fail(shown || "all live views are in use; try again in a moment"); return; }
+      if (this.retries >= 5) { this.stop(""); this.fail("the connection to the demo is lost; check that it is still running"); return; }
+      this.say("connection lost, reconnecting");
       const turn = this.turn;
       const again = async () => {
         if (turn !== this.turn) return;
-        if (!this.visible()) { setTimeout(again, 1000); return; } // a view that nobody looks at takes no place
+        if (!this.visible()) { setTimeout(again, 1000); return; } // a hidden view does not use up a place
         this.retries += 1;
         try {
           if (!(await this.connect(turn))) return;
@@ -269,9 +269,9 @@ window.Lineament = (() => {
     }
     buttons() { this.find("stop").disabled = !this.running; }
     reason(error) {
-      const words = { NotAllowedError: "the browser was not allowed to use the camera; allow it beside the address and start again, or use the sample",
-        NotFoundError: "no camera was found; connect one, or use the sample", NotReadableError: "the camera is busy in another program; close that and start again",
-        OverconstrainedError: "that camera is gone; choose another" };
+      const words = { NotAllowedError: "the browser blocks the camera; allow it in the address bar and start again, or use the sample",
+        NotFoundError: "no camera found; connect one, or use the sample", NotReadableError: "the camera is in use by another program; close that and start again",
+        OverconstrainedError: "that camera is no longer available; choose another" };
       return words[error.name] || error.message || String(error);
     }
   }
@@ -287,10 +287,10 @@ window.Lineament = (() => {
       this.address.onkeydown = (event) => { if (event.key === "Enter") this.start(); };
       window.addEventListener("pagehide", () => this.stop(""));
     }
-    set(settings, view) { super.set(settings, { ...view, mirror: false }); } // only oneself is looked at as in a mirror
+    set(settings, view) { super.set(settings, { ...view, mirror: false }); } // only one's own webcam is mirrored
     async start() {
       this.stop(""); this.fail("");
-      if (!this.address.value.trim()) { this.fail("write the camera's address first"); this.address.focus(); return; }
+      if (!this.address.value.trim()) { this.fail("enter the camera's address first"); this.address.focus(); return; }
       const turn = (this.turn = {});
       this.element.dataset.state = "starting"; this.running = true; this.buttons();
       this.say("opening the camera");
@@ -374,11 +374,11 @@ window.Lineament = (() => {
       const step = event.target.closest("[data-ln-zoom]")?.dataset.lnZoom;
       if (step) zoom(step === "in" ? 1.5 : step === "out" ? 1 / 1.5 : 1 / scale);
     });
-    watch("value", apply); // another drawing keeps the zoom
+    watch("value", apply); // a new drawing keeps the zoom
   }
 
   const views = {};
-  let chosen = [{}, {}]; // settings and view, also for a view that is not there yet
+  let chosen = [{}, {}]; // settings and view options, also for views that are created later
   const add = (name, view) => { views[name] = view; view.set(...chosen); };
   return {
     webcam(element, server, sample) { add("webcam", new Webcam(element, server, sample)); },
