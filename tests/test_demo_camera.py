@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 
-from lineament.demo.config import DemoConfig, is_loopback
 from lineament.demo.network_camera import NetworkCamera
 from lineament.landmarks.types import LineamentError
 from tests.demo_files import sample_clip
