@@ -92,7 +92,7 @@ test: lint types
 	$(PY) -m pytest -q $(ARGS)
 
 audit: $(VENV)/.dev
-	@$(PY) -m tests.audit
+	@$(PY) .ci/audit.py
 
 # CUDA comes from torch's own pins; pip is each environment's own
 lock:
