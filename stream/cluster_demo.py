@@ -219,7 +219,7 @@ def _cost_ms(clip: Path, output: str) -> tuple[float, float]:
                 raise LineamentError(f"{clip.name} was not done within {5 * _PATIENCE_S:.0f} s")
             time.sleep(0.1)
     if len(samples) < 3:
-        raise LineamentError(f"{clip.name} was over before it could be measured; see above")
+        raise LineamentError(f"{clip.name} ended before it could be measured; see the log above")
     frames, camera_s, engine_s = (last - first for first, last in zip(samples[0], samples[-1]))
     return camera_s / frames * 1e3, engine_s / frames * 1e3
 

@@ -12,7 +12,7 @@ import pytest
 from lineament.landmarks.types import LineamentError
 from lineament.stream.analyse.followed import TrackerState
 from lineament.stream.cluster.actors import CameraActor, Engine, Job, load_ray
-from lineament.stream.run.cameras import Camera, in_life
+from lineament.stream.run.cameras import Camera, in_run
 from lineament.stream.run.session import SessionConfig
 from tests.blobs import CARD
 
@@ -54,8 +54,8 @@ def test_without_ray_the_error_names_the_command_that_installs_it(monkeypatch: p
 
 def test_what_a_later_life_writes_lies_beside_what_the_first_wrote(tmp_path: Path) -> None:
     path = str(tmp_path / "door.jsonl")
-    assert in_life(path, 1) == path and in_life(path, 2) == str(tmp_path / "door-2.jsonl")
+    assert in_run(path, 1) == path and in_run(path, 2) == str(tmp_path / "door-2.jsonl")
     (tmp_path / "door-2.jsonl").touch()
-    assert in_life(path, 2) == str(tmp_path / "door-3.jsonl")
-    assert in_life(f"{tmp_path}/pictures/", 3) == f"{tmp_path}/pictures-3/"
-    assert in_life("mqtt://broker/topic", 3) == "mqtt://broker/topic" and in_life("virtual:2", 2) == "virtual:2"
+    assert in_run(path, 2) == str(tmp_path / "door-3.jsonl")
+    assert in_run(f"{tmp_path}/pictures/", 3) == f"{tmp_path}/pictures-3/"
+    assert in_run("mqtt://broker/topic", 3) == "mqtt://broker/topic" and in_run("virtual:2", 2) == "virtual:2"

@@ -246,7 +246,7 @@ def test_where_all_engines_are_lost_for_good_a_camera_says_so_in_time(cluster: C
 
 def test_a_cluster_that_is_too_small_is_refused_with_what_it_has(cluster: Cluster, tmp_path: Path) -> None:
     cfg = ClusterConfig(tmp_path / "c.yaml", engines=300, gpus_per_engine=0.5)
-    with pytest.raises(LineamentError, match=r"300 engines and 1 cameras ask for 150.25 CPUs and 150 GPUs, .* 0 GPUs"):
+    with pytest.raises(LineamentError, match=r"300 engines and 1 cameras need 150.25 CPUs and 150 GPUs, .* 0 GPUs"):
         Cluster(cfg, [Camera("a", "sample")])._check_room()
 
 
@@ -269,7 +269,7 @@ cameras:
         sessions = {part for line in of_run(mark).values() for part in line.split() if "/session_" in part}
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all at once
         _, stderr = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 1 and "1 of 3 cameras failed: gone; see above" in stderr, stderr
+    assert process.returncode == 1 and "1 of 3 cameras failed: gone; see the log above" in stderr, stderr
     assert (
         "Traceback" not in stderr
         and "was closed" not in stderr
@@ -292,11 +292,11 @@ def test_what_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
     url = "rtsp://me:hunter2@10.0.0.1/x"
     with pytest.raises(LineamentError, match=r"write to rtsp://\*\*\*@10"):
         Cluster(cfg, [Camera("a", "sample", (url,)), Camera("b", "sample", (url,))])
-    with pytest.raises(LineamentError, match="no standard output"):
+    with pytest.raises(LineamentError, match="cannot write to standard output"):
         Cluster(cfg, [Camera("a", "sample", ("-",))])
     with pytest.raises(LineamentError, match=r"127\.0\.0\.1:1: connection refused"):
         _check_reachable("127.0.0.1:1")
-    with pytest.raises(LineamentError, match="wanted 'auto' or host:port"):
+    with pytest.raises(LineamentError, match="expected 'auto' or host:port"):
         _check_reachable("ray://head")
 
 

@@ -1,6 +1,6 @@
-"""Actors: what runs in the processes of a cluster: a camera in each, or a landmark model. Ray makes actors of them.
+"""Actors: the processes of a cluster, each with one camera or one landmark model.
 
-driver.py starts them and tells them what to do; tests use them without it.
+driver.py turns them into Ray actors and controls them; tests use them directly.
 """
 
 from __future__ import annotations
@@ -31,66 +31,66 @@ from lineament.stream.run.session import SessionConfig
 from lineament.stream.run.supervisor import Worker
 
 CALL_S = 10.0
-"""an engine that has not answered for so long is as good as lost"""
+"""timeout of a call to an engine"""
 STOP_S = 65.0
-"""the longest that a camera may take to end: files are finished and connections closed"""
+"""timeout for a camera to end: it finishes files and closes connections"""
 _LAST_CALL_S = 2.0
-"""a call under way may take so long when its camera ends; then it is given up"""
+"""timeout of a pending call when its camera ends"""
 _REFUSED_S, _HUNG_S = 1.0, 60.0
-"""so long nobody asks an engine again that could not do it, or that did not answer"""
+"""pause before an engine that refused, or did not answer, is used again"""
 _WAKE_S = 0.25
-"""a wait for an answer looks up this often, to see whether it was closed"""
+"""between two checks for close() while waiting for an answer"""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a camera's actor is told to do."""
+    """The job of a camera's actor."""
 
     cfg: SessionConfig
     camera: Camera
-    life: int
-    """1, 2, ...: how many actors have had this camera"""
+    run: int
+    """1, 2, ...: how often this camera was started"""
     card: ModelCard
     engines: tuple[Any, ...]
     first: int
-    """the engine to ask first"""
+    """index of the engine to use first"""
     resume_s: float
     state: TrackerState
-    """of the tracker before"""
+    """of the previous tracker"""
     fresh_for_s: float
-    """so long its faces count"""
+    """for which its faces are valid"""
 
     def __repr__(self) -> str:
-        return f"Job({self.camera.name}, life {self.life})"  # a spec may hold a password
+        return f"Job({self.camera.name}, run {self.run})"  # a spec may contain a password
 
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
-    """How it goes with a camera."""
+    """The status of a camera."""
 
     line: str
     summary: str | None
-    """once it is done"""
+    """when it is done"""
     frames: int
-    """drawn, in this life"""
+    """drawn, in this run"""
     fps: float
     state: TrackerState | None
     """None before the first frame"""
     error: str | None
     done: bool
     cpu_s: float
-    """processor time of its process"""
+    """CPU time of its process"""
 
 
 class CameraActor:
-    """One camera in a process of its own: capture, detector, tracker, smoothing, outputs.
+    """One camera in its own process: capture, detector, tracker, smoothing, outputs.
 
-    Several threads call it. It is empty until begin(), also after Ray has started it anew.
+    Called by several threads. Empty until begin(), also after a restart by Ray.
     """
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)
-        with VideoDetector() as find:  # the first call takes a second, in which faces would get lost
+        with VideoDetector() as find:  # the first call takes a second, during which faces would be lost
             find(np.zeros((64, 64, 3), np.uint8))
         self._worker: Worker | None = None
         self._landmarker: RemoteLandmarker | None = None
@@ -98,7 +98,7 @@ class CameraActor:
         self._beginning = threading.Lock()
 
     def begin(self, job: Job) -> CameraStatus | None:
-        """Once: a driver that did not hear the answer tells it again."""
+        """Starts the job, once: a driver that missed the answer calls it again."""
         with self._beginning:
             if self._worker is None:
                 self._begin(job)
@@ -108,8 +108,8 @@ class CameraActor:
         os.umask(0o077)
         logging.basicConfig(level=logging.INFO, format=f"{job.camera.name}: %(message)s", stream=sys.stderr)
         landmarker = RemoteLandmarker(job.card, job.engines, job.first, job.resume_s)
-        worker = Worker(job.cfg, job.camera, landmarker, [in_run(path, job.life) for path in job.camera.outputs])
-        if job.life > 1:
+        worker = Worker(job.cfg, job.camera, landmarker, [in_run(path, job.run) for path in job.camera.outputs])
+        if job.run > 1:
             worker.session.before = (job.state, time.monotonic() + job.fresh_for_s)
         self._landmarker, self._worker = landmarker, worker
         worker.thread.start()
@@ -135,7 +135,7 @@ class CameraActor:
         )
 
     def stop(self) -> CameraStatus | None:
-        """Ends it with its files whole."""
+        """Ends it with its files complete."""
         if self._worker is None or self._landmarker is None:
             return None
         self._told_to_stop = self._worker.thread.is_alive()
@@ -148,23 +148,23 @@ class CameraActor:
 
 @dataclass(slots=True)
 class _Known:
-    """What a camera knows of an engine."""
+    """A camera's view of an engine."""
 
     actor: Any
     away_until_s: float = 0.0
     probe: Any = None
-    """the call whose answer will say that it is there again; None while nobody thinks otherwise"""
+    """pending call that tests whether it is back; None while it is believed to be up"""
 
 
 class RemoteLandmarker:
-    """A Landmarker whose model is in the engines, which are asked in turn; one that is lost is passed over.
+    """A Landmarker that uses the engines in turn and skips lost ones.
 
-    One thread calls; any may close, which ends a call under way. A call waits for resume_s at most, for an engine
-    to come back where there is none.
+    One thread calls; any may close, which ends a pending call. If all engines are lost, a call waits up to resume_s for
+    one to come back.
     """
 
     def __init__(self, card: ModelCard, engines: Sequence[Any], first: int, resume_s: float) -> None:
-        """engines: handles of Engine's actors. first: which of them to ask first."""
+        """engines: handles of Engine actors. first: index of the one to use first."""
         self._card, self._resume_s = card, resume_s
         self._engines = deque(_Known(actor) for actor in engines)
         self._engines.rotate(-first)
@@ -184,8 +184,8 @@ class RemoteLandmarker:
             if engine is None:
                 if time.monotonic() > until_s:
                     raise LineamentError(
-                        f"no engine answered for {self._resume_s:g} s, the last for this reason: {reason}; "
-                        "see whether their machines are there"
+                        f"no engine answered for {self._resume_s:g} s (last reason: {reason}); "
+                        "check that their machines are up"
                     )
                 self._closed.wait(_WAKE_S)
                 continue
@@ -193,7 +193,7 @@ class RemoteLandmarker:
                 return self._ask(engine.actor, rgb_NHWC)
             except _RefusedError as error:
                 reason, engine.away_until_s = str(error), time.monotonic() + _REFUSED_S
-            except self._ray.exceptions.RayTaskError:  # a fault in the model, which another would have as well
+            except self._ray.exceptions.RayTaskError:  # a bug in the model, which all engines share
                 raise
             except self._ray.exceptions.GetTimeoutError:
                 reason, engine.away_until_s = f"no answer for {CALL_S:.0f} s", time.monotonic() + _HUNG_S
@@ -202,7 +202,7 @@ class RemoteLandmarker:
             engine.probe = engine.actor.status.remote()
 
     def _next(self) -> _Known | None:
-        """The next in turn of those that are there."""
+        """The next engine that is up; None if there is none."""
         for _ in range(len(self._engines)):
             self._engines.rotate(-1)
             if self._is_there(self._engines[0]):
@@ -210,7 +210,7 @@ class RemoteLandmarker:
         return None
 
     def _is_there(self, engine: _Known) -> bool:
-        """One that was lost gets crops again once it has answered a question: crops would wait for its start."""
+        """Whether it is up. A lost engine gets crops only after a probe, because crops would wait for its start."""
         if engine.probe is not None:
             ready, _ = self._ray.wait([engine.probe], timeout=0)
             if not ready:
@@ -246,21 +246,20 @@ class RemoteLandmarker:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """How it goes with an engine."""
+    """The status of an engine."""
 
     born: str
-    """unlike that of any other actor"""
+    """unique per actor"""
     crops: int
     batches: int
     cpu_s: float
-    """processor time of its process"""
+    """CPU time of its process"""
 
 
 class Engine:
-    """One landmark model in a process of its own. Crops that come while it is busy go through it as one batch.
+    """One landmark model in its own process. Crops that arrive while it is busy form one batch.
 
-    Several threads call it. The model is loaded with the first call, so that what prevents it can be told to whoever
-    calls.
+    Called by several threads. The model is loaded by the first call, so that errors reach the caller.
     """
 
     def __init__(self, model: str, device: str, threads: int) -> None:
@@ -274,7 +273,7 @@ class Engine:
         return self._loaded().card
 
     def landmarks(self, rgb_NHWC: U8, card: ModelCard) -> Landmarks:
-        """card: of the model that the caller takes this one for."""
+        """card: of the model that the caller expects."""
         shared = self._loaded()
         check_same_model(card, shared.card)
         return shared(rgb_NHWC)
@@ -287,14 +286,14 @@ class Engine:
         with self._loading:
             if self._shared is None:
                 landmarker: Landmarker = engines.load(self._model, self._device, self._threads)
-                landmarker(np.zeros((1, *landmarker.card.input_hw, 3), np.uint8))  # the first is slow
+                landmarker(np.zeros((1, *landmarker.card.input_hw, 3), np.uint8))  # the first call is slow
                 self._shared = SharedLandmarker(landmarker)
             return self._shared
 
 
 def load_ray() -> Any:
-    """Ray; raises LineamentError where it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of every run
+    """Imports Ray; raises LineamentError if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports usage by default
     try:
         import ray
         import ray.exceptions
@@ -304,7 +303,7 @@ def load_ray() -> Any:
 
 
 def answer(ray: Any, call: Any, timeout_s: float, kind: type[Exception] = LineamentError) -> Any:
-    """A call's result; a LineamentError in the actor is raised here, as `kind`. Others are Ray's."""
+    """A call's result; a LineamentError in the actor is raised as `kind`, others as Ray's."""
     try:
         return ray.get(call, timeout=timeout_s)
     except ray.exceptions.RayTaskError as error:
@@ -314,13 +313,13 @@ def answer(ray: Any, call: Any, timeout_s: float, kind: type[Exception] = Lineam
 
 
 def check_same_model(ours: ModelCard, theirs: ModelCard) -> None:
-    """How it was built may differ, as machines do."""
+    """Raises LineamentError unless both are the same model; precision and build may differ."""
     if replace(ours, precision="", built_with={}) != replace(theirs, precision="", built_with={}):
         raise LineamentError(
             f"the engines have different models: {ours.name} {ours.weights_sha256[:8]} and {theirs.name} "
-            f"{theirs.weights_sha256[:8]}; give all machines the same file and the same version of this program"
+            f"{theirs.weights_sha256[:8]}; give all machines the same file and the same version of Lineament"
         )
 
 
 class _RefusedError(Exception):
-    """An engine cannot do it, and says why; another may."""
+    """An engine refused a call; another may accept it."""

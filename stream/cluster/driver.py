@@ -1,4 +1,4 @@
-"""Cluster: cameras and landmark models spread over the machines of a Ray cluster; this machine alone is one, too.
+"""Cluster: cameras and landmark models spread over the machines of a Ray cluster, or over this machine alone.
 
     python -m stream.cluster --cameras cameras.yaml --engines 2
     python -m stream.cluster --cameras cameras.yaml --engines 8 --gpus-per-engine 0.25 --address auto
@@ -7,8 +7,8 @@
              <--tracker's state--     capture, tracking,       one landmark model each,
                                       smoothing, outputs       micro-batches
 
-Ray starts an actor that was lost again, empty. The driver finds it so, hands it its camera and what the tracker before
-it had last told of itself, and the faces keep their ids. Nothing but this and actors.py beside it imports Ray.
+Ray restarts a lost actor, empty. The driver notices and gives it its camera and the last state of its predecessor's
+tracker, so that faces keep their ids. Only this module and actors.py import Ray.
 """
 
 from __future__ import annotations
@@ -54,41 +54,41 @@ from lineament.stream.run.session import OLD_OPTIONS, SessionConfig
 log = logging.getLogger("lineament")
 
 _START_S = 120.0
-"""the longest that all engines may take to be placed, started and loaded"""
+"""timeout for all engines to be placed, started and loaded"""
 _LOOK_EVERY_S = 0.5
-"""the driver asks all actors how it goes; the state of a tracker that is lost is that old, and a call's time more"""
+"""between two polls of all actors; the state of a lost tracker is that old, plus the time of a call"""
 _TELL_EVERY_S = 5.0
 _SPARE_IDS = 1000
-"""skipped with a restart: faces that came after the last word of the camera that was lost had some of these"""
+"""ids skipped at a restart: faces that appeared after the last poll of the lost camera had some of them"""
 _STORE_BYTES = 128 * 2**20
-"""of Ray's shared memory on a local run; crops are some kB"""
+"""Ray's shared memory on a local run; crops are some kB"""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Puts 98 landmarks on every face of many cameras, on many machines. Ctrl-C ends it cleanly at any time."""
+    """Puts 98 landmarks on every face of many cameras, on many machines. Ctrl-C ends a run cleanly at any time."""
 
     cameras: Annotated[Path, tyro.conf.arg(metavar="PATH")]
-    """The cameras: a YAML file as docs/cameras.md has it. It is read on this machine, sources and outputs are opened
-    where the camera runs."""
+    """YAML file of cameras, as in docs/cameras.md. It is read on this machine; sources and outputs are opened where the
+    camera runs."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = engines.DEFAULT
-    """The landmark model, as for `python -m stream`; a file must lie at this path wherever an engine runs."""
+    """The landmark model, as for `python -m stream`; a file must exist at this path on every machine with an engine."""
     device: str = "auto"
     """Where the model runs, as for `python -m stream`."""
     address: str | None = None
-    """Of a Ray cluster that this machine belongs to: 'auto', or host:port of its head. Without one, a cluster of this
-    machine alone is started, and ended with the run."""
+    """Address of a Ray cluster that this machine belongs to: 'auto', or host:port of its head. By default, a cluster of
+    this machine alone is started for the run."""
     engines: int = 1
-    """So many copies of the model, spread over the machines."""
+    """Copies of the model, spread over the machines."""
     gpus_per_engine: float = 0.0
-    """GPUs of each engine: 0.25 puts four on one. Ray keeps count; the memory they must share themselves."""
+    """GPUs per engine: 0.25 puts four on one. Ray only counts; the engines have to fit into its memory together."""
     cpus_per_engine: float = 0.5
-    """CPU cores that Ray sets apart for each engine; a model on the CPU runs in as many threads, rounded up."""
+    """CPU cores that Ray reserves per engine; a model on the CPU uses as many threads, rounded up."""
     cpus_per_camera: float = 0.25
-    """CPU cores that Ray sets apart for each camera; docs/cluster.md says how much one needs."""
+    """CPU cores that Ray reserves per camera; docs/cluster.md has measurements."""
     resume_s: float = 30.0
-    """Seconds that a face keeps its id while its camera's actor is restarted, and that a camera waits for an engine
-    when all are lost."""
+    """Seconds for which a face keeps its id while its camera's actor restarts, and for which a camera waits for an
+    engine when all are lost."""
     session: Annotated[SessionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
@@ -103,21 +103,21 @@ class ClusterConfig:
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code as `python -m stream` does."""
-    os.umask(0o077)  # what is written shows faces: it is for this user alone; so is Ray's token
+    """Returns the exit code, as `python -m stream` does."""
+    os.umask(0o077)  # outputs show faces: only this user may read them, and Ray's token
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     run(tyro.cli(ClusterConfig, args=renamed(args, OLD_OPTIONS), prog="python -m stream.cluster"))
     return 0
 
 
 def run(cfg: ClusterConfig) -> None:
-    """Runs until all cameras have ended or a signal comes. Raises when one failed."""
+    """Runs until all cameras have ended or a signal arrives. Raises LineamentError if one failed."""
     cameras = read_cameras(cfg.cameras)
     if not any(camera.outputs for camera in cameras):
-        log.warning("%s asks for no output: only this line will tell how it goes", cfg.cameras)
+        log.warning("%s has no outputs: only this status line will be shown", cfg.cameras)
     with ExitStack() as last, Cluster(cfg, cameras) as cluster:
         stopped = threading.Event()
-        last.enter_context(stopped_by_signals(stopped.set))  # until all has ended
+        last.enter_context(stopped_by_signals(stopped.set))  # until all have ended
         told_s = -math.inf
         while cluster.running and not stopped.wait(_LOOK_EVERY_S):
             cluster.look()
@@ -130,55 +130,55 @@ def run(cfg: ClusterConfig) -> None:
     log.info("%s", cluster.live_line().split(" | ")[-1])
     failed = [slot.camera.name for slot in cluster.slots if slot.error]
     if failed:
-        raise LineamentError(f"{len(failed)} of {len(cameras)} cameras failed: {', '.join(failed)}; see above")
+        raise LineamentError(f"{len(failed)} of {len(cameras)} cameras failed: {', '.join(failed)}; see the log above")
 
 
 @dataclass(slots=True)
 class ActorSlot:
-    """A camera's place in the cluster, whichever actor fills it."""
+    """A camera's place in the cluster, whichever actor runs it."""
 
     camera: Camera
     actor: Any
     lives: int = 0
-    """how often it was begun"""
+    """how often it was started"""
     status: CameraStatus | None = None
-    """the last word of the actor that has it now; None while it is being started"""
+    """last status of the current actor; None while it starts"""
     error: str | None = None
-    """why it ended before its time"""
+    """why it ended early"""
     asked: Any = None
-    """the call whose answer is still to come"""
+    """the pending call"""
     state: TrackerState = field(default_factory=lambda: TrackerState(next_id=1))
-    """of its tracker, as last heard"""
+    """last known state of its tracker"""
     heard_s: float = field(default_factory=time.monotonic)
-    """when the state came"""
+    """when the state arrived"""
 
     @property
     def done(self) -> bool:
         return self.error is not None or (self.status is not None and self.status.done)
 
     def live_line(self) -> str:
-        """One short line on how it goes."""
+        """Its status in one short line."""
         restarts = f", restarts {self.lives - 1}" if self.lives > 1 else ""
         if self.error:
             return f"{self.camera.name} ended: {self.error}"
         if self.status is None:
-            return f"{self.camera.name} is being started{restarts}"
+            return f"{self.camera.name} is starting{restarts}"
         return f"{self.status.line}{restarts}"
 
 
 @dataclass(slots=True)
 class EngineSlot:
-    """An engine's place in the cluster, whichever actor fills it."""
+    """An engine's place in the cluster, whichever actor runs it."""
 
     actor: Any
     status: EngineStatus | None = None
-    """the last word of the actor that has it now; None while it is being started"""
+    """last status of the current actor; None while it starts"""
     last: EngineStatus | None = None
-    """the last word of any that has had it"""
+    """last status of any of its actors"""
     restarts: int = 0
     crops: int = 0
     batches: int = 0
-    """of all that have had it, as far as heard"""
+    """total of all its actors, as far as known"""
     asked: Any = None
 
     def hear(self, status: EngineStatus) -> None:
@@ -190,9 +190,9 @@ class EngineSlot:
 
 
 class Cluster:
-    """Owns the connection to Ray and every actor between __enter__ and __exit__; may be used once.
+    """Owns the connection to Ray and every actor between __enter__ and __exit__; can be used once.
 
-    look() is to be called every half second or so: it is what brings a lost camera back to its work.
+    Call look() about every half second: it puts restarted actors back to work.
     """
 
     def __init__(self, cfg: ClusterConfig, cameras: Sequence[Camera]) -> None:
@@ -206,20 +206,20 @@ class Cluster:
 
     @property
     def running(self) -> bool:
-        """Whether any camera still is."""
+        """Whether any camera is still running."""
         return not all(slot.done for slot in self.slots)
 
     def __enter__(self) -> Self:
-        """Returns once every engine is loaded and every camera has its actor.
+        """Returns when every engine is loaded and every camera has its actor.
 
-        Raises LineamentError where the cluster cannot be reached, has too little room, or cannot load the model.
+        Raises LineamentError if the cluster cannot be reached, lacks resources, or cannot load the model.
         """
         cfg, ray = self._cfg, self._ray
         with ExitStack() as stack:
             handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
             stack.callback(ray.shutdown)
             _connect(ray, cfg.address)
-            if threading.current_thread() is threading.main_thread():  # Ray's own would leave files unfinished
+            if threading.current_thread() is threading.main_thread():  # Ray's own handlers would leave files unfinished
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
             self._check_room()
@@ -227,7 +227,7 @@ class Cluster:
             engine = ray.remote(Engine).options(
                 num_cpus=cfg.cpus_per_engine,
                 num_gpus=cfg.gpus_per_engine,
-                max_concurrency=len(self._cameras) + 2,  # a call of each camera, so that all that wait are one batch
+                max_concurrency=len(self._cameras) + 2,  # one call per camera, so that all waiting calls form one batch
                 **options,
             )
             threads = max(1, math.ceil(cfg.cpus_per_engine))
@@ -241,11 +241,11 @@ class Cluster:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Ends every camera with its files whole, then all actors and, on a local run, Ray."""
+        """Ends every camera with its files complete, then all actors and, on a local run, Ray."""
         self._stack.close()
 
     def look(self) -> None:
-        """Hears how everybody is, for half a second at most, and sets cameras to work whose actors are new."""
+        """Polls all actors, for at most half a second, and starts the cameras of restarted ones."""
         ray = self._ray
         asked: list[ActorSlot | EngineSlot] = [*(slot for slot in self.slots if not slot.done), *self.engines]
         for slot in asked:
@@ -259,7 +259,7 @@ class Cluster:
                 self._hear(slot, call)
 
     def live_line(self) -> str:
-        """One line on how it goes: each camera, then the engines."""
+        """The status in one line: each camera, then the engines."""
         up = sum(slot.status is not None for slot in self.engines)
         restarts = sum(slot.restarts for slot in self.engines)
         crops, batches = sum(slot.crops for slot in self.engines), sum(slot.batches for slot in self.engines)
@@ -272,18 +272,18 @@ class Cluster:
             if status is None and isinstance(slot, ActorSlot):
                 status = answer(self._ray, slot.actor.begin.remote(self._job(slot)), CALL_S)
         except LineamentError as error:
-            if isinstance(slot, EngineSlot):  # its cameras ask another, and say so when there is none
+            if isinstance(slot, EngineSlot):  # cameras use another, and fail if there is none
                 slot.status = None
-                log.error("an engine cannot go on: %s", error)
+                log.error("an engine failed: %s", error)
             else:
                 slot.error = str(error)
                 log.error("%s ended: %s", slot.camera.name, error)
-        except self._ray.exceptions.RayTaskError:  # a fault of ours
+        except self._ray.exceptions.RayTaskError:  # a bug
             raise
         except self._ray.exceptions.RayError:
             if slot.status is not None:
                 who = f"camera {slot.camera.name}" if isinstance(slot, ActorSlot) else "an engine"
-                log.warning("the actor of %s is lost; it is started again", who)
+                log.warning("the actor of %s is lost; restarting it", who)
             slot.status = None
         else:
             if isinstance(slot, EngineSlot):
@@ -292,13 +292,13 @@ class Cluster:
                 self._note(slot, status)
 
     def _job(self, slot: ActorSlot) -> Job:
-        """What to tell an actor that is new."""
+        """The job of a new actor."""
         slot.lives += 1
         fresh_for_s = self._cfg.resume_s - (time.monotonic() - slot.heard_s)
         if slot.lives > 1:
             slot.state = replace(slot.state, next_id=slot.state.next_id + _SPARE_IDS)
             faces = len(slot.state.faces) if fresh_for_s > 0 else 0
-            log.warning("camera %s is started again, with %d faces to go on with", slot.camera.name, faces)
+            log.warning("camera %s restarts with %d known faces", slot.camera.name, faces)
         assert self._card is not None
         return Job(
             self._cfg.session,
@@ -321,7 +321,7 @@ class Cluster:
             log.error("%s ended: %s", slot.camera.name, status.error)
 
     def _check_room(self) -> None:
-        """Raises where actors would wait for ever for a place."""
+        """Raises LineamentError if actors would wait for resources forever."""
         cfg, there = self._cfg, self._ray.available_resources()
         asked = {
             "CPU": cfg.engines * cfg.cpus_per_engine + len(self._cameras) * cfg.cpus_per_camera,
@@ -332,13 +332,13 @@ class Cluster:
                 " and ".join(f"{amounts.get(kind, 0.0):g} {kind}s" for kind in asked) for amounts in (asked, there)
             )
             raise LineamentError(
-                f"{cfg.engines} engines and {len(self._cameras)} cameras ask for {wanted}, and the cluster has {free} "
-                "free; add machines, or ask for less by --engines, --gpus-per-engine, --cpus-per-engine and "
+                f"{cfg.engines} engines and {len(self._cameras)} cameras need {wanted}, and the cluster has {free} "
+                "free; add machines, or reduce --engines, --gpus-per-engine, --cpus-per-engine and "
                 "--cpus-per-camera"
             )
 
     def _common_card(self) -> ModelCard:
-        """Loads every engine's model; they must be the same."""
+        """Loads every engine's model; all must be the same."""
         ray, calls = self._ray, [slot.actor.card.remote() for slot in self.engines]
         ready, late = ray.wait(calls, num_returns=len(calls), timeout=_START_S)
         try:
@@ -384,13 +384,13 @@ class Cluster:
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    """Starts a cluster of this machine alone, or joins one. Raises LineamentError where there is none."""
+    """Starts a cluster of this machine alone, or joins one. Raises LineamentError if there is none."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     if address is None:
         from ray._private import ray_constants
 
-        # Only so does Ray take loopback for this machine's address, as it does by itself where it supports no clusters;
-        # else it listens on all networks. Either way it asks for a token, unless RAY_AUTH_MODE says otherwise.
+        # Makes Ray listen on loopback, as it does on platforms without cluster support; else it listens on all
+        # networks. Either way it requires a token, unless RAY_AUTH_MODE says otherwise.
         before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
         try:
             ray.init(
@@ -405,23 +405,23 @@ def _connect(ray: Any, address: str | None) -> None:
         return
     if address != "auto":
         _check_reachable(address)
-    # the machines of a cluster may have been started in other folders
+    # the other machines may have been started in other folders
     code = {"env_vars": {"PYTHONPATH": str(FOUND_IN)}}
     try:
         ray.init(address=address, runtime_env=code, **quiet)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise LineamentError(
-            f"cannot join the Ray cluster at {address}: {reason}; start it by `ray start`, see docs/cluster.md, "
+            f"cannot join the Ray cluster at {address}: {reason}; start it with `ray start`, see docs/cluster.md, "
             "and run this on one of its machines"
         ) from None
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Fails fast; Ray itself retries for minutes."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", address)
     if match is None:
-        raise LineamentError(f"address is {address!r}, wanted 'auto' or host:port of the cluster's head")
+        raise LineamentError(f"address is {address!r}, expected 'auto' or host:port of the cluster's head")
     try:
         with socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=5.0):
             pass
@@ -429,11 +429,11 @@ def _check_reachable(address: str) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         raise LineamentError(
             f"cannot reach a Ray cluster at {address}: {reason.lower()}; check the head's address and port, and that "
-            "`ray start --head` runs there"
+            "`ray start --head` was run there"
         ) from None
 
 
 def _check_outputs(cameras: Sequence[Camera]) -> None:
     if any("-" in camera.outputs for camera in cameras):
-        raise LineamentError("a camera in a cluster has no standard output to write to; give it a file")
+        raise LineamentError("a camera in a cluster cannot write to standard output; use a file")
     check_outputs(cameras)
