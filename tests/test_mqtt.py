@@ -118,7 +118,8 @@ def test_a_broker_that_was_killed_gets_them_again_when_it_is_back(
         assert len(sink._waiting) <= MESSAGES
         with broker(tmp_path, port), subscriber(port) as got:
             index = feed(sink, lambda: len(indices(got)) > 5, index)
-            assert indices(got) == sorted(set(indices(got)))
+            seen = indices(got)  # more may arrive meanwhile
+            assert seen == sorted(set(seen))
     assert caplog.text.count("trying again") == 1 and caplog.text.count("is back after") == 1
 
 

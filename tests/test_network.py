@@ -225,7 +225,7 @@ def test_a_session_tells_what_did_not_arrive_and_a_metric_too() -> None:
         shown = "mqtt://***@127.0.0.1:1/a"
         assert session.lost_messages == {shown: 80 - 64}
         text = Monitor(lambda: {"cam": session}, CARD, 0).answer("/metrics")[2]
-        assert f'lineament_output_lost_total{{source="cam",output="{shown}"}} 16' in text
+        assert f'lineament_output_lost_total{{output="{shown}",source="cam"}} 16' in text
         assert "unsent 16" in session.live_line()
     assert session.lost_messages == {shown: 80}
     assert f"80 results not delivered to {shown}" in session.summary()

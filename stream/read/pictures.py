@@ -51,7 +51,7 @@ class ImageSource(BaseSource):
                 log.warning("skipped: %s", error)
         if not self._index:
             raise LineamentError(
-                f"{self.name} contains no readable picture ({self.frame_count} files); check another program opens them"
+                f"{self.name} contains no readable picture ({self.frame_count} files); try another program on them"
             )
         return None
 

@@ -104,10 +104,12 @@ def read_cameras(path: Path) -> list[Camera]:
     return cameras
 
 
-def _refuse_duplicates(path: Path, node: Any) -> None:
-    """Raises LineamentError on a duplicate key, of which YAML would silently take the last."""
-    if node is None or isinstance(node.value, str):
+def _refuse_duplicates(path: Path, node: Any, checked: set[int] | None = None) -> None:
+    """Raises LineamentError on a duplicate key, of which YAML would silently take the last. checked: ids of nodes."""
+    checked = set() if checked is None else checked
+    if node is None or isinstance(node.value, str) or id(node) in checked:
         return
+    checked.add(id(node))  # aliases may refer to a node many times
     inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
     keys = [pair[0] for pair in node.value if isinstance(pair, tuple)]
     for i, key in enumerate(keys):
@@ -116,7 +118,7 @@ def _refuse_duplicates(path: Path, node: Any) -> None:
                 f"{path} has {str(key.value)[:40]!r} twice at line {key.start_mark.line + 1}; keep one"
             )
     for part in inner:
-        _refuse_duplicates(path, part)
+        _refuse_duplicates(path, part, checked)
 
 
 def _camera(path: Path, number: int, entry: Any) -> Camera:
