@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from lineament.landmarks.types import U8, LineamentError
 from tests.rtsp import rtsp_server
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # a worker ignores Ctrl-C, and what it starts would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the same examples for everybody, so that a change is judged by what it changes; new ones are sought on purpose
 settings.register_profile("same", derandomize=True)
