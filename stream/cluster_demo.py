@@ -3,8 +3,8 @@
     make cluster-demo
     make cluster-demo ARGS=--measure       instead: what a camera and its share of an engine cost, for docs/cluster.md
 
-Writes each camera's video and points, and out/cluster/tiles.png. Ends with 1 when a promise was broken: whoever was
-killed comes back, the face keeps its id, the others do not notice, nothing written is lost.
+Writes each camera's video and points, and out/cluster/tiles.png. Exits with 1 if a
+promise is broken: what was killed comes back, the face keeps its id, the others are unaffected, no output is lost.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from lineament.stream.write.files import VideoSink
 log = logging.getLogger("lineament")
 
 _PATIENCE_S = 60.0
-"""the longest that anything may take to come, or to come back"""
+"""timeout for anything to start or come back"""
 _HEADROOM = 0.7
-"""the share of a core that may be used: more, and live frames begin to be dropped"""
+"""usable share of a core: above it, live frames are dropped"""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """How many, and for how long."""
+    """Size and length of the demo."""
 
     cameras: int = 3
     engines: int = 2
     seconds: float = 30.0
-    """A third of it before the engine is killed, a third before the camera is, a third after that."""
+    """One third before the engine is killed, one before the camera is, one after."""
     fps: float = 10.0
-    """Of each camera."""
+    """Frame rate of each camera."""
     out: Path = Path("out/cluster")
     measure: bool = False
-    """Measure processor time instead, on clips of three sizes."""
+    """Measure CPU time instead, on clips of three sizes."""
 
 
 def main() -> int:
@@ -148,7 +148,7 @@ class Demonstration:
 
 
 def tiles(videos: Sequence[Path], path: Path) -> None:
-    """The last picture of each video, side by side."""
+    """The last frame of each video, side by side."""
     pictures = []
     for video in videos:
         with av.open(str(video)) as container:

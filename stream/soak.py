@@ -1,9 +1,9 @@
-"""Soak: many real RTSP cameras for a long time, some of which die and come back at random; does anything grow or stop?
+"""Soak test: many real RTSP cameras for a long time, some of which die and return at random.
 
 make soak MINUTES=60
 
-Writes out/soak.csv and out/soak.png and ends with 1 when a promise was broken: memory, descriptors and threads stay
-flat, cameras that are well keep their frame rate, those that died come back, every frame is drawn or counted.
+Writes out/soak.csv and out/soak.png. Exits with 1 if a promise is broken: memory, descriptors and threads stay flat,
+healthy cameras keep their frame rate, dead ones come back, every frame is drawn or counted.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from lineament.landmarks.portrait import portrait_path
 from lineament.stream.local_cameras import rtsp_server
 
 _EVERY_S = 2.0
-"""between two looks at the run"""
+"""between two samples"""
 _PATIENCE_S = 60.0
 _A_CAMERA = 4
-"""threads of a camera that is there, and not of one that is away: those that decode"""
+"""decoder threads of a connected camera"""
 _LAST_DEATH_S = 35.0
-"""before the end: the longest time away, and some to come back"""
+"""before the end: the longest outage, plus time to come back"""
 
 
 @dataclass(frozen=True)
 class SoakConfig:
-    """How long and how hard."""
+    """Length and load."""
 
     minutes: float = 10.0
     cameras: int = 8
     dying: int = 2
-    """So many of the cameras die at random, by being killed or frozen, and come back."""
+    """Cameras that are killed or frozen at random, and come back."""
     fps: int = 10
     """Of each camera."""
     seed: int = 0

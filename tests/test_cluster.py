@@ -50,7 +50,7 @@ def test_an_engine_that_dies_while_it_loads_is_one_line() -> None:
         card = SimpleNamespace(remote=lambda: "call")
 
     cluster = SimpleNamespace(_ray=Dead(), engines=[SimpleNamespace(actor=Seatless())], _cfg=SimpleNamespace(model="x"))
-    with pytest.raises(LineamentError, match="did not live to load 'x'") as caught:
+    with pytest.raises(LineamentError, match="died while loading 'x'") as caught:
         Cluster._common_card(cast(Any, cluster))
     assert "\n" not in str(caught.value)
 

@@ -268,7 +268,7 @@ def test_each_wrong_file_is_told_apart(tmp_path: Path) -> None:
     assert "nowhere does not exist" in said["nowhere/a.mp4"]
     assert "empty (0 bytes)" in said["empty.mp4"]
     assert "folder without pictures" in said["folder"]
-    assert "holds audio only" in said["sound.mp4"]
+    assert "contains only audio" in said["sound.mp4"]
     for name in ("noise.mp4", "letter.txt", "headless.mp4"):
         assert "not a video that can be decoded" in said[name]
     assert all(name in text for name, text in said.items())

@@ -346,14 +346,14 @@ class Cluster:
         except ray.exceptions.RayError as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise LineamentError(
-                f"an engine did not live to load {self._cfg.model!r} ({reason}); is there memory for "
-                f"{len(calls)} of them? `ray status` on the head, and Ray's logs, say more"
+                f"an engine died while loading {self._cfg.model!r} ({reason}); check that there is memory for "
+                f"{len(calls)} of them; `ray status` on the head and Ray's logs have details"
             ) from None
         if late:
             raise LineamentError(
                 f"{len(late)} of {len(calls)} engines were not ready within {_START_S:.0f} s: no machine has "
                 f"{self._cfg.cpus_per_engine:g} CPUs and {self._cfg.gpus_per_engine:g} GPUs left for one, or loading "
-                "hangs; `ray status` on the head says what is free"
+                "hangs; `ray status` on the head shows what is free"
             )
         for other in cards[1:]:
             check_same_model(cards[0], other)
@@ -367,8 +367,8 @@ class Cluster:
         for slot, call in zip(begun, calls):
             try:
                 if call not in ready:
-                    raise LineamentError(f"did not end within {STOP_S + CALL_S:.0f} s of being told to")
-                if (status := answer(ray, call, CALL_S)) is not None:  # None: lost, and not begun anew
+                    raise LineamentError(f"did not end within {STOP_S + CALL_S:.0f} s")
+                if (status := answer(ray, call, CALL_S)) is not None:  # None: lost, and not restarted
                     self._note(slot, status)
             except (LineamentError, ray.exceptions.RayError) as error:
                 slot.error = slot.error or str(error).split("\n")[0]

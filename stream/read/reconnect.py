@@ -58,7 +58,7 @@ class ReconnectingSource:
         patient: bool = False,
         called: str = "",
     ) -> None:
-        """again: creates the source anew, unopened. patient: a live source may be unreachable at the start, too.
+        """again: creates a new source, unopened. patient: a live source may be unreachable at the start, too.
 
         called: the `source` of its log records, if not the source's own name.
         """

@@ -92,11 +92,13 @@ class VideoSource(BaseSource):
         except av.error.FFmpegError as error:
             raise self._failure("cannot open", error, time.monotonic() - started) from None
         except UnicodeError:
-            raise LineamentError(f"cannot open {self.name}: it holds a letter that is none; check it") from None
+            raise LineamentError(
+                f"cannot open {self.name}: it contains an invalid character; check the address"
+            ) from None
         pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not pictures:
             kinds = " and ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
-            raise LineamentError(f"{self.name} holds {kinds} only; give a file with a video in it")
+            raise LineamentError(f"{self.name} contains only {kinds}; give a file with video")
         self._describe(self._container, pictures[0])
         self._frames = self._decode(self._container, pictures[0])
 
@@ -110,9 +112,11 @@ class VideoSource(BaseSource):
         if not self.live:
             estimate = round(duration_s * self.fps) if duration_s and self.fps else None
             self.frame_count = stream.frames or estimate
-        # frame threads are faster, at the price of one frame of delay each
+        # frame threads are faster, but each adds a frame of delay
         stream.thread_type = "SLICE" if self.live else "AUTO"
-        if (codec := cast("av.VideoCodecContext | None", stream.codec_context)) is not None:  # one that FFmpeg knows
+        if (
+            codec := cast("av.VideoCodecContext | None", stream.codec_context)
+        ) is not None:  # None if FFmpeg lacks the codec
             codec.options = {"max_pixels": str(self._max_pixels)}
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -121,7 +125,7 @@ class VideoSource(BaseSource):
                 yield from packet.decode()
             except av.error.EOFError:
                 raise
-            except av.error.FFmpegError:  # each codec has its own word for a damaged packet
+            except av.error.FFmpegError:  # the error for a damaged packet depends on the codec
                 self._broken_packets += 1
 
     def _next(self) -> Frame | None:

@@ -1,4 +1,4 @@
-"""Metrics: the numbers of a run in Prometheus' text format, collected anew for each scrape."""
+"""Metrics: the numbers of a run in Prometheus' text format, collected for each scrape."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class VirtualCamera:
     """A transport of frames to a virtual camera that other programs on this machine can select, by pyvirtualcam."""
 
     def __init__(self, device: str, fps: float | None) -> None:
-        """device: empty for the first that is free."""
+        """device: empty for the first free one."""
         self._device, self._fps = device, fps
         self._camera: Any = None
 
@@ -162,7 +162,7 @@ class VirtualCamera:
         found = sorted(f"/dev/{path.name}" for path in Path("/sys/devices/virtual/video4linux").glob("video*"))
         if not found or (self._device and self._device not in found):
             raise LineamentError(
-                f"no virtual camera {self._device or 'on this machine'}; there is {', '.join(found) or 'none'}; "
+                f"no virtual camera {self._device or 'on this machine'}; found {', '.join(found) or 'none'}; "
                 "run: sudo apt-get install v4l2loopback-dkms && sudo modprobe v4l2loopback exclusive_caps=1"
             )
 
@@ -194,4 +194,4 @@ class VirtualCamera:
             camera.close()
 
     def interrupt(self) -> None:
-        """A device takes a picture at once or fails."""
+        """A device accepts a frame at once or fails."""

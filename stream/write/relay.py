@@ -1,13 +1,13 @@
-"""Relay: a process that encodes pictures and sends them to a media server. stream.write.network starts and feeds it.
+"""Relay: a process that encodes frames and sends them to a media server. stream.write.media starts and feeds it.
 
 python -m lineament.stream.write.relay < orders
 
-A process, because writing to a server by FFmpeg cannot be ended from outside: a server that stops reading holds its
-thread for ever, PyAV's time-outs are for reading, and RTSP ignores FFmpeg's own. A process can always be ended.
+A process, because a blocked write of FFmpeg cannot be interrupted: a server that stops reading blocks its thread
+forever, PyAV's timeouts are for reading only, and RTSP ignores FFmpeg's own. A process can always be killed.
 
-Its input is an Order as one line of JSON, then pictures of one size: seconds (a double), then I420 bytes. Its output is
-nothing until the server has taken the first picture, then a line "up"; after a failure the name of FFmpeg's error. It
-ends with its input, and by itself when the server takes nothing for some seconds.
+Input: an Order as one line of JSON, then frames of one size: seconds (a double), then I420 bytes. Output: a line "up"
+when the server has accepted the first frame; after a failure, the name of FFmpeg's error. It ends with its input, or
+when the server accepts nothing for STUCK_S.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import numpy as np
 from lineament.stream.write.encode import H264, VideoEncoder
 
 STUCK_S = 6
-"""the longest that connecting, or sending one picture, may take"""
+"""timeout to connect, or to send one frame"""
 STAMP = struct.Struct("<d")
-"""a picture's time, before its bytes"""
+"""a frame's time, before its bytes"""
 _IO_US = str(3_000_000)
-"""microseconds that FFmpeg may wait in one step, where it heeds that"""
+"""timeout of one FFmpeg call, microseconds, for protocols that support it"""
 _FORMATS = {
     "rtsp": ("rtsp", {"rtsp_transport": "tcp", "timeout": _IO_US}),
     "rtsps": ("rtsp", {"rtsp_transport": "tcp", "timeout": _IO_US}),
@@ -45,19 +45,19 @@ SCHEMES = tuple(_FORMATS)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to send where."""
+    """What to send, and where."""
 
     url: str
-    """it comes by the input, because others can read a command line"""
+    """passed by the input, because other users can read a command line"""
     fps: float | None
-    """None for unknown"""
+    """None if unknown"""
     height: int
     width: int
 
 
 def main() -> int:
-    """0 when the input ended and the server has everything; else 1."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process when it is done
+    """Returns 0 if the input ended and the server has everything; else 1."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     orders, answers = sys.stdin.buffer, sys.stdout.buffer
     line = orders.readline()
@@ -70,13 +70,13 @@ def main() -> int:
         try:
             _answer(answers, type(error).__name__)
         finally:
-            os._exit(1)  # leaving in good order would try to tell the server
+            os._exit(1)  # a clean exit would try to tell the server
     return 0
 
 
 def _relay(order: Order, orders: BinaryIO, answers: BinaryIO) -> None:
     form, options = _FORMATS[order.url.split("://")[0].lower()]
-    signal.alarm(STUCK_S)  # whatever this process is stuck in then, the system ends it
+    signal.alarm(STUCK_S)  # kills this process if it is stuck
     container = av.open(order.url, "w", format=form, options=options)
     encoder = VideoEncoder(container, H264, order.fps, (order.height, order.width))
     size, up = order.height * 3 // 2 * order.width, False
@@ -98,5 +98,5 @@ def _answer(answers: BinaryIO, line: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable()  # FFmpeg's messages hold the address
+    logging.disable()  # messages of FFmpeg contain the address
     sys.exit(main())

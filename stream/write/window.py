@@ -53,8 +53,8 @@ class WindowSink:
         self.close()
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
-        """Shows the drawing; while paused it stays here, and the window answers."""
-        # asked first, for imshow would open a closed window anew
+        """Shows the drawing; blocks while paused, with the window responsive."""
+        # checked first, because imshow would reopen a closed window
         self.quit = self.quit or self._closed_by_user()
         if self.quit:
             return
@@ -80,12 +80,12 @@ class WindowSink:
             key = cv2.waitKey(30)
 
     def idle(self) -> None:
-        """Lets the window answer while no frame comes."""
+        """Keeps the window responsive while no frame arrives."""
         if self._shown:
             self.quit = self.quit or cv2.waitKey(1) in (ord("q"), 27) or self._closed_by_user()
 
     def _key(self, time_s: float) -> int:
-        """What is pressed until the next frame is due, else -1. In short waits: during one no Ctrl-C is seen."""
+        """The key pressed until the next frame is due, else -1. Short waits, because Ctrl-C is blocked in one."""
         while True:
             wait_ms = self._wait_ms(time_s)
             key = cv2.waitKey(min(wait_ms, 200))
@@ -93,7 +93,7 @@ class WindowSink:
                 return key
 
     def _wait_ms(self, time_s: float) -> int:
-        """How long to show a frame before the next is due; at least 1, for the window needs it to draw."""
+        """Milliseconds until the next frame is due; at least 1, which the window needs to draw."""
         if not self._shown:
             self._clock_s = time.monotonic() - time_s
         return max(1, round((self._clock_s + time_s - time.monotonic()) * 1e3)) if self._paced else 1
@@ -101,7 +101,7 @@ class WindowSink:
     def _closed_by_user(self) -> bool:
         try:
             return self._shown and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) < 1
-        except cv2.error:  # with its last window Qt's own part is gone too
+        except cv2.error:  # Qt is gone with its last window
             return True
 
     def _snapshot(self, frame: Frame, drawn_bgr: U8) -> None:
