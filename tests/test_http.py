@@ -246,7 +246,7 @@ def test_the_page_shows_every_source_and_goes_on_showing_how_it_goes(browser: Br
     with Monitor(lambda: sessions, CARD, 0) as monitor, visit(browser, monitor) as page:
         door = page.get_by_role("row", name="door")
         assert "ok" in door.inner_text() and "12.3 / 12.3" in door.inner_text()
-        assert page.get_by_role("status").inner_text() == "1 source, all well"
+        assert page.get_by_role("status").inner_text() == "1 source, all ok"
         assert CARD.name in page.locator("#run").inner_text()
         sessions["yard"] = a_session()
         yard = page.get_by_role("row", name="yard")
@@ -255,7 +255,7 @@ def test_the_page_shows_every_source_and_goes_on_showing_how_it_goes(browser: Br
         assert page.get_by_role("status").inner_text() == "2 sources, 1 without a picture"
         assert page.title().startswith("1 of 2 down")
         feed(sessions["yard"], 1)
-        page.get_by_role("status").get_by_text("2 sources, all well").wait_for()
+        page.get_by_role("status").get_by_text("2 sources, all ok").wait_for()
 
 
 def test_a_name_and_a_reason_are_shown_as_what_they_are_and_never_run(browser: Browser) -> None:
