@@ -24,6 +24,7 @@ from lineament.landmarks.geometry import apply, compose, crop_from_frame, invert
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 
+CARD_PATH = Path(__file__).resolve().parent / "weights" / "mesh-wflw98.json"
 INPUT_HW = (192, 192)
 """what the mesh model was trained on"""
 CROP_SCALE = 1.65
@@ -136,10 +137,10 @@ def check_installed() -> None:
 
 def load_card() -> ModelCard:
     """The card beside the fitted map; one that no longer fits this code is refused."""
-    card = ModelCard.from_json(adapter.CARD_PATH.read_text())
+    card = ModelCard.from_json(CARD_PATH.read_text())
     if (card.schema, card.input_hw) != (WFLW98.name, INPUT_HW):
         raise LineamentError(
-            f"{adapter.CARD_PATH.name} says {card.schema} at {card.input_hw}, expected {WFLW98.name} at {INPUT_HW}; "
+            f"{CARD_PATH.name} says {card.schema} at {card.input_hw}, expected {WFLW98.name} at {INPUT_HW}; "
             "fit it again with `python -m engines.mesh_fit`"
         )
     return card

@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lineament.engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
-from lineament.landmarks import adapter
-from lineament.landmarks.adapter import N_MESH, Adapter, frame_of_mesh
+from lineament.engines.mesh import CARD_PATH, CROP_SCALE, INPUT_HW, MeshModels
+from lineament.landmarks.adapter import MAP_PATH, N_MESH, Adapter, frame_of_mesh
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
 from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
@@ -101,8 +100,9 @@ class Problem:
 def main() -> int:
     parser = argparse.ArgumentParser(description="fit the mesh's map to WFLW98")
     parser.add_argument("--data", type=Path, required=True, help="folder in the official WFLW layout")
-    parser.add_argument("--out", type=Path, default=adapter.WEIGHTS, help="folder for the fitted files")
+    parser.add_argument("--out", type=Path, help="folder for the fitted files; by default they replace those that ship")
     args = parser.parse_args()
+    map_path, card_path = (args.out / path.name if args.out else path for path in (MAP_PATH, CARD_PATH))
 
     models = MeshModels(iris=True)
     views = views_of(data.read(args.data, "train"))
@@ -117,8 +117,8 @@ def main() -> int:
         arrays[f"{name}_weights"] = fitted[name].weights.astype(np.float16)
         arrays[f"{name}_offset"] = fitted[name].offset
         report += [f"## {name}: cross-validated by face, NME in percent", "", *cv_table(errors, choices), ""]
-    args.out.mkdir(parents=True, exist_ok=True)
-    np.savez(args.out / adapter.MAP_PATH.name, **arrays)
+    map_path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(map_path, **arrays)
     print("\n".join(report))
 
     test = data.read(args.data, "test")
@@ -132,11 +132,11 @@ def main() -> int:
     card = replace(
         CARD,
         nme=scores,
-        weights_sha256=hashlib.sha256((args.out / adapter.MAP_PATH.name).read_bytes()).hexdigest(),
+        weights_sha256=hashlib.sha256(map_path.read_bytes()).hexdigest(),
         built_with={package: version(package) for package in ("mediapipe", "openvino", "numpy")},
     )
-    (args.out / adapter.CARD_PATH.name).write_text(card.to_json() + "\n")
-    (args.out / adapter.CARD_PATH.with_suffix(".md").name).write_text("\n".join(report))
+    card_path.write_text(card.to_json() + "\n")
+    card_path.with_suffix(".md").write_text("\n".join(report))
     return 0
 
 
