@@ -49,8 +49,8 @@ class ImportConfig:
     schema: str = "wflw98"
     """Schema of its points: wflw98 or ibug68."""
     crop_scale: CropScale = 1.2
-    """Size of the crops it was trained on over the points' bounding box. One number: a square, by the box's longer side.
-    Two: width and height, each by its own side, stretched to the model's input."""
+    """Size of the crops it was trained on over the points' bounding box. One number: a square, by the box's longer
+    side. Two: width and height, each by its own side, stretched to the model's input."""
     bgr: bool = False
     """The model takes BGR instead of RGB."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
