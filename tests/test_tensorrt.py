@@ -235,7 +235,7 @@ def test_an_engine_of_another_gpu_or_release_is_refused(trt: FakeTrt, tmp_path: 
     with pytest.raises(LineamentError, match=r"built for NVIDIA L4.*make engine MODEL=runs/b5/best\.safetensors"):
         TensorRtLandmarker(other)
     stale = engine_file(tmp_path / "stale.engine", replace(KEY, library_version="10.13.0"))
-    with pytest.raises(LineamentError, match=r"by tensorrt 10\.13\.0, and 11\.4\.0 is installed.*make engine"):
+    with pytest.raises(LineamentError, match=r"by tensorrt 10\.13\.0, but 11\.4\.0 is installed.*make engine"):
         TensorRtLandmarker(stale)
 
 
@@ -271,7 +271,10 @@ def test_running_out_of_memory_says_what_to_do(trt: FakeTrt, landmarker: TensorR
             "no memory left",
         ),
         ("No importer registered for op: Bewitch. Attempting to import as plugin.", "lacks an operator.*--target cpu"),
-        ("Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.", "another release, or damaged"),
+        (
+            "Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.",
+            "another release, or is damaged",
+        ),
         ("Version tag does not match. Note: Current Version: 0, Serialized Engine Version: 43", "make engine"),
         ("something\nnobody foresaw", "TensorRT: something nobody foresaw"),
     ],
