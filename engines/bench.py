@@ -1,11 +1,10 @@
-"""How fast and how accurate one model is by every runtime on this machine, all in one run, taking turns.
+"""Speed and accuracy of one model in every runtime on this machine, measured in one run, in turns.
 
     make bench-engines MODEL=runs/train/best.safetensors DATA=/path/to/WFLW
 
-A checkpoint is exported and built for what is there: PyTorch, ONNX Runtime, OpenVINO in f32, bf16 and INT8, the last in
-its throughput mode too, and on an NVIDIA GPU also TensorRT. Of an .onnx or .engine file there is no PyTorch to compare
-with, so the first row is compared with. Latency is of one call from crops in memory to points in memory; contenders
-take turns (see engines.timing).
+A checkpoint is exported and built for every runtime present: PyTorch, ONNX Runtime, OpenVINO in f32, bf16 and INT8, the
+last in throughput mode too, and on an NVIDIA GPU TensorRT. The first row is the reference: PyTorch for a checkpoint.
+Latency is that of one call, from crops in memory to points in memory; contenders take turns (see engines.timing).
 """
 
 from __future__ import annotations
@@ -43,56 +42,56 @@ PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf", "tens
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Times a model by every runtime on this machine."""
+    """Times a model in every runtime on this machine."""
 
     model: Annotated[Path, tyro.conf.Positional]
-    """best.safetensors of a run, which is built for every runtime; or an .onnx, or an .engine."""
+    """best.safetensors of a run, which is built for every runtime; or an .onnx or .engine."""
     also: tuple[Path, ...] = ()
-    """Further model files to run beside it, of crops of the same size."""
+    """More model files to compare, with the same crop size."""
     data: Path | None = None
-    """WFLW's own folder, or any other that training takes: INT8 is calibrated on its training faces, and every
-    contender gets its NME on the test faces."""
+    """WFLW, or any other folder that training reads: INT8 is calibrated on its training faces, and NME is measured on
+    its test faces."""
     label_shift_px: float = 0.0
-    """Taken off every label: 0.5 for sets that count from a pixel's corner."""
+    """Subtracted from every label: 0.5 for sets whose origin is a pixel's corner."""
     out: Path = Path("out/bench-engines")
-    """Folder for bench.json, bench.png and the files that are built."""
+    """Folder for bench.json, bench.png and the built files."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Crops a call."""
+    """Batch sizes: crops per call."""
     n: int = 30
-    """Calls by contender and batch that count."""
+    """Timed calls per contender and batch size."""
     threads: int | None = None
-    """On the CPU; what each runtime takes of itself if not given."""
+    """CPU threads; by default each runtime's own choice."""
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
         if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches must be numbers from 1 up, got {self.batches}")
+            raise ValueError(f"batches must be at least 1, got {self.batches}")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model file and what runs it."""
+    """A model file in a runtime."""
 
     name: str
     path: Path
     open: Callable[[], Landmarker]
     build_s: float = 0.0
-    """0 where nothing had to be built"""
+    """0 if nothing had to be built"""
 
 
 class Latency(NamedTuple):
-    """Of n calls of one batch."""
+    """Of n calls at one batch size."""
 
     p50_ms: float
     p95_ms: float
     crops_per_s: float
-    """at the median"""
+    """at the median latency"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one contender came to."""
+    """Results of one contender."""
 
     name: str
     file: str
@@ -101,18 +100,18 @@ class Row:
     open_s: float
     """reading, compiling, and the first call"""
     away_px: float
-    """largest distance of any point from the first row's on real crops, px of a 256-px crop"""
+    """largest distance of a point from the first row's on real crops, px of a 256-px crop"""
     nme: float | None
-    """percent, where labels are at hand"""
+    """percent, on labelled data"""
     latency: dict[int, Latency] = field(default_factory=dict)
-    """by batch"""
+    """by batch size"""
 
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    # of ours only: PyTorch's exporter has much to say
+    # ours only: PyTorch's exporter logs every step
     for name in ("engines", "lineament"):
         logging.getLogger(name).setLevel(logging.INFO)
     cfg = tyro.cli(BenchConfig, args=args, prog="python -m engines.bench", description=BenchConfig.__doc__)
@@ -127,7 +126,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def bench(cfg: BenchConfig) -> list[Row]:
-    """Builds, opens, compares and times every contender. The first is what the others are compared with."""
+    """Builds, opens, compares and times every contender. The first is the reference."""
     from lineament.engines.export import real_crops
 
     cfg.out.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,7 @@ def bench(cfg: BenchConfig) -> list[Row]:
                 continue
             opened.append((contender, landmarker, time.perf_counter() - began_s))
         if not opened:
-            raise LineamentError(f"nothing here can run {cfg.model}; what was tried is said above")
+            raise LineamentError(f"nothing here can run {cfg.model}; see the warnings above")
         card = _one_card([landmarker for _, landmarker, _ in opened], cfg)
         crops = real_crops(card, max(cfg.batches))
         latency = _timed([(contender.name, landmarker) for contender, landmarker, _ in opened], crops, cfg)
@@ -166,7 +165,7 @@ def bench(cfg: BenchConfig) -> list[Row]:
 
 
 def contenders(cfg: BenchConfig) -> Iterator[Contender]:
-    """Everything that can run cfg.model here, and what it is compared with first. Builds as it goes."""
+    """Everything that can run cfg.model here, the reference first. Builds lazily."""
     match cfg.model.suffix.lower():
         case ".safetensors":
             yield from _of_checkpoint(cfg)
@@ -195,10 +194,10 @@ def machine() -> str:
 
 
 def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
-    """Lines to print: the machine, a row a contender, then its latencies."""
+    """Lines to print: the machine, a row per contender, then the latencies."""
     first = rows[0]
     width = max(20, *(len(row.name) for row in rows))
-    lines = [machine(), f"{cfg.model}, {cfg.n} calls by contender and batch, in turns", ""]
+    lines = [machine(), f"{cfg.model}, {cfg.n} calls per contender and batch size, in turns", ""]
     head = f"{'':{width}} {'MiB':>8} {'build s':>8} {'open s':>7} {'max px':>8}"
     lines.append(head + (f" {'NME':>6} {'delta':>7}" if first.nme is not None else ""))
     for row in rows:
@@ -206,7 +205,7 @@ def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
         if row.nme is not None and first.nme is not None:
             cells += f" {row.nme:6.2f} {row.nme - first.nme:+7.3f}"
         lines.append(cells)
-    for title in ("ms a call, p50 / p95", "crops/s"):
+    for title in ("ms per call, p50 / p95", "crops/s"):
         lines += ["", f"{title:{width}} " + " ".join(f"{f'batch {batch}':>17}" for batch in cfg.batches)]
         for row in rows:
             cells = ""
@@ -225,8 +224,8 @@ def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Latency and crops/s over the batch, a curve a contender."""
-    # here, so that the bench runs without it as long as nobody plots
+    """Latency and crops/s over batch size, a curve per contender."""
+    # imported here, so that the rest works without matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -238,10 +237,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         (line,) = left.plot(batches, p50, marker="o", label=row.name)
         left.fill_between(batches, p50, p95, color=line.get_color(), alpha=0.15)
         right.plot(batches, [row.latency[batch].crops_per_s for batch in batches], marker="o", label=row.name)
-    left.set(ylabel="ms a call, p50 and, shaded, p95", yscale="log")
+    left.set(ylabel="ms per call: p50, shaded to p95", yscale="log")
     right.set(ylabel="crops/s at p50")
     for axes in (left, right):
-        axes.set(xlabel="crops a call", xscale="log")
+        axes.set(xlabel="crops per call", xscale="log")
         axes.set_xticks(sorted(rows[0].latency), [str(batch) for batch in sorted(rows[0].latency)])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -254,7 +253,7 @@ def as_json(row: Row) -> dict[str, object]:
     return {**asdict(row), "latency": {str(batch): latency._asdict() for batch, latency in row.latency.items()}}
 
 
-# ---- who takes part
+# ---- contenders
 
 
 def _of_checkpoint(cfg: BenchConfig) -> Iterator[Contender]:
@@ -278,7 +277,7 @@ def _of_checkpoint(cfg: BenchConfig) -> Iterator[Contender]:
 
 
 def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Contender]:
-    """build_s: what path itself took to make."""
+    """build_s: time it took to build path."""
     from lineament.engines.labelled import calibration_crops
     from lineament.engines.model_file import read_card
     from lineament.engines.openvino_build import CALIBRATION, HELD_BACK, variants
@@ -300,7 +299,7 @@ def _of_onnx(path: Path, cfg: BenchConfig, build_s: float = 0.0) -> Iterator[Con
     built = variants(path, card, calibration, cfg.out)
     for one in built:
         yield by(f"openvino {one.precision}", one.path, "openvino", build_s + one.build_s)
-    # of the last, which is the smallest: several crops at once, each on few cores
+    # of the last, which is the smallest: several crops in parallel, each on few cores
     name = f"openvino {built[-1].precision}, throughput"
     yield by(name, built[-1].path, "openvino-throughput", build_s + built[-1].build_s)
     yield from _by_tensorrt(path, cfg, build_s)
@@ -319,7 +318,7 @@ def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Conte
         try:
             gpu = first_gpu()
             if name == "tensorrt-rtx" and not runs_rtx(gpu):
-                raise LineamentError(f"it runs on {RTX_RUNS_ON}, and this machine has {gpu.name}")
+                raise LineamentError(f"it runs on {RTX_RUNS_ON}, but this machine has {gpu.name}")
             report = build(path, engine, name, str(cfg.model), batches=(1, 1, max(cfg.batches)))
         except LineamentError as error:
             log.warning("%s is left out: %s", name, error)
@@ -348,7 +347,7 @@ def _gpu() -> str:
         return ""
 
 
-# ---- what is measured
+# ---- measurements
 
 
 def _one_card(landmarkers: Sequence[Landmarker], cfg: BenchConfig) -> ModelCard:
@@ -357,7 +356,7 @@ def _one_card(landmarkers: Sequence[Landmarker], cfg: BenchConfig) -> ModelCard:
         if (card.input_hw, card.schema) != (cards[0].input_hw, cards[0].schema):
             raise LineamentError(
                 f"{card.name} takes crops of {card.input_hw} for {card.schema}, expected {cards[0].input_hw} and "
-                f"{cards[0].schema} as {cfg.model} has them; bench it alone"
+                f"{cards[0].schema} as in {cfg.model}; bench it separately"
             )
     return cards[0]
 

@@ -1,12 +1,12 @@
-"""From a trained model to the fastest engine that this machine can run, proven and timed.
+"""Builds the fastest engine of a trained model for this machine, checks and times it.
 
     make engine                                     # the models that ship: student, student-fast and b5
     make engine MODEL=runs/train/best.safetensors
     python -m engines.build --model best.safetensors --target tensorrt-rtx
 
-An NVIDIA GPU with `tensorrt` gets an engine for that GPU. Where `tensorrt-rtx` is installed, one for RTX GPUs from the
-30 series on is built, without needing any. A machine without a GPU gets the best file for its CPU: f32, bf16 or INT8.
-Each is held against PyTorch on real crops, and a table says what came of it.
+An NVIDIA GPU with `tensorrt` gets an engine for that GPU. `tensorrt-rtx`, if installed, builds one for RTX GPUs from
+the 30 series on, without needing one. A machine without a GPU gets the best file for its CPU: f32, bf16 or INT8. Each
+is compared with PyTorch on real crops, and a table shows the results.
 """
 
 from __future__ import annotations
@@ -40,48 +40,48 @@ log = logging.getLogger(__name__)
 Target = Literal["auto", "tensorrt", "tensorrt-rtx", "cpu"]
 UNTRAINED = Path("b5-untrained")
 MAX_P99_PX = 0.5
-"""how far an engine in half precision may put 99 of 100 points from PyTorch's, px of a 256-px crop"""
+"""largest 99th percentile of the distance of a half-precision engine's points from PyTorch's, px of a 256-px crop"""
 CALIBRATION = 300
-"""faces to find INT8's ranges on"""
+"""faces to calibrate INT8 on"""
 _CROPS = 16
-"""to prove on: the usual largest batch"""
+"""crops to compare on: the default largest batch"""
 ROUNDS = 25
-"""runs of each engine, in turn, to time it"""
+"""timed runs of each engine, taken in turns"""
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Builds the fastest engine for this machine, checks it against PyTorch and says how fast it is."""
+    """Builds the fastest engine for this machine, compares it with PyTorch and times it."""
 
     model: Path | None = None
-    """A .safetensors of `make train`, an .onnx with a model card, or one that ships: 'student', 'student-fast', 'b5';
-    by default all of these. 'b5-untrained': an EfficientNet-B5 of random weights."""
+    """A .safetensors from `make train`, an .onnx with a model card, or a model that ships: 'student', 'student-fast',
+    'b5'; by default all of those. 'b5-untrained': an EfficientNet-B5 with random weights."""
     out: Path | None = None
-    """Folder for the engines; beside the model if not said, out/engines for those that ship."""
+    """Folder for the engines; by default that of the model, or out/engines for models that ship."""
     target: Target = "auto"
-    """auto takes the best of what is here. tensorrt: this GPU. tensorrt-rtx: RTX 30, 40 and 50. cpu: OpenVINO."""
+    """auto: the best available. tensorrt: for this GPU. tensorrt-rtx: for RTX 30, 40 and 50. cpu: OpenVINO."""
     batches: tuple[int, int, int] = BATCHES
-    """Fewest, usual and most crops at once that a TensorRT engine takes."""
+    """Fewest, usual and most crops per call of a TensorRT engine."""
     data: Path | None = None
-    """A labelled folder, such as WFLW: its training faces set INT8's ranges, its test faces judge the outcome."""
+    """A labelled folder, such as WFLW: INT8 is calibrated on its training faces, NME measured on its test faces."""
     label_shift_px: float = 0.0
-    """Taken off every label: 0.5 for sets that count from a pixel's corner."""
+    """Subtracted from every label: 0.5 for sets whose origin is a pixel's corner."""
 
 
 class Row(NamedTuple):
-    """One engine, in the table."""
+    """An engine in the table."""
 
     path: Path
     by: str
-    """what runs it"""
+    """the runtime"""
     precision: str
     build_s: float
-    """0 for a file that was there"""
+    """0 for a file that existed"""
     error_px: float
-    """largest, of any point from PyTorch's, px of a 256-px crop"""
+    """largest distance of a point from PyTorch's, px of a 256-px crop"""
     note: str = ""
     ms: float | None = None
-    """median of one crop; None where it cannot run here"""
+    """median for one crop; None if it cannot run here"""
 
 
 @ends_in_a_line
@@ -89,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
     import tyro
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    # not the root: PyTorch's exporter tells of every step
+    # not the root logger: PyTorch's exporter logs every step
     for name in (__name__, "engines"):
         logging.getLogger(name).setLevel(logging.INFO)
     cfg = tyro.cli(BuildConfig, args=args, prog=program("engine", "engines.build"))
@@ -100,15 +100,15 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _how_to_stream(model: str, rows: Sequence[Row], of_faces: bool) -> str:
-    """What to say to `make stream`. The b5 that ships is known by its name from now on.
+def _how_to_stream(model: str, rows: Sequence[Row], calibrated: bool) -> str:
+    """The arguments of `make stream`. Also makes the name b5 load the fastest file of the b5.
 
-    of_faces: INT8 has its ranges from labelled faces. Those of one portrait cost the b5 0.06 to 0.13 of NME, for a
-    tenth of the time.
+    calibrated: INT8 was calibrated on labelled faces. Calibrated on one portrait it costs the b5 0.06 to 0.13 of NME,
+    for a tenth of the time.
     """
     here = [row for row in rows if row.ms is not None]
-    # the first row is there to compare with
-    named = [row for row in here[1:] if of_faces or row.precision != "int8"]
+    # the first row is only there for comparison
+    named = [row for row in here[1:] if calibrated or row.precision != "int8"]
     if model == "b5" and rows[0].path.parent == engines.BUILT and named:
         engines.note_fastest(model, min(named, key=lambda row: row.ms or 0).path)
         return f"MODEL={model}"
@@ -117,7 +117,7 @@ def _how_to_stream(model: str, rows: Sequence[Row], of_faces: bool) -> str:
 
 
 def run(cfg: BuildConfig) -> list[Row]:
-    """What was built; first the graph as ONNX Runtime runs it on the CPU, to compare with. Raises LineamentError."""
+    """A row for each engine; the first is ONNX Runtime on the CPU, for comparison. Raises LineamentError."""
     names = targets(cfg.target)
     model, out = _chosen(cfg)
     onnx_path = out / f"{model.stem}.onnx"
@@ -130,7 +130,7 @@ def run(cfg: BuildConfig) -> list[Row]:
         by_ort = stack.enter_context(_loaded(onnx_path, "onnxruntime"))
         most_px, _ = _error_px(by_ort(crops).points_unit, wanted)
         made: list[tuple[Row, Landmarker | None]] = [
-            (Row(onnx_path, "ONNX Runtime", card.precision, export_s, most_px, "to compare with"), by_ort)
+            (Row(onnx_path, "ONNX Runtime", card.precision, export_s, most_px, "for comparison"), by_ort)
         ]
         for name in names:
             if name == "cpu":
@@ -143,7 +143,7 @@ def run(cfg: BuildConfig) -> list[Row]:
 
 
 def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
-    """What is built, the best last. Only auto looks at what is here."""
+    """What to build, the best last. Only auto depends on this machine."""
     if target != "auto":
         return [target]
     try:
@@ -151,20 +151,20 @@ def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
 
         gpu = first_gpu()
     except LineamentError as error:
-        log.info("no engine for a GPU here: %s", str(error).partition(";")[0])
-        # an engine for other machines is no reason to leave this one without
+        log.info("no engine for a GPU: %s", str(error).partition(";")[0])
+        # the RTX engine is for other machines; this one needs a file, too
         return ["tensorrt-rtx", "cpu"] if installed("tensorrt-rtx") else ["cpu"]
     if installed("tensorrt"):
         return ["tensorrt"]
     if installed("tensorrt-rtx") and runs_rtx(gpu):
         return ["tensorrt-rtx"]
-    log.warning("%s is not used, for TensorRT is not installed; run %s", gpu.name, install("gpu"))
+    log.warning("%s is not used because TensorRT is not installed; run %s", gpu.name, install("gpu"))
     return ["cpu"]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """rows as text, one a line, times beside that of the first; below, what there is to say of each."""
-    lines = [("engine", "run by", "precision", "MB", "built in", "max error", "ms a crop", "of ONNX Runtime's")]
+    """rows as text, one per line, times relative to the first; below, the notes."""
+    lines = [("engine", "run by", "precision", "MB", "built in", "max error", "ms/crop", "of ONNX Runtime's")]
     for row in rows:
         lines.append(
             (
@@ -198,9 +198,9 @@ def _for_gpu(
 
         from lineament.engines.fp16 import half_precision
 
-        # its own arithmetic, by another runtime
+        # the same arithmetic in another runtime
         found = run_onnx(half_precision(onnx.load(onnx_path)).SerializeToString(), crops)
-        note = f"for {gpus}, none of which is here: its error is that of its graph by ONNX Runtime"
+        note = f"for {gpus}, none of which is here: its error is that of its graph in ONNX Runtime"
     else:
         landmarker = stack.enter_context(_loaded(path, "auto"))
         found, note = landmarker(crops).points_unit, f"for {gpus}"
@@ -208,16 +208,16 @@ def _for_gpu(
     if not p99_px <= MAX_P99_PX:
         path.unlink()
         raise LineamentError(
-            f"{path.name} puts 1 of 100 points {p99_px:.2f} px of a 256-px crop from PyTorch's, allowed are "
-            f"{MAX_P99_PX}, so it was not kept; a net whose values leave half precision's range does that: "
-            "take `--target cpu`, or train with weight decay"
+            f"{path.name} puts 1 of 100 points {p99_px:.2f} px of a 256-px crop from PyTorch's, at most {MAX_P99_PX} "
+            "is allowed, so it was deleted; the net's values probably exceed the range of half precision: "
+            "use `--target cpu`, or train with weight decay"
         )
     by = "TensorRT-RTX" if name == "tensorrt-rtx" else "TensorRT"
     return Row(path, by, "fp16", report.build_s, most_px, f"{note}; in half precision: {report.checked}"), landmarker
 
 
 def _has_rtx() -> bool:
-    """Whether a plan of TensorRT-RTX can run here."""
+    """Whether a TensorRT-RTX plan can run here."""
     from lineament.engines.cuda import first_gpu
 
     try:
@@ -245,7 +245,7 @@ def _for_cpu(
 
 
 def _chosen(cfg: BuildConfig) -> tuple[Path, Path]:
-    """The model to build from, and the folder to build in."""
+    """The model to build and the folder for its engines."""
     out, name = cfg.out or engines.BUILT, str(cfg.model or engines.DEFAULT)
     if name in engines.CHECKPOINTS:
         log.info("building %s, a trained model that ships", name)
@@ -253,22 +253,22 @@ def _chosen(cfg: BuildConfig) -> tuple[Path, Path]:
     if cfg.model == UNTRAINED:
         model = out / "b5-untrained.safetensors"
         log.warning(
-            "building a B5 that has learnt NOTHING, to show size and speed; its points mean nothing. "
-            "The trained one is `make engine MODEL=b5`"
+            "building an UNTRAINED B5, to show size and speed; its points mean nothing. "
+            "Build the trained one with `make engine MODEL=b5`"
         )
         if not os.path.isfile(model):
             _save_untrained(model)
         return model, out
-    assert cfg.model is not None, "of no model the default was taken"
+    assert cfg.model is not None, "without a model the default is built"
     if not os.path.isfile(cfg.model):
-        raise LineamentError(f"no model at {cfg.model}; give a .safetensors of `make train` or an .onnx")
+        raise LineamentError(f"no model at {cfg.model}; give a .safetensors from `make train` or an .onnx")
     if cfg.model.suffix not in (".safetensors", ".onnx"):
-        raise LineamentError(f"{cfg.model} is neither a .safetensors of `make train` nor an .onnx")
+        raise LineamentError(f"{cfg.model} is neither a .safetensors from `make train` nor an .onnx")
     return cfg.model, cfg.out or cfg.model.parent
 
 
 def _save_untrained(path: Path) -> None:
-    """A B5 of seeded random weights, whose points move with the picture, so that there is something to compare."""
+    """A B5 with seeded random weights, whose points depend on the image, so that they can be compared."""
     import torch
 
     from lineament.train.model import LandmarkNet, NetSpec, new_card, save
@@ -276,14 +276,14 @@ def _save_untrained(path: Path) -> None:
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec())
     with torch.no_grad():
-        # a fresh one says the middle of the crop whatever it sees
+        # a freshly initialised head returns the middle of the crop for any image
         net.get_parameter("head.linear.weight").mul_(1000)
     save(net, new_card(net, "b5-untrained", 1.3), path)
 
 
 def _exported(model: Path, onnx_path: Path) -> tuple[Callable[[U8], F32], ModelCard]:
-    """model as ONNX at onnx_path, proven; and what any engine of it must say: PyTorch's points, or those of an .onnx
-    that came without a checkpoint."""
+    """Writes model as ONNX to onnx_path, checked. Returns its reference, which maps crops to points: PyTorch, or ONNX
+    Runtime for an .onnx without a checkpoint."""
     from lineament.engines.model_file import read_card
 
     if model.suffix == ".onnx":
@@ -308,7 +308,7 @@ def _loaded(path: Path, device: str) -> Landmarker:
 
 
 def _error_px(found: F32, wanted: F32) -> tuple[float, float]:
-    """The largest and the 99th of 100, px of a 256-px crop."""
+    """The maximum and the 99th percentile, px of a 256-px crop."""
     away_px = np.linalg.norm(found - wanted, axis=-1) * 256
     return float(away_px.max()), float(np.percentile(away_px, 99))
 

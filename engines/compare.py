@@ -1,9 +1,9 @@
-"""Models and peers in one table: size, milliseconds a crop, and how good they are on labelled faces.
+"""Models and peers in one table: size, milliseconds per crop, and accuracy on labelled faces.
 
     python -m engines.compare student student-fast pfld.onnx --data wflw-mini wflw-hard-dev --label-shift-px 0.5 0
 
-Each model gets the crop that its card asks for. Times are of one call of one crop, from crop in memory to points in
-memory; models take turns (see engines.timing), and the first is what the others are compared with.
+Each model gets the crop that its card specifies. Times are those of a call with one crop, from crop in memory to points
+in memory; models take turns (see engines.timing), and the first is the reference.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ POSE = "pose"
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Compares models with one another, also peers, as `python -m engines.import_onnx` writes them."""
+    """Compares models with one another, and with peers imported by `python -m engines.import_onnx`."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
-    """Names of models that ship, or model files. The others' times are compared with the first one's."""
+    """Names of models that ship, or model files. Times are also given relative to the first."""
     data: tuple[Path, ...] = ()
-    """Labelled folders, such as WFLW: NME, FR@10 and NME of the large poses are of their test lists, of crops round the
-    points, not levelled."""
+    """Labelled folders, such as WFLW: NME, FR@10 and NME of large poses are measured on their test lists, on unlevelled
+    crops round the labelled points."""
     label_shift_px: tuple[float, ...] = (0.0,)
-    """Taken off every label: one number, or one a set; 0.5 for sets that count from a pixel's corner."""
+    """Subtracted from every label: one number, or one per set; 0.5 for sets whose origin is a pixel's corner."""
     device: str = "auto"
-    """Where they run; 'openvino' is f32 on every processor."""
+    """Device to run on; 'openvino' is f32 on every processor."""
     n: int = 60
-    """Calls by model that count."""
+    """Timed calls per model."""
 
     def __post_init__(self) -> None:
         shift_of_each(self.label_shift_px, self.data)
@@ -57,16 +57,16 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """What one model came to."""
+    """Results of one model."""
 
     name: str
     size_mb: float | None
-    """of its file; None for one that is no file of ours"""
+    """of its file; None if it has none"""
     card: ModelCard
     ms: tuple[float, float]
-    """p50 and p95 of one crop"""
+    """p50 and p95 for one crop"""
     scores: tuple[Scores, ...]
-    """a folder each"""
+    """one per folder"""
 
 
 @ends_in_a_line
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def compare(cfg: CompareConfig) -> list[Row]:
-    """Opens, times and scores every model. Raises LineamentError for one that cannot be had."""
+    """Opens, times and scores every model. Raises LineamentError if one cannot be opened."""
     from lineament.engines.export import real_crops
 
     with ExitStack() as stack:
@@ -97,7 +97,7 @@ def table(rows: Sequence[Row], cfg: CompareConfig) -> list[str]:
     """rows as lines of Markdown."""
     sets = [f"{path.resolve().name}: NME | FR@10 | {POSE}" for path in cfg.data]
     head = ["model", "MB", "crop", "ms, p50 / p95", f"of {Path(rows[0].name).stem}'s", *sets]
-    lines = [f"{cfg.n} calls by model, in turns, device {cfg.device}", "", f"| {' | '.join(head)} |"]
+    lines = [f"{cfg.n} calls per model, in turns, device {cfg.device}", "", f"| {' | '.join(head)} |"]
     lines.append("|---" * (len(head) + 2 * len(sets)) + "|")
     for row in rows:
         cells = [
@@ -121,7 +121,7 @@ def _scores(landmarker: Landmarker, cfg: CompareConfig) -> tuple[Scores, ...]:
 
 
 def _size_mb(model: str) -> float | None:
-    """As it ships; None of the mesh, whose files are mediapipe's."""
+    """Of the file that ships; None for the mesh, whose files are in mediapipe."""
     path = engines.CHECKPOINTS.get(model, Path(model).expanduser())
     return path.stat().st_size / 1e6 if path.is_file() else None
 

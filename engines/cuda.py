@@ -1,11 +1,11 @@
-"""The few things that a TensorRT engine needs of CUDA, by NVIDIA's own bindings, which are imported where first used.
+"""The part of CUDA that a TensorRT engine needs, through NVIDIA's own bindings, imported on first use.
 
     with Cuda() as cuda:
         stream = cuda.stream()
         graph = cuda.captured(stream, work)
         cuda.launch(graph, stream)
 
-Streams are ints, memory of the GPU is an int address. Every failure is a LineamentError that names the next step.
+Streams are ints, GPU memory is an int address. Every failure is a LineamentError that names the next step.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from lineament.landmarks.command import install
 from lineament.landmarks.types import LineamentError
 
 _DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
-"""there if the kernel has NVIDIA's driver loaded; or if Windows lends its own to the Linux inside it"""
+"""exists if NVIDIA's kernel driver is loaded; or under WSL, with the driver of Windows"""
 _NO_DEVICE, _OLD_DRIVER, _NO_MEMORY = 100, 35, 2
 """of cudaError_t"""
 
 
 def first_gpu() -> Gpu:
-    """The GPU that engines are built for and run on. Raises LineamentError where there is none, and says why."""
+    """The GPU that engines are built for and run on. Raises LineamentError with the reason if there is none."""
     runtime = _runtime()
     if not _done(runtime, runtime.cudaGetDeviceCount(), "looking for a GPU"):
         raise LineamentError(_why_none(_NO_DEVICE))
-    properties = _done(runtime, runtime.cudaGetDeviceProperties(0), "asking the GPU what it is")
+    properties = _done(runtime, runtime.cudaGetDeviceProperties(0), "reading the GPU's properties")
     name = properties.name
     name = name.decode() if isinstance(name, bytes) else str(name)
     return Gpu(name.rstrip("\0"), (int(properties.major), int(properties.minor)))
 
 
 class Cuda:
-    """Owns all memory, streams and graphs that it hands out; `close` frees them and may be called twice."""
+    """Owns all memory, streams and graphs that it returns; `close` frees them and may be called twice."""
 
     def __init__(self) -> None:
         self._runtime = _runtime()
         self._frees: list[Callable[[], object]] = []
 
     def stream(self) -> int:
-        """One that waits for no other."""
+        """A non-blocking stream."""
         stream = self._do("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
         self._frees.append(lambda: self._runtime.cudaStreamDestroy(stream))
         return int(stream)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Memory of the host that the GPU reads and writes without a copy in between; zero."""
+        """Page-locked host memory, which the GPU accesses directly; zeroed."""
         import ctypes
 
         n_bytes = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
@@ -64,7 +64,7 @@ class Cuda:
         return array[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
     def memory(self, n_bytes: int) -> int:
-        """Of the GPU."""
+        """Allocates on the GPU; returns the address."""
         address = int(self._do("cudaMalloc", max(1, n_bytes)))
         self._frees.append(lambda: self._runtime.cudaFree(address))
         return address
@@ -78,18 +78,18 @@ class Cuda:
         self._do("cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, kind, stream)
 
     def wait(self, stream: int) -> None:
-        """Until all that was asked of stream is done."""
+        """Waits for all work on stream."""
         self._do("cudaStreamSynchronize", stream)
 
     def captured(self, stream: int, work: Callable[[], None]) -> Any:
-        """What work asks of stream, to be launched as one. Other threads may use CUDA meanwhile."""
-        # not the global mode: in that, a camera's decoder that allocates on its own thread breaks the capture
+        """The calls that work makes on stream, as one launchable graph. Other threads may use CUDA meanwhile."""
+        # not the global mode, in which an allocation by another thread, such as a decoder, breaks the capture
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("cudaStreamBeginCapture", stream, mode)
         try:
             work()
         finally:
-            # also after a failure, or the stream stays in capture and can be used for nothing
+            # also after a failure, or the stream stays in capture mode and is unusable
             ended = self._runtime.cudaStreamEndCapture(stream)
         graph = _done(self._runtime, ended, "capturing a CUDA graph")
         try:
@@ -103,7 +103,7 @@ class Cuda:
         self._do("cudaGraphLaunch", graph, stream)
 
     def close(self) -> None:
-        while self._frees:  # the last first: a graph goes before the memory that it names
+        while self._frees:  # last first: a graph before the memory that it uses
             self._frees.pop()()
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class Cuda:
 
 
 def _done(runtime: Any, result: tuple[Any, ...], doing: str) -> Any:
-    """What a call gave beside its status, or a LineamentError."""
+    """The result of a call without its status. Raises LineamentError on an error."""
     status, *given = result
     code = int(status)
     if code == 0:
@@ -135,7 +135,7 @@ def _done(runtime: Any, result: tuple[Any, ...], doing: str) -> Any:
 
 
 def _why_none(code: int) -> str:
-    on_cpu = "or take the CPU: `make engine ARGS='--target cpu'`"
+    on_cpu = "or use the CPU: `make engine ARGS='--target cpu'`"
     if not _has_driver():
         return f"this machine has no NVIDIA driver, so no GPU to run on; install the driver, {on_cpu}"
     if code == _OLD_DRIVER:

@@ -1,16 +1,16 @@
-"""An .engine file: the model card and what it was built for, in front of what TensorRT built.
+"""The .engine file format: the model card and the build key, followed by TensorRT's plans.
 
     header = read_header(Path("b5.engine"))
     plans = read_plans(Path("b5.engine"))
 
-    10 bytes      "LINEAMENT" and a zero
-    4 bytes       version of this layout, little endian as all numbers
+    10 bytes      "LINEAMENT" and a zero byte
+    4 bytes       version of this layout; all numbers are little-endian
     8 bytes       length of the JSON
     JSON          {"card": ..., "key": ..., "source": ..., "plans": [{"name", "bytes", "sha256"}, ...]}
-    the plans     one after the other
+    plans         concatenated
 
-A plan runs only on the kind of GPU and by the release of TensorRT that it was built for, and says so in words that
-nobody understands, or not at all. The key says it first. No runtime is needed to read a file. Raises LineamentError.
+A plan runs only on the kind of GPU and with the release of TensorRT it was built for, and fails elsewhere with an
+obscure error or none. The key is checked first. Reading a file needs no runtime. Raises LineamentError.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from lineament.landmarks.types import LineamentError
 MAGIC = b"LINEAMENT\0"
 VERSION = 1
 POINTS_PLAN, CROP_PLAN = "points", "crop"
-"""names of the plans in a file: crops to points, and frame to crops"""
+"""names of the plans: crops to points, and frame to crops"""
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
 ANY_RTX = "any RTX GPU"
-"""the gpu of a key whose plan is compiled for the GPU when it is first run"""
+"""gpu of a key whose plan is compiled for the GPU at its first run"""
 RTX_CAPABILITY = (8, 0)
-"""the least that TensorRT-RTX builds for unless told otherwise: Ampere"""
-RTX_RUNS_ON = "RTX GPUs of compute capability 8.6, 8.9 or 12.x (RTX 30, 40, 50 and their kin)"
-"""those of them that it knows; a data centre's A100 (8.0), H100 (9.0) or B200 (10.0) is not among them"""
+"""lowest target of TensorRT-RTX by default: Ampere"""
+RTX_RUNS_ON = "RTX GPUs of compute capability 8.6, 8.9 or 12.x (RTX 30, 40, 50 and equivalents)"
+"""the ones it supports; not the data-centre GPUs A100 (8.0), H100 (9.0) and B200 (10.0)"""
 
 _NUMBERS = struct.Struct("<IQ")
 _MAX_JSON = 1 << 20
 _MOST_CROPS = 4096
-"""at once: an engine sets aside memory for all"""
+"""per call: an engine allocates memory for all"""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanKey:
-    """All that a plan depends on: two builds of equal keys are the same, and one of another key is stale or foreign."""
+    """Everything a plan depends on: builds with equal keys are the same, a plan with another is stale or foreign."""
 
     weights_sha256: str
     """of the checkpoint"""
     onnx_sha256: str
-    """of the graph that was given to TensorRT: a change of the exporter shows here"""
+    """of the graph passed to TensorRT; it changes with the exporter"""
     library: LibraryName
     library_version: str
     gpu: str
     """its name, or ANY_RTX"""
     compute_capability: tuple[int, int]
-    """of that GPU; of ANY_RTX the least"""
+    """of that GPU; the lowest for ANY_RTX"""
     batches: tuple[int, int, int]
-    """fewest, usual and most crops at once"""
+    """fewest, usual and most crops per call"""
     precision: str
 
 
@@ -70,7 +70,7 @@ class PlanHeader:
     card: ModelCard
     key: PlanKey
     source: str
-    """the model it was built from, as given to `make engine`"""
+    """the model it was built from, as passed to `make engine`"""
     plans: tuple[tuple[str, int, str], ...]
     """name, bytes and SHA-256 of each"""
 
@@ -88,12 +88,12 @@ class Gpu:
 
 
 def runs_rtx(gpu: Gpu) -> bool:
-    """Whether a plan of TensorRT-RTX runs on it."""
+    """Whether a TensorRT-RTX plan runs on it."""
     return gpu.compute_capability in ((8, 6), (8, 9)) or gpu.compute_capability[0] == 12
 
 
 def write_engine(path: Path, card: ModelCard, key: PlanKey, source: str, plans: Mapping[str, bytes]) -> None:
-    """Writes path, whole or not at all."""
+    """Writes path atomically."""
     listed = [
         {"name": name, "bytes": len(plan), "sha256": hashlib.sha256(plan).hexdigest()} for name, plan in plans.items()
     ]
@@ -120,7 +120,7 @@ def read_header(path: Path) -> PlanHeader:
 
 
 def read_plans(path: Path) -> dict[str, bytes]:
-    """The plans by name, whole and unchanged."""
+    """The plans by name, after a check of their hashes."""
     header, begin = _read(path)
     found = {}
     with path.open("rb") as file:
@@ -128,7 +128,7 @@ def read_plans(path: Path) -> dict[str, bytes]:
         for name, length, sha256 in header.plans:
             found[name] = file.read(length)
             if hashlib.sha256(found[name]).hexdigest() != sha256:
-                raise LineamentError(f"{path} is damaged: its plan is not the one it was built with; {header.rebuild}")
+                raise LineamentError(f"{path} is damaged: the hash of its plan does not match; {header.rebuild}")
     return found
 
 
@@ -137,7 +137,7 @@ def refuse_foreign(path: Path, header: PlanHeader, library_version: str, gpu: Gp
     key = header.key
     if key.library_version != library_version:
         raise LineamentError(
-            f"{path} was built by {key.library} {key.library_version}, and {library_version} is installed, "
+            f"{path} was built by {key.library} {key.library_version}, but {library_version} is installed, "
             f"which cannot run it; {header.rebuild}"
         )
     wanted = ".".join(map(str, key.compute_capability))
@@ -145,18 +145,18 @@ def refuse_foreign(path: Path, header: PlanHeader, library_version: str, gpu: Gp
     if key.gpu == ANY_RTX:
         if not runs_rtx(gpu):
             raise LineamentError(
-                f"{path} runs on {RTX_RUNS_ON}, and the {gpu.name} has {got}; "
+                f"{path} runs on {RTX_RUNS_ON}, but the {gpu.name} has {got}; "
                 "install tensorrt (requirements-gpu.txt) and build an engine for this GPU with `make engine`"
             )
     elif (key.gpu, key.compute_capability) != (gpu.name, gpu.compute_capability):
         raise LineamentError(
-            f"{path} was built for {key.gpu} (compute capability {wanted}), and this machine has {gpu.name} ({got}); "
+            f"{path} was built for {key.gpu} (compute capability {wanted}), but this machine has {gpu.name} ({got}); "
             f"{header.rebuild}"
         )
 
 
 def refuse_stale(path: Path, header: PlanHeader) -> None:
-    """Raises LineamentError where the model that path was built from is at hand and has other weights by now."""
+    """Raises LineamentError if the model that path was built from is here and its weights have changed."""
     built_from, now = header.key.weights_sha256, _weights_sha256(Path(header.source))
     if now and now != built_from:
         raise LineamentError(
@@ -166,7 +166,7 @@ def refuse_stale(path: Path, header: PlanHeader) -> None:
 
 
 def _weights_sha256(model: Path) -> str:
-    """As the card of a .safetensors or .onnx says; empty where none can be read, which is for others to complain of."""
+    """From the card of a .safetensors or .onnx; empty if it is unreadable, which is reported elsewhere."""
     try:
         if model.suffix == ".onnx":
             return read_card(model).weights_sha256
@@ -181,7 +181,7 @@ def _weights_sha256(model: Path) -> str:
 
 
 def _read(path: Path) -> tuple[PlanHeader, int]:
-    """The header, and where the first plan begins."""
+    """The header and the offset of the first plan."""
     again = "copy it again, or rebuild it with `make engine`"
     if not os.path.isfile(path):
         raise LineamentError(f"no engine file at {path}; check the spelling, or build it with `make engine`")
@@ -190,11 +190,11 @@ def _read(path: Path) -> tuple[PlanHeader, int]:
             start = file.read(len(MAGIC) + _NUMBERS.size)
             if not start.startswith(MAGIC):
                 raise LineamentError(
-                    f"{path} is no engine of Lineament: it does not begin with its mark; if it is a bare plan of "
-                    "TensorRT, give `make engine` the model that it was built from"
+                    f"{path} is not an engine of Lineament: its magic bytes are missing; if it is a bare TensorRT "
+                    "plan, pass the model it was built from to `make engine`"
                 )
             if len(start) < len(MAGIC) + _NUMBERS.size:
-                raise LineamentError(f"{path} is cut off after {len(start)} bytes; {again}")
+                raise LineamentError(f"{path} is truncated after {len(start)} bytes; {again}")
             version, length = _NUMBERS.unpack(start[len(MAGIC) :])
             if version != VERSION:
                 raise LineamentError(
@@ -205,14 +205,14 @@ def _read(path: Path) -> tuple[PlanHeader, int]:
     except OSError as error:
         raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
     if len(text) != length:
-        raise LineamentError(f"{path} is cut off within its header, or damaged; {again}")
+        raise LineamentError(f"{path} is truncated in its header, or damaged; {again}")
     try:
         header = _parsed(path, json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise LineamentError(f"the header of {path} is damaged ({type(error).__name__}: {error}); {again}") from None
     begin = len(start) + length
     if size != (wanted := begin + sum(n for _, n, _ in header.plans)):
-        raise LineamentError(f"{path} has {size} bytes, expected {wanted}: it was not copied whole; {again}")
+        raise LineamentError(f"{path} has {size} bytes, expected {wanted}: the copy is incomplete; {again}")
     return header, begin
 
 
@@ -224,7 +224,7 @@ def _parsed(path: Path, values: Any) -> PlanHeader:
     for name, n in (("compute_capability", 2), ("batches", 3)):
         key[name] = tuple(key[name])
         if len(key[name]) != n or not all(type(number) is int for number in key[name]):
-            raise ValueError(f"its key has {name} {key[name]}, expected {n} whole numbers")
+            raise ValueError(f"its key has {name} {key[name]}, expected {n} integers")
     for name in known - {"compute_capability", "batches"}:
         if not isinstance(key[name], str):
             raise ValueError(f"its key has {name} {str(key[name])[:60]}, expected text")
@@ -232,10 +232,10 @@ def _parsed(path: Path, values: Any) -> PlanHeader:
         raise ValueError(f"its key has library {key['library']!r}, expected one of {', '.join(get_args(LibraryName))}")
     fewest, usual, most = key["batches"]
     if not 0 < fewest <= usual <= most <= _MOST_CROPS:
-        raise ValueError(f"its key has batches {key['batches']}, expected growing numbers from 1 to {_MOST_CROPS}")
+        raise ValueError(f"its key has batches {key['batches']}, expected ascending numbers from 1 to {_MOST_CROPS}")
     plans = tuple((str(plan["name"]), int(plan["bytes"]), str(plan["sha256"])) for plan in values["plans"])
     if any(length < 0 for _, length, _ in plans):
         raise ValueError("a plan has a negative length")
     if POINTS_PLAN not in (name for name, _, _ in plans):
-        raise ValueError(f"it holds no plan called {POINTS_PLAN!r}")
+        raise ValueError(f"it contains no plan called {POINTS_PLAN!r}")
     return PlanHeader(card, PlanKey(**key), str(values["source"]), plans)

@@ -1,9 +1,9 @@
-"""From a trained checkpoint to an ONNX graph that any runtime can take, proven to say the same.
+"""Exports a trained checkpoint to an ONNX graph for any runtime, and checks that its points are the same.
 
     python -m engines.export runs/train/best.safetensors --out b5.onnx
 
-The graph is model_file's contract: uint8 RGB crops (N, H, W, 3) in, points in unit crop coordinates out, whatever the
-head; normalisation and decoding lie inside. It is written only if it agrees with PyTorch on real crops.
+As model_file specifies, the graph takes uint8 RGB crops (N, H, W, 3) and returns points in unit crop coordinates,
+whatever the head; it includes normalisation and decoding. It is written only if it agrees with PyTorch on real crops.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ERROR_PX = 0.05
-"""the most that a graph may differ from PyTorch in any point, in pixels of a 256-px crop"""
+"""largest distance of a point from PyTorch's, px of a 256-px crop"""
 HALF_MAX_ERROR_PX = 0.1
-"""the same for one whose weights were rounded, on faces alone: what a net says of black may turn on the last bit"""
+"""same with rounded weights, on faces only: the output for a black image may depend on the last bit"""
 OPSET = 20
-"""TensorRT 10.12 and OpenVINO read it whole"""
+"""TensorRT 10.12 and OpenVINO support all of it"""
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Turns a trained model into an ONNX file."""
+    """Exports a trained model to ONNX."""
 
     model: Annotated[Path, tyro.conf.Positional]
     """best.safetensors of a run."""
     out: Path
     """The .onnx to write."""
     half: bool = False
-    """Store the weights in half precision, for a file of half the size; the arithmetic stays in f32."""
+    """Store weights in half precision, which halves the file; the arithmetic stays in f32."""
 
 
 @ends_in_a_line
 def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    # not the root: PyTorch's exporter tells of every step
+    # not the root logger: PyTorch's exporter logs every step
     log.setLevel(logging.INFO)
     cfg = tyro.cli(ExportConfig, prog="python -m engines.export")
     from lineament.train.model import load
@@ -68,11 +68,10 @@ def main() -> int:
 
 
 def export(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) -> float:
-    """Writes net as ONNX with its card; returns the largest difference from PyTorch, px of a 256-px crop.
+    """Writes net as ONNX with its card; returns the largest distance from PyTorch's points, px of a 256-px crop.
 
-    half: weights are stored in half precision.
-
-    Raises LineamentError, and writes nothing, when that is more than MAX_ERROR_PX (HALF_MAX_ERROR_PX).
+    half: store weights in half precision. Raises LineamentError, and writes nothing, if the distance is more than
+    MAX_ERROR_PX (HALF_MAX_ERROR_PX).
     """
     from lineament.train.model import write_atomically
 
@@ -88,14 +87,14 @@ def export(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) ->
     if not error_px <= most_px:
         raise LineamentError(
             f"the exported graph is {error_px:.3f} px of a 256-px crop away from PyTorch, at most {most_px} is "
-            f"allowed, so {path} was not written; try the torch and onnxscript of requirements-train.txt"
+            f"allowed, so {path} was not written; try the torch and onnxscript in requirements-train.txt"
         )
     write_atomically(path, lambda temp: temp.write_bytes(data))
     return error_px
 
 
 def graph_of(net: LandmarkNet) -> onnx.ModelProto:
-    """The whole of net, decoding included, with any number of crops."""
+    """All of net, including decoding, with a dynamic batch size."""
     import torch
 
     class Whole(torch.nn.Module):
@@ -110,7 +109,7 @@ def graph_of(net: LandmarkNet) -> onnx.ModelProto:
     names = ["points"] if net.presence is None else ["points", "confidence"]
     example = torch.zeros((2, *net.input_hw, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
-        # of the exporter's own inner workings
+        # about the exporter's internals
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Whole().eval().cpu(),
@@ -125,7 +124,7 @@ def graph_of(net: LandmarkNet) -> onnx.ModelProto:
         )
     assert program is not None
     model = program.model_proto
-    # the exporter notes where in whose files each node came from: large, and nobody else's business
+    # the exporter records the source file and line of each node, which is large and private
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -133,7 +132,7 @@ def graph_of(net: LandmarkNet) -> onnx.ModelProto:
 
 
 def halve_weights(model: onnx.ModelProto) -> None:
-    """Rounds kernels and matrices to half precision, and casts each back where it is read."""
+    """Rounds kernels and matrices to half precision, with a cast back to single before each use."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -151,7 +150,7 @@ def halve_weights(model: onnx.ModelProto) -> None:
 
 
 def restore_weights(model: onnx.ModelProto) -> None:
-    """Undoes halve_weights but for the rounding: weights are single again, and no cast stands between."""
+    """Undoes halve_weights except for the rounding: weights are single precision again, without casts."""
     from onnx import TensorProto, numpy_helper
 
     halved = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
@@ -163,7 +162,7 @@ def restore_weights(model: onnx.ModelProto) -> None:
 
 
 def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
-    """The card into the metadata, in place of one that is there."""
+    """Sets the card in the metadata."""
     from lineament.engines.model_file import CARD_KEY
 
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != CARD_KEY]
@@ -174,12 +173,14 @@ def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
 
 
 def real_crops(card: ModelCard, n: int) -> U8:
-    """(n, H, W, 3) RGB: the face of scikit-image's astronaut, each time cut a little differently."""
+    """(n, H, W, 3) RGB: varied crops of the face in scikit-image's astronaut."""
     spec = importlib.util.find_spec("skimage")
     path = Path(spec.origin).parent / "data" / "astronaut.png" if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise LineamentError(f"the proof needs scikit-image's astronaut.png, not at {path}; pip install scikit-image")
-    # Pillow, for OpenCV warns of the file's colour profile
+        raise LineamentError(
+            f"the check needs scikit-image's astronaut.png, which is not at {path}; pip install scikit-image"
+        )
+    # Pillow, because OpenCV warns about the file's colour profile
     rgb = np.asarray(Image.open(path).convert("RGB"), np.uint8)
     rng = np.random.default_rng(0)
     crops = []
@@ -198,7 +199,7 @@ def run_torch(net: LandmarkNet, rgb_NHWC: U8) -> F32:
 
 
 def run_onnx(data: bytes, rgb_NHWC: U8) -> F32:
-    """The points (N, K, 2) that the reference runtime gives."""
+    """The points (N, K, 2) from ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -208,7 +209,7 @@ def run_onnx(data: bytes, rgb_NHWC: U8) -> F32:
 
 
 def largest_difference_px(a_NK2: F32, b_NK2: F32) -> float:
-    """Of any point, in pixels of a 256-px crop; nan when either has one."""
+    """Of any point, px of a 256-px crop; nan if either contains one."""
     return float(np.linalg.norm(a_NK2 - b_NK2, axis=-1).max() * 256)
 
 

@@ -1,28 +1,28 @@
-"""A landmark graph in half precision, with single precision where it matters, for runtimes that take types as written.
+"""A landmark graph in half precision, with single precision where accuracy needs it, for strongly typed runtimes.
 
     half = half_precision(onnx.load("b5.onnx"))
 
-TensorRT 11 chooses no precision of its own: a network runs in the types that its graph names. So the graph itself is
-rewritten. Pixels become floats as the first thing of all, for TensorRT moves no uint8 about. Half are the layers with
-weights and all between them, which is nearly all of the work. Single stay:
+TensorRT 11 does not choose precisions: a network runs in the types of its graph, so the graph itself is rewritten.
+Pixels are cast to float before anything else, because TensorRT does not transpose uint8. Layers with weights and all
+nodes between them, nearly all of the work, become half precision. These stay in single precision:
 
     before the first layer   pixels and their normalisation
-    averages                 a mean over a whole map adds up more than half precision can count
-    the last layer, where it gives coordinates: near 0.7, half precision knows steps of 0.12 px in a crop of 256
-    decoding                 softmax, argmax, expected values, and all that follows
+    averages                 a mean over a whole feature map exceeds the range and resolution of half precision
+    the last layer, if it outputs coordinates: near 0.7, the spacing of half precision is 0.12 px in a crop of 256
+    decoding                 softmax, argmax, expected values and everything after them
 
-The pass is our own, after trying two others on the graphs of PyTorch's exporter (2026-11):
+Two existing tools were tried on the graphs of PyTorch's exporter (2026-11):
 
-    onnxconverter-common 1.16   leaves the exporter's own casts as they are, and so writes a graph that does not load
-                                (Type Error at the first Cast) unless every such node is named to it; then puts a cast
-                                at each border of each named node; raises small weights to 1e-7
-    NVIDIA ModelOpt 0.47        AutoCast wants onnx 1.21, ONNX Runtime 1.24 for CUDA, CuPy and Polygraphy: gigabytes
-                                that contradict the pins of requirements-train.txt, for the same rewriting
+    onnxconverter-common 1.16   keeps the exporter's own casts and so writes a graph that does not load (Type Error at
+                                the first Cast) unless each such node is listed; then adds casts around every listed
+                                node; raises small weights to 1e-7
+    NVIDIA ModelOpt 0.47        AutoCast needs onnx 1.21, ONNX Runtime 1.24 for CUDA, CuPy and Polygraphy: gigabytes
+                                that conflict with the pins of requirements-train.txt, for the same rewriting
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,88 +35,114 @@ if TYPE_CHECKING:
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _AVERAGES = ("ReduceMean", "GlobalAveragePool", "ReduceSum")
-_CHOICES = ("Softmax", "LogSoftmax", "ArgMax")
-"""where scores end and decoding begins"""
+_DECODERS = ("Softmax", "LogSoftmax", "ArgMax")
+"""the first operators of decoding"""
 _DATA_INPUTS = {"Resize": (0,), "Pad": (0, 2), "Clip": (0, 1, 2)}
-"""inputs that may be half, for operators that have others which may not"""
+"""the inputs that may be half, for operators with other inputs that may not"""
 _LIMIT = float(np.finfo(np.float16).max)
 
 
 def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of model, same inputs and outputs. Raises LineamentError when a weight is too large for half precision."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    restore_weights(whole)
-    try:
-        model = onnx.shape_inference.infer_shapes(whole, strict_mode=True)
-    except onnx.shape_inference.InferenceError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LineamentError(f"the types in the graph cannot be worked out: {reason}; export it again") from None
-    graph = model.graph
-    _cast_pixels_first(graph)
-    floats = {
-        port.name
-        for port in [*graph.input, *graph.output, *graph.value_info]
-        if port.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    floats |= {name for name, tensor in weights.items() if tensor.data_type == TensorProto.FLOAT}
-    outputs = {port.name for port in graph.output}
-    to_half = _half_nodes(model)
-
-    # tensors that are half under their own name, and the names of copies by (tensor, type)
-    halves: set[str] = set()
-    cast: dict[tuple[str, int], str] = {}
-    nodes: list[onnx.NodeProto] = []
-
-    def as_type(name: str, wanted: int) -> str:
-        """The name under which tensor `name` can be had in type wanted; makes it when nobody has asked before."""
-        if (name in halves) == (wanted == TensorProto.FLOAT16):
-            return name
-        if (name, wanted) not in cast:
-            other = f"{name}_{'half' if wanted == TensorProto.FLOAT16 else 'single'}"
-            if name in weights:
-                graph.initializer.append(_half_weight(numpy_helper.to_array(weights[name]), name, other))
-            else:
-                nodes.append(helper.make_node("Cast", [name], [other], name=f"cast_{other}", to=wanted))
-            cast[name, wanted] = other
-        return cast[name, wanted]
-
-    for i, node in enumerate(graph.node):
-        wanted = TensorProto.FLOAT16 if i in to_half else TensorProto.FLOAT
-        for at, name in enumerate(node.input):
-            if name in floats and at in _DATA_INPUTS.get(node.op_type, range(len(node.input))):
-                node.input[at] = as_type(name, wanted)
-        back = []
-        for at, name in enumerate(node.output):
-            if i in to_half and name in floats:
-                if name in outputs:
-                    node.output[at] = f"{name}_half"
-                    back.append(helper.make_node("Cast", [node.output[at]], [name], to=TensorProto.FLOAT))
-                else:
-                    halves.add(name)
-        nodes += [node, *back]
-
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    rewritten = helper.make_graph(nodes, graph.name, graph.input, graph.output, kept)
-    half = helper.make_model(
-        rewritten, opset_imports=model.opset_import, producer_name=model.producer_name, ir_version=model.ir_version
-    )
-    half.metadata_props.extend(model.metadata_props)
-    onnx.checker.check_model(half)
-    # sizes and types of all tensors anew, and proof that the types agree
-    return onnx.shape_inference.infer_shapes(half, check_type=True, strict_mode=True)
+    typed = _with_types(model)
+    _cast_pixels_first(typed.graph)
+    half_nodes, rewrite = _half_nodes(typed), _Rewrite(typed.graph)
+    for i, node in enumerate(typed.graph.node):
+        rewrite.add(node, half=i in half_nodes)
+    return _assembled(typed, rewrite.nodes)
 
 
 def precisions_of_layers(model: onnx.ModelProto) -> tuple[int, int]:
-    """How many layers with weights are in half and in single precision."""
+    """The number of layers with weights in half and in single precision."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     found = [types[node.input[1]] for node in model.graph.node if _is_layer(node, types)]
-    return found.count(10), found.count(1)  # FLOAT16, FLOAT
+    return found.count(10), found.count(1)  # TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+def _with_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with single-precision weights and with the type of every tensor."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    restore_weights(copy)
+    try:
+        return onnx.shape_inference.infer_shapes(copy, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise LineamentError(f"cannot infer the tensor types of the graph: {reason}; export it again") from None
+
+
+class _Rewrite:
+    """Collects a graph's nodes in their new precisions, with a cast wherever half and single precision meet."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        from onnx import TensorProto
+
+        self.nodes: list[onnx.NodeProto] = []
+        self._graph = graph
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        ports = [*graph.input, *graph.output, *graph.value_info]
+        self._floats = {port.name for port in ports if port.type.tensor_type.elem_type == TensorProto.FLOAT}
+        self._floats |= {name for name, w in self._weights.items() if w.data_type == TensorProto.FLOAT}
+        self._outputs = {port.name for port in graph.output}
+        self._halves: set[str] = set()
+        """tensors that are half under their own name"""
+        self._copies: dict[str, str] = {}
+        """names of the copies in the other precision"""
+
+    def add(self, node: onnx.NodeProto, half: bool) -> None:
+        """Adds node with all its floating-point inputs in one precision. The graph's outputs stay single."""
+        from onnx import TensorProto, helper
+
+        for at, name in enumerate(node.input):
+            if name in self._floats and at in _DATA_INPUTS.get(node.op_type, range(len(node.input))):
+                node.input[at] = self._in_precision(name, half)
+        casts = []
+        for at, name in enumerate(node.output):
+            if half and name in self._outputs & self._floats:
+                node.output[at] = f"{name}_half"
+                casts.append(helper.make_node("Cast", [node.output[at]], [name], to=TensorProto.FLOAT))
+            elif half and name in self._floats:
+                self._halves.add(name)
+        self.nodes += [node, *casts]
+
+    def _in_precision(self, name: str, half: bool) -> str:
+        """The name of tensor `name` in that precision; the copy is made at its first use."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        if (name in self._halves) == half:
+            return name
+        if name not in self._copies:
+            copy = f"{name}_{'half' if half else 'single'}"
+            if name in self._weights:
+                values = numpy_helper.to_array(self._weights[name])
+                self._graph.initializer.append(_half_weight(values, name, copy))
+            else:
+                to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+                self.nodes.append(helper.make_node("Cast", [name], [copy], name=f"cast_{copy}", to=to))
+            self._copies[name] = copy
+        return self._copies[name]
+
+
+def _assembled(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    """A checked model of these nodes and the weights that they use; all else is model's."""
+    import onnx
+    from onnx import helper
+
+    graph = model.graph
+    used = {name for node in nodes for name in node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    assembled = helper.make_model(
+        helper.make_graph(nodes, graph.name, graph.input, graph.output, weights),
+        opset_imports=model.opset_import,
+        producer_name=model.producer_name,
+        ir_version=model.ir_version,
+    )
+    assembled.metadata_props.extend(model.metadata_props)
+    onnx.checker.check_model(assembled)
+    # infers all shapes and types again and checks that the types agree
+    return onnx.shape_inference.infer_shapes(assembled, check_type=True, strict_mode=True)
 
 
 def _cast_pixels_first(graph: onnx.GraphProto) -> None:
@@ -130,30 +156,30 @@ def _cast_pixels_first(graph: onnx.GraphProto) -> None:
         readers = [other for other in graph.node if node.output[0] in other.input]
         if len(readers) != 1 or readers[0].op_type != "Cast":
             continue
-        turn, cast = NodeProto(), NodeProto()
-        turn.CopyFrom(node)
+        transpose, cast = NodeProto(), NodeProto()
+        transpose.CopyFrom(node)
         cast.CopyFrom(readers[0])
         cast.input[0], cast.output[0] = node.input[0], node.output[0]
-        turn.input[0], turn.output[0] = cast.output[0], readers[0].output[0]
+        transpose.input[0], transpose.output[0] = cast.output[0], readers[0].output[0]
         node.CopyFrom(cast)
-        readers[0].CopyFrom(turn)
+        readers[0].CopyFrom(transpose)
 
 
 def _half_nodes(model: onnx.ModelProto) -> set[int]:
-    """Indices of the nodes that become half: see the module."""
+    """Indices of the nodes that become half, by the rules of this module's docstring."""
     nodes = list(model.graph.node)
     weights = [tensor.name for tensor in model.graph.initializer]
-    decoding = _reached(nodes, (i for i, node in enumerate(nodes) if node.op_type in _CHOICES))
+    decoding = _downstream(nodes, (i for i, node in enumerate(nodes) if node.op_type in _DECODERS))
     layers = {i for i, node in enumerate(nodes) if _is_layer(node, weights) and i not in decoding}
-    chosen_from = _reaching(nodes, decoding)
-    # a layer that no other follows and that nothing is chosen from gives the coordinates themselves
+    decoded = _upstream(nodes, decoding)
+    # a last layer whose output is not decoded outputs the coordinates themselves
     last = {
         i
         for i in layers
-        if nodes[i].op_type in ("Gemm", "MatMul") and i not in chosen_from and _reached(nodes, [i]) & layers == {i}
+        if nodes[i].op_type in ("Gemm", "MatMul") and i not in decoded and _downstream(nodes, [i]) & layers == {i}
     }
     layers -= last
-    between = _reached(nodes, layers) & _reaching(nodes, layers)
+    between = _downstream(nodes, layers) & _upstream(nodes, layers)
     return {i for i in between if nodes[i].op_type not in _AVERAGES}
 
 
@@ -161,8 +187,8 @@ def _is_layer(node: onnx.NodeProto, weights: Iterable[str]) -> bool:
     return node.op_type in _LAYERS and node.input[1] in weights
 
 
-def _reached(nodes: list[onnx.NodeProto], start: Iterable[int]) -> set[int]:
-    """start, and all that depends on it. An ONNX graph lists its nodes in the order in which they can run."""
+def _downstream(nodes: list[onnx.NodeProto], start: Iterable[int]) -> set[int]:
+    """start, and all nodes that depend on it. An ONNX graph is sorted topologically."""
     found, tensors = set(start), set[str]()
     for i, node in enumerate(nodes):
         if i in found or not tensors.isdisjoint(node.input):
@@ -171,8 +197,8 @@ def _reached(nodes: list[onnx.NodeProto], start: Iterable[int]) -> set[int]:
     return found
 
 
-def _reaching(nodes: list[onnx.NodeProto], end: Iterable[int]) -> set[int]:
-    """end, and all that it depends on."""
+def _upstream(nodes: list[onnx.NodeProto], end: Iterable[int]) -> set[int]:
+    """end, and all nodes that it depends on."""
     found, tensors = set(end), set[str]()
     for i, node in reversed(list(enumerate(nodes))):
         if i in found or not tensors.isdisjoint(node.output):
@@ -186,7 +212,7 @@ def _half_weight(values: F32, name: str, other: str) -> onnx.TensorProto:
 
     if not np.isfinite(values).all() or np.abs(values).max(initial=0) > _LIMIT:
         raise LineamentError(
-            f"the weights {name!r} reach {np.abs(values).max():.3g}, more than half precision holds ({_LIMIT:.0f}); "
-            "run this model by OpenVINO or ONNX Runtime, or train it with weight decay"
+            f"the weights {name!r} reach {np.abs(values).max():.3g}, above half precision's maximum of {_LIMIT:.0f}; "
+            "run this model with OpenVINO or ONNX Runtime, or train it with weight decay"
         )
     return numpy_helper.from_array(values.astype(np.float16), other)

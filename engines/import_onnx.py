@@ -1,9 +1,9 @@
-"""Wraps a foreign ONNX landmark model so that it serves here: uint8 RGB in, unit points out, a model card inside.
+"""Imports a foreign ONNX landmark model: wraps it to take uint8 RGB and return unit points, and adds a model card.
 
     python -m engines.import_onnx peer.onnx --out pfld.onnx --schema wflw98 --crop-scale 1.2 --bgr --name pfld
 
-Takes a model of one input (N, 3, H, W), float, and an output of 2 K numbers a picture: x, y of each point, as shares
-of the crop's width and height. Written and checked with onnx and onnxruntime, which requirements-train.txt lists.
+The model must have one float input (N, 3, H, W) and an output of 2 K numbers per image: x, y of each point, as
+fractions of the crop's width and height. Needs onnx and onnxruntime (requirements-train.txt).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from lineament.engines.model_file import CARD_KEY, INPUT, POINTS
 from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
@@ -32,32 +33,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PREFIX = "imported/"
-"""before every name of the foreign graph, so that none meets ours"""
+"""prefix of every name of the foreign graph, to avoid clashes with ours"""
 _TOLERANCE = 1e-4
 """unit coordinates: a hundredth of a pixel at 112"""
 
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What the foreign model expects and means."""
+    """Imports a foreign ONNX landmark model."""
 
     peer: Annotated[Path, tyro.conf.Positional]
     """The foreign .onnx file."""
     out: Path
-    """Where the wrapped model goes."""
+    """The wrapped .onnx to write."""
     schema: str = "wflw98"
-    """The points' schema: wflw98 or ibug68."""
+    """Schema of its points: wflw98 or ibug68."""
     crop_scale: CropScale = 1.2
-    """Size of the crop that it was trained on, over the box round the points. One number: a square, from the box's
-    longer side. Two: width and height, each from its own side, stretched to the model's input."""
+    """Size of the crops it was trained on over the points' bounding box. One number: a square, by the box's longer
+    side. Two: width and height, each by its own side, stretched to the model's input."""
     bgr: bool = False
-    """It takes BGR; without this, RGB."""
+    """The model takes BGR instead of RGB."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of RGB on a scale of 0 to 1, subtracted before it."""
+    """Subtracted from RGB in 0..1."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Of RGB on a scale of 0 to 1, divided by after that. A model that wants 0 to 255 has 1/255 = 0.003921569."""
+    """RGB in 0..1, less the mean, is divided by it. For a model that takes 0..255 it is 1/255 = 0.003921569."""
     name: str = ""
-    """What to call it; the file's name if not said."""
+    """Name of the model; by default that of its file."""
 
     def __post_init__(self) -> None:
         if self.schema not in SCHEMAS:
@@ -77,10 +78,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def import_onnx(cfg: ImportConfig) -> ModelCard:
-    """Writes cfg.out, whole or not at all, and returns its card. The written graph is run against the foreign one."""
+    """Writes cfg.out atomically, once its points equal those of the foreign model, and returns its card."""
     try:
-        import onnx
-        import onnxruntime  # noqa: F401 - absent, it should be known now
+        import onnx  # noqa: F401 - fail early if absent
+        import onnxruntime  # noqa: F401
     except ImportError as error:
         raise LineamentError(f"importing needs {error.name}; run {install('train')}") from None
 
@@ -100,21 +101,27 @@ def import_onnx(cfg: ImportConfig) -> ModelCard:
     crops = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
     wanted = _run_foreign(foreign, port, output, crops, cfg)
     wrapped = _wrapped(_freed_batch(foreign), port, output, card, cfg, batch=None)
-    if reason := _differs(wrapped, crops, wanted):
-        log.info("%s stays a model of one picture at a time: in a batch of 2 %s", card.name, reason)
+    if reason := _difference(wrapped, crops, wanted):
+        log.info("%s keeps its batch size of 1: in a batch of 2 %s", card.name, reason)
         wrapped = _wrapped(foreign, port, output, card, cfg, batch=1)
-        if reason := _differs(wrapped, crops, wanted):
-            raise LineamentError(f"wrapping {cfg.peer} changed what it says: {reason}; is its file sound?")
-    part = cfg.out.with_name(cfg.out.name + ".part")
-    try:
-        cfg.out.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(wrapped, part)
-        os.replace(part, cfg.out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise LineamentError(f"cannot write {cfg.out}: {error.strerror or error}; check the path") from None
+        if reason := _difference(wrapped, crops, wanted):
+            raise LineamentError(f"wrapping {cfg.peer} changed its output: {reason}; is the file intact?")
+    _save(wrapped, cfg.out)
     log.info("wrote %s: %s, %d points of crops of %dx%d", cfg.out, card.name, len(SCHEMAS[cfg.schema]), width, height)
     return card
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    import onnx
+
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise LineamentError(f"cannot write {path}: {error.strerror or error}; check the path") from None
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -128,52 +135,54 @@ def _read(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise LineamentError(f"{path} is no ONNX file, or a damaged one: {reason}; copy it again") from None
+        raise LineamentError(f"{path} is not a valid ONNX file: {reason}; copy it again") from None
     opsets = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
-    if opsets and opsets[0] < 7:  # no broadcasting before
-        raise LineamentError(f"{path} is of opset {opsets[0]}, expected 7 or later; export it again")
+    if opsets and opsets[0] < 7:  # the first with broadcasting
+        raise LineamentError(f"{path} has opset {opsets[0]}, expected 7 or later; export it again")
     return model
 
 
 def _ports_of(model: onnx.ModelProto, cfg: ImportConfig) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
-    """The picture it takes and the points it gives, or a LineamentError that says what else it has."""
+    """The image input and the points output. Raises LineamentError if the model has others."""
     weights = {initializer.name for initializer in model.graph.initializer}
     inputs = [port for port in model.graph.input if port.name not in weights]
     if len(inputs) != 1 or len(shape := _shape(inputs[0])) != 4 or shape[1] != 3 or not all(shape[2:]):
         listed = ", ".join(f"{port.name!r} {_shape(port)}" for port in inputs)
-        raise LineamentError(f"{cfg.peer} takes {listed}, expected one picture (N, 3, height, width) of a known size")
+        raise LineamentError(f"{cfg.peer} takes {listed}, expected one image (N, 3, height, width) of fixed size")
     if inputs[0].type.tensor_type.elem_type not in (1, 10):  # FLOAT, FLOAT16
-        raise LineamentError(f"{cfg.peer} takes numbers of ONNX type {inputs[0].type.tensor_type.elem_type}, not float")
+        raise LineamentError(
+            f"{cfg.peer} takes ONNX type {inputs[0].type.tensor_type.elem_type}, expected float or float16"
+        )
     n_values = 2 * len(SCHEMAS[cfg.schema])
     sized = [port for port in model.graph.output if 0 not in _shape(port)[1:]]
-    # some models go on after the points, with a pose or the state of the eyes; others have another schema's points
+    # in some models other numbers follow the points, such as a pose; others have the points of another schema
     others = {2 * len(schema) for schema in SCHEMAS.values()}
     longer = [port for port in sized if _count(port) > n_values and _count(port) not in others]
     outputs = [port for port in sized if _count(port) == n_values] or longer
     if len(outputs) != 1:
         listed = ", ".join(f"{port.name!r} {_shape(port)}" for port in model.graph.output)
         raise LineamentError(
-            f"{cfg.peer} gives {listed}, expected one output of {n_values} numbers a picture or more, points first, "
-            f"as {cfg.schema} has {n_values // 2} points; is the schema right?"
+            f"{cfg.peer} returns {listed}, expected one output of at least {n_values} numbers per image, points first, "
+            f"because {cfg.schema} has {n_values // 2} points; is the schema right?"
         )
     return inputs[0], outputs[0]
 
 
 def _shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """0 where a size is free."""
+    """0 for a dynamic size."""
     return tuple(size.dim_value for size in port.type.tensor_type.shape.dim)
 
 
 def _count(port: onnx.ValueInfoProto) -> int:
-    """Numbers a picture."""
+    """Numbers per image."""
     return int(np.prod(_shape(port)[1:]))
 
 
 def _freed_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which a Reshape that was exported with batch 1 keeps whatever batch comes.
+    """A copy in which each Reshape that was exported with batch 1 keeps the batch size of its input.
 
-    Such a (1, -1) is why a graph exported for one picture cannot be given two: they are laid side by side in one row,
-    which the next matrix does not fit. Whether this was all that stood in the way is for the caller to try.
+    A hard-coded (1, -1) puts all images of a batch in one row, which the next matrix does not fit. Whether nothing else
+    fixes the batch size is for the caller to try.
     """
     import onnx
     from onnx import numpy_helper
@@ -189,7 +198,7 @@ def _freed_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     for name, tensor in constants:
         shape = numpy_helper.to_array(tensor) if name in shapes else np.empty(0)
         if shape.ndim == 1 and len(shape) > 1 and shape[0] == 1:
-            # 0 stands for the size that came in
+            # 0 keeps the size of the input
             tensor.CopyFrom(numpy_helper.from_array(np.array([0, *shape[1:]], np.int64), tensor.name))
     return freed
 
@@ -202,44 +211,20 @@ def _wrapped(
     cfg: ImportConfig,
     batch: int | None,
 ) -> onnx.ModelProto:
-    """The graph of engines.model_file round the foreign one. batch: None for any."""
+    """foreign between pre- and postprocessing, as engines.model_file specifies. batch: None for a dynamic one."""
     import onnx
     from onnx import TensorProto, compose, helper, numpy_helper
 
     inner = compose.add_prefix(foreign, _PREFIX)
-    graph = inner.graph
-    element = port.type.tensor_type.elem_type
-    # (rgb / 255 - mean) / std, as one product and one sum
-    std = np.array(cfg.std)
-    consts = {
-        "scale": (1 / (255 * std)).reshape(1, 3, 1, 1).astype(np.float32),
-        "shift": (-np.array(cfg.mean) / std).reshape(1, 3, 1, 1).astype(np.float32),
-        "bgr": np.array([2, 1, 0], np.int64),
-        "points_shape": np.array([-1, len(SCHEMAS[cfg.schema]), 2], np.int64),
-    }
-    before = [
-        helper.make_node("Transpose", [INPUT], ["rgb_NCHW"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["rgb_NCHW"], ["rgb_float"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["rgb_float", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "shift"], ["normal"]),
-        helper.make_node("Gather", ["normal", "bgr"], ["ordered"], axis=1),
-        helper.make_node("Cast", ["ordered" if cfg.bgr else "normal"], [_PREFIX + port.name], to=element),
-    ]
-    if not cfg.bgr:
-        del before[4], consts["bgr"]
-    consts["first"] = np.arange(2 * len(SCHEMAS[cfg.schema]))
-    after = [
-        helper.make_node("Cast", [_PREFIX + output.name], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["numbers"], ["row"]),
-        helper.make_node("Gather", ["row", "first"], ["values"], axis=1),
-        helper.make_node("Reshape", ["values", "points_shape"], [POINTS]),
-    ]
+    before, before_consts = _preprocessing(port, cfg)
+    after, after_consts = _postprocessing(output, cfg)
     size: int | str = "N" if batch is None else batch
     rgb = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [size, *card.input_hw, 3])
     points = helper.make_tensor_value_info(POINTS, TensorProto.FLOAT, [size, len(SCHEMAS[cfg.schema]), 2])
-    weights = [numpy_helper.from_array(array, name) for name, array in consts.items()]
+    consts = [numpy_helper.from_array(array, name) for name, array in {**before_consts, **after_consts}.items()]
+    nodes, weights = [*before, *inner.graph.node, *after], [*consts, *inner.graph.initializer]
     wrapped = helper.make_model(
-        helper.make_graph([*before, *graph.node, *after], card.name, [rgb], [points], [*weights, *graph.initializer]),
+        helper.make_graph(nodes, card.name, [rgb], [points], weights),
         opset_imports=inner.opset_import,
         functions=inner.functions,
         producer_name="lineament",
@@ -251,10 +236,51 @@ def _wrapped(
     return wrapped
 
 
+def _preprocessing(
+    port: onnx.ValueInfoProto, cfg: ImportConfig
+) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+    """Nodes from INPUT to the foreign input, and their constants: (rgb / 255 - mean) / std as a product and a sum."""
+    from onnx import TensorProto, helper
+
+    std = np.array(cfg.std)
+    nodes = [
+        helper.make_node("Transpose", [INPUT], ["rgb_NCHW"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["rgb_NCHW"], ["rgb_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["rgb_float", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["normal"]),
+    ]
+    consts = {
+        "scale": (1 / (255 * std)).reshape(1, 3, 1, 1).astype(np.float32),
+        "shift": (-np.array(cfg.mean) / std).reshape(1, 3, 1, 1).astype(np.float32),
+    }
+    if cfg.bgr:
+        nodes.append(helper.make_node("Gather", ["normal", "bgr"], ["ordered"], axis=1))
+        consts["bgr"] = np.array([2, 1, 0], np.int64)
+    ordered = "ordered" if cfg.bgr else "normal"
+    element = port.type.tensor_type.elem_type
+    return [*nodes, helper.make_node("Cast", [ordered], [_PREFIX + port.name], to=element)], consts
+
+
+def _postprocessing(
+    output: onnx.ValueInfoProto, cfg: ImportConfig
+) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+    """Nodes from the foreign output to POINTS, and their constants. Numbers after the points are dropped."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", [_PREFIX + output.name], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["numbers"], ["row"]),
+        helper.make_node("Gather", ["row", "first"], ["values"], axis=1),
+        helper.make_node("Reshape", ["values", "points_shape"], [POINTS]),
+    ]
+    n_points = len(SCHEMAS[cfg.schema])
+    return nodes, {"points_shape": np.array([-1, n_points, 2], np.int64), "first": np.arange(2 * n_points)}
+
+
 def _run_foreign(
     model: onnx.ModelProto, port: onnx.ValueInfoProto, output: onnx.ValueInfoProto, crops: U8, cfg: ImportConfig
 ) -> F32:
-    """What the model as it came says of crops (N, H, W, 3), one at a time: (N, K, 2)."""
+    """The points (N, K, 2) of the unwrapped model for crops (N, H, W, 3), one at a time."""
     rgb = crops.astype(np.float64) / 255
     normal = ((rgb - cfg.mean) / cfg.std)[..., :: -1 if cfg.bgr else 1].transpose(0, 3, 1, 2)
     dtype = np.float16 if port.type.tensor_type.elem_type == 10 else np.float32
@@ -268,8 +294,8 @@ def _run_foreign(
     return np.asarray(np.stack(found), np.float32).reshape(len(crops), -1)[:, : 2 * n_points].reshape(-1, n_points, 2)
 
 
-def _differs(wrapped: onnx.ModelProto, crops: U8, wanted: F32) -> str | None:
-    """How its points for crops differ from those wanted, or why there are none; None if they do not."""
+def _difference(wrapped: onnx.ModelProto, crops: U8, wanted: F32) -> str | None:
+    """How the points of crops differ from those wanted, or why the model fails; None if they are equal."""
     one_by_one = wrapped.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     try:
         session = _session(wrapped)
@@ -278,7 +304,7 @@ def _differs(wrapped: onnx.ModelProto, crops: U8, wanted: F32) -> str | None:
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no other base
         return f"it fails ({' '.join(str(error).split())[-200:]})"
     if found.shape != wanted.shape:
-        return f"it gives {found.shape}, expected {wanted.shape}"
+        return f"it returns shape {found.shape}, expected {wanted.shape}"
     gap = float(np.abs(found - wanted).max())
     return None if gap <= _TOLERANCE else f"points move by up to {gap:.2g} of the crop"
 
@@ -287,7 +313,7 @@ def _session(model: onnx.ModelProto) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is said by whoever asked
+    options.log_severity_level = 4  # the caller reports failures
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

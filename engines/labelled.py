@@ -1,4 +1,4 @@
-"""What engines ask of a folder of labelled faces: crops to calibrate INT8 with, and how good a landmarker is."""
+"""Uses of a folder of labelled faces: crops to calibrate INT8 with, and the accuracy of a landmarker."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float = 0.0) -> U8:
-    """(n, H, W, 3) RGB, or as many as there are, spread over the training list, cut as card.crop_scale says.
+    """(n, H, W, 3) RGB, or fewer if there are fewer, spread over the training list and cut with card.crop_scale.
 
-    Never of the test list, which the outcome is measured on; only a folder that has no other faces gives those.
+    Not from the test list, on which the result is measured, unless the folder has no other faces.
     """
     from lineament.train.crops import CropConfig, Crops
     from lineament.train.data import read
@@ -41,10 +41,9 @@ def calibration_crops(data: Path, card: ModelCard, n: int, label_shift_px: float
 
 
 def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0) -> Callable[[Landmarker], float]:
-    """A function that says the NME of any landmarker with such a card, in percent, on the test list's levelled points
-    crop.
+    """A function that returns the NME, in percent, of a landmarker with such a card on levelled crops of the test list.
 
-    cache: a folder in which the crops stay, so that the next landmarker need not cut them again.
+    cache: a folder that keeps the crops for the next landmarker.
     """
     scores = scores_on(data, card, level=True, label_shift_px=label_shift_px, cache=cache)
     return lambda landmarker: scores(landmarker).total.nme
@@ -53,7 +52,7 @@ def nme_on(data: Path, card: ModelCard, cache: Path, label_shift_px: float = 0.0
 def scores_on(
     data: Path, card: ModelCard, *, level: bool, label_shift_px: float = 0.0, cache: Path | None = None
 ) -> Callable[[Landmarker], Scores]:
-    """A function that scores any landmarker with such a card on the test list's points crop, levelled or not."""
+    """A function that scores a landmarker with such a card on crops of the test list, levelled or not."""
     from lineament.train.crops import CropConfig
     from lineament.train.data import read
     from lineament.train.evaluate import evaluate
@@ -77,7 +76,7 @@ def scores_on(
 
 
 def test_faces(data: Path, schema: Schema, label_shift_px: float = 0.0) -> Iterator[tuple[U8, F32, frozenset[str]]]:
-    """Each labelled face of the test list: its picture (H, W, 3) BGR, points (K, 2) px less the shift, attributes."""
+    """Each labelled face of the test list: image (H, W, 3) BGR, points (K, 2) px less the shift, attributes."""
     from lineament.train.data import read, shifted
 
     for sample in shifted(read(data, "test", schema), label_shift_px):
@@ -86,7 +85,7 @@ def test_faces(data: Path, schema: Schema, label_shift_px: float = 0.0) -> Itera
 
 
 def nme(points: F32, truth: F32, schema: Schema) -> float:
-    """Of one face, (K, 2) each, in percent."""
+    """Of one face, in percent; (K, 2) each."""
     from lineament.train import metrics
 
     return float(metrics.point_errors(points[None], truth[None], schema).mean())

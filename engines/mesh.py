@@ -1,10 +1,10 @@
-"""The mesh landmarker: the mesh and iris models inside the mediapipe package, run by OpenVINO on our crops.
+"""The mesh landmarker: the mesh and iris models of the mediapipe package, run by OpenVINO on our crops.
 
     with MeshLandmarker() as landmarker:
         points_unit, confidence = landmarker(rgb_NHWC)
 
-MediaPipe itself is never imported: only its two .tflite files are read. The face mesh says where the eyes are; the iris
-model looks at each eye and gives lids and pupil; a fitted linear map (landmarks.adapter) turns both into WFLW98.
+MediaPipe itself is never imported: only its two .tflite files are read. The face mesh locates the eyes, the iris model
+refines the lids and pupil of each, and a fitted linear map (landmarks.adapter) maps both to WFLW98.
 """
 
 from __future__ import annotations
@@ -20,42 +20,41 @@ import numpy as np
 from lineament.landmarks import adapter
 from lineament.landmarks.adapter import N_EYE, N_MESH
 from lineament.landmarks.card import ModelCard
-from lineament.landmarks.geometry import apply, compose, crop_from_frame, invert, warp
+from lineament.landmarks.geometry import apply, crop_from_frame, crop_from_unit, invert, mirrored, warp
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 
+CARD_PATH = Path(__file__).resolve().parent / "weights" / "mesh-wflw98.json"
 INPUT_HW = (192, 192)
-"""what the mesh model was trained on"""
+"""input size of the mesh model"""
 CROP_SCALE = 1.65
-"""best of 1.4 .. 2.0 by cross-validation; see the card"""
+"""best of 1.4 .. 2.0 in cross-validation; see weights/mesh-wflw98.md"""
 
 _FACE_FILE, _IRIS_FILE = "face_landmark/face_landmark.tflite", "iris_landmark/iris_landmark.tflite"
-"""in the folder `modules` of mediapipe"""
+"""in the `modules` folder of mediapipe"""
 _EYE_CARD = ModelCard("iris", "eye", (64, 64), 2.3)
 """MediaPipe's own crop: 2.3 times the distance of an eye's corners"""
 _EYE_CORNERS = ((33, 133), (362, 263))
 """mesh points: outer and inner corner of the left eye, inner and outer corner of the right"""
-_MIRROR = np.array([[-1.0, 0.0, _EYE_CARD.input_hw[1] - 1.0], [0.0, 1.0, 0.0]])
-"""the iris model knows left eyes only: the right one is mirrored before it and mirrored back"""
 
 
 class Mesh(NamedTuple):
-    """What the two models see in N crops, before the map to WFLW98."""
+    """Output of the two models for N crops, before the map to WFLW98."""
 
     features: F32
-    """(N, V, 2) crop px: the face mesh, then each eye's points if the iris model ran"""
+    """(N, V, 2) crop px: the face mesh, followed by each eye's points if the iris model ran"""
     depth: F32
-    """(N, 468) of the face mesh, in the scale of crop px, away from the camera"""
+    """(N, 468) of the face mesh, in crop px, growing away from the camera"""
     confidence: F32
     """(N,) 0..1 that a face is there"""
 
 
 class MeshModels:
-    """The two compiled graphs. Not for several threads at once: each graph has one set of buffers."""
+    """The two compiled graphs. Not thread-safe: each graph has one set of buffers."""
 
     def __init__(self, iris: bool) -> None:
         self._mesh = _Graph(_FACE_FILE, batch=1)
-        # both eyes of a face together cost less than one after the other; more faces at once gain nothing
+        # both eyes in one batch cost less than one after the other; batching faces gains nothing
         self._eyes = _Graph(_IRIS_FILE, batch=len(_EYE_CORNERS)) if iris else None
 
     def __call__(self, rgb_NHWC: U8) -> Mesh:
@@ -79,7 +78,8 @@ class MeshModels:
         for side, corners in enumerate(_EYE_CORNERS):
             outer, inner = mesh[corners[0]], mesh[corners[1]]
             eye_from_crop = crop_from_frame(np.stack([outer, inner]), _EYE_CARD, atan2(*(inner - outer)[::-1]))
-            matrices.append(compose(_MIRROR, eye_from_crop) if side == 1 else eye_from_crop)
+            # the iris model knows left eyes only, so the right one is mirrored, and its points mirrored back
+            matrices.append(mirrored(eye_from_crop, _EYE_CARD.input_hw) if side == 1 else eye_from_crop)
             graph.input_NHWC[side] = warp(rgb, matrices[-1], _EYE_CARD.input_hw)
         lids, iris = graph.infer()
         eyes = np.concatenate([lids.reshape(2, -1, 3), iris.reshape(2, -1, 3)], axis=1)[..., :2]
@@ -87,14 +87,14 @@ class MeshModels:
 
 
 class MeshLandmarker:
-    """The mesh as a landmarks.types.Landmarker. It may be called from several threads; calls take turns."""
+    """The mesh as a landmarks.types.Landmarker. Thread-safe; calls run one at a time."""
 
     def __init__(self, iris: bool = True) -> None:
-        """iris: look at each eye a second time. Without it a face costs less than half and pupils are guessed."""
+        """iris: refine each eye with the iris model. Without it a face costs less than half, pupils are rough."""
         self._adapter = adapter.load(iris)
         self._card = load_card()
         self._models: MeshModels | None = MeshModels(iris)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def card(self) -> ModelCard:
@@ -107,18 +107,18 @@ class MeshLandmarker:
         if rgb_NHWC.dtype != np.uint8 or rgb_NHWC.shape != wanted:
             raise ValueError(
                 f"the mesh model takes crops (N, {height}, {width}, 3) uint8 RGB, "
-                f"got {rgb_NHWC.shape} {rgb_NHWC.dtype}; cut them with landmarks.geometry.warp and its card"
+                f"got {rgb_NHWC.shape} {rgb_NHWC.dtype}; cut them with landmarks.geometry.warp and the model's card"
             )
-        with self._turn:
+        with self._lock:
             if self._models is None:
                 raise LineamentError("the mesh landmarker is closed; make a new one with engines.load('mesh')")
             mesh = self._models(rgb_NHWC)
-        points_crop = self._adapter(mesh.features)
-        return Landmarks(np.asarray((points_crop + 0.5) / (width, height), np.float32), mesh.confidence)
+        unit_from_crop = invert(crop_from_unit(self._card.input_hw))
+        return Landmarks(apply(unit_from_crop, self._adapter(mesh.features)), mesh.confidence)
 
     def close(self) -> None:
         """Frees the graphs. May be called twice."""
-        with self._turn:
+        with self._lock:
             self._models = None
 
     def __enter__(self) -> Self:
@@ -129,24 +129,24 @@ class MeshLandmarker:
 
 
 def check_installed() -> None:
-    """Raises LineamentError, which says how to install them, where the mesh models are absent."""
+    """Raises LineamentError, with how to install them, if the mesh models are absent."""
     for path in (_FACE_FILE, _IRIS_FILE):
         _file(path)
 
 
 def load_card() -> ModelCard:
-    """The card beside the fitted map; one that no longer fits this code is refused."""
-    card = ModelCard.from_json(adapter.CARD_PATH.read_text())
+    """The card of the fitted map. Raises LineamentError if it does not match this code."""
+    card = ModelCard.from_json(CARD_PATH.read_text())
     if (card.schema, card.input_hw) != (WFLW98.name, INPUT_HW):
         raise LineamentError(
-            f"{adapter.CARD_PATH.name} says {card.schema} at {card.input_hw}, expected {WFLW98.name} at {INPUT_HW}; "
+            f"{CARD_PATH.name} has {card.schema} at {card.input_hw}, expected {WFLW98.name} at {INPUT_HW}; "
             "fit it again with `python -m engines.mesh_fit`"
         )
     return card
 
 
 def _file(path: str) -> Path:
-    """One of the model files inside the package mediapipe, found without importing it."""
+    """A model file inside the mediapipe package, found without importing it."""
     spec = importlib.util.find_spec("mediapipe")
     if spec is None or spec.origin is None:
         raise LineamentError(
@@ -163,7 +163,7 @@ def _file(path: str) -> Path:
 
 
 class _Graph:
-    """One .tflite of the mediapipe package, compiled for `batch` uint8 RGB pictures at a time, with one request."""
+    """A .tflite of the mediapipe package, compiled for batches of `batch` uint8 RGB images, with one request."""
 
     def __init__(self, path: str, batch: int) -> None:
         import openvino as ov
@@ -176,15 +176,15 @@ class _Graph:
         steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
         steps.input().model().set_layout(ov.Layout("NHWC"))
         steps.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
-        # float32 everywhere, or points would differ between processors with and without bfloat16
+        # float32 everywhere, so that points are the same on processors with and without bfloat16
         config = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_HYPER_THREADING": True, "INFERENCE_PRECISION_HINT": "f32"}
         compiled = core.compile_model(steps.build(), "CPU", config)
         self._request: Any = compiled.create_infer_request()
         self.input_NHWC: U8 = self._request.get_input_tensor().data
-        """write the pictures here, then infer"""
+        """write the images here, then infer"""
         self._outputs: list[F32] = [self._request.get_output_tensor(i).data for i in range(len(compiled.outputs))]
 
     def infer(self) -> list[F32]:
-        """The graph's own buffers: read them before the next call."""
+        """The graph's output buffers; the next call overwrites them."""
         self._request.infer()
         return self._outputs

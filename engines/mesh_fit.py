@@ -2,10 +2,10 @@
 
     python -m engines.mesh_fit --data ../shared/data/wflw-mini
 
-A point starts as the mean of the mesh points round it; a ridge regression then corrects it, in which a mesh point costs
-more the farther away it lies. How far it may reach and how strong the ridge is, each part of the face chooses by
-cross-validation grouped by face: augmentations of one face (same name but for the last _k) never sit on both sides.
-The test list is read once, after the map is made.
+A point starts as the mean of the nearest mesh points; a ridge regression, in which distant mesh points are penalised
+more, then corrects it. Each part of the face gets its own reach and ridge by cross-validation grouped by face:
+augmentations of one face (same name up to the last _k) are never on both sides. The test list is read once, after the
+fit.
 
 Suffixes: N crops, V mesh points, K = 98 points.
 """
@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lineament.engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
-from lineament.landmarks import adapter
-from lineament.landmarks.adapter import N_MESH, Adapter, frame_of_mesh
+from lineament.engines.mesh import CARD_PATH, CROP_SCALE, INPUT_HW, MeshModels
+from lineament.landmarks.adapter import MAP_PATH, N_MESH, Adapter, frame_of_mesh
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
 from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
@@ -38,37 +37,37 @@ from lineament.train import data, metrics
 from lineament.train.sample import Sample
 
 NEAR = 8
-"""how many mesh points make a point's first guess"""
+"""number of mesh points in a point's initial mean"""
 FOLDS = 10
 JITTER_LOG_SCALE, JITTER_SHIFT, JITTER_ROLL_RAD = 0.04, 0.015, math.radians(2)
-"""standard deviations of the fit's crops; the shift counts in the points' extent"""
+"""standard deviations of the fit's crops; the shift is relative to the points' extent"""
 MIN_CONFIDENCE = 0.5
-"""a crop that the mesh model believes in less teaches nothing: one face of the train list is lost on it"""
+"""crops with a lower confidence are left out: one face of the train list"""
 LABEL_SHIFT_PX = 0.5
-"""wflw-mini's points are unit coordinates times 112, so the centre of a pixel lies half a pixel below them. The data
-shows it: a map fitted on pictures and mirror images alike leaves 0.43 +- 0.11 px in x, whichever way they face"""
+"""wflw-mini's points are unit coordinates times 112, half a pixel more than in pixel centres. The data agrees: a map
+fitted on images and their mirror images leaves 0.43 +- 0.11 px in x on both"""
 FRONTAL_PITCH_DEG = 6.3
-"""how far the train list's mean face looks down: 366 frontal studio portraits have this median pitch against it"""
+"""downward pitch of the train list's mean face: the median pitch of 366 frontal studio portraits relative to it"""
 
 CARD = ModelCard("mesh", WFLW98.name, INPUT_HW, CROP_SCALE, head="mesh")
 
 
 class Choice(NamedTuple):
-    """What a part of the face chooses."""
+    """Hyperparameters of a part of the face."""
 
     reach: float
-    """distance, in RMS radii of the mesh, beyond which a mesh point becomes dear"""
+    """distance, in RMS radii of the mesh, beyond which mesh points are penalised"""
     ridge: float
 
 
 CHOICES = tuple(Choice(reach, ridge) for reach in (0.15, 0.3) for ridge in (1.0, 4.0, 16.0))
 FIRST_CHOICE = Choice(0.3, 4.0)
-"""for the maps that only cut crops"""
+"""for the intermediate maps, which only place crops"""
 
 
 @dataclass(frozen=True)
 class View:
-    """A labelled picture, as it is or mirrored."""
+    """A labelled image or its mirror image."""
 
     rgb: U8
     """(H, W, 3)"""
@@ -81,19 +80,19 @@ class View:
 
 @dataclass(frozen=True)
 class Problem:
-    """N crops as the mesh sees them, and where their points should go; centred and scaled by the mesh."""
+    """Features and targets of N crops, centred and scaled by the mesh."""
 
     features: F64
-    """(N, V, 2) the face mesh, then each eye's points"""
+    """(N, V, 2) the face mesh, followed by each eye's points"""
     depth: F64
     """(N, 468) of the face mesh"""
     truth: F64
     """(N, 98, 2)"""
     faces: NDArray[np.str_]
-    """(N,) which face a crop shows"""
+    """(N,) the face that each crop shows"""
 
     def with_features(self, n_features: int) -> Problem:
-        """Only the first of the mesh points."""
+        """A copy with only the first n_features points."""
         return replace(self, features=self.features[:, :n_features])
 
 
@@ -101,8 +100,9 @@ class Problem:
 def main() -> int:
     parser = argparse.ArgumentParser(description="fit the mesh's map to WFLW98")
     parser.add_argument("--data", type=Path, required=True, help="folder in the official WFLW layout")
-    parser.add_argument("--out", type=Path, default=adapter.WEIGHTS, help="folder for the fitted files")
+    parser.add_argument("--out", type=Path, help="folder for the fitted files; by default they replace those that ship")
     args = parser.parse_args()
+    map_path, card_path = (args.out / path.name if args.out else path for path in (MAP_PATH, CARD_PATH))
 
     models = MeshModels(iris=True)
     views = views_of(data.read(args.data, "train"))
@@ -117,8 +117,8 @@ def main() -> int:
         arrays[f"{name}_weights"] = fitted[name].weights.astype(np.float16)
         arrays[f"{name}_offset"] = fitted[name].offset
         report += [f"## {name}: cross-validated by face, NME in percent", "", *cv_table(errors, choices), ""]
-    args.out.mkdir(parents=True, exist_ok=True)
-    np.savez(args.out / adapter.MAP_PATH.name, **arrays)
+    map_path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(map_path, **arrays)
     print("\n".join(report))
 
     test = data.read(args.data, "test")
@@ -132,11 +132,11 @@ def main() -> int:
     card = replace(
         CARD,
         nme=scores,
-        weights_sha256=hashlib.sha256((args.out / adapter.MAP_PATH.name).read_bytes()).hexdigest(),
+        weights_sha256=hashlib.sha256(map_path.read_bytes()).hexdigest(),
         built_with={package: version(package) for package in ("mediapipe", "openvino", "numpy")},
     )
-    (args.out / adapter.CARD_PATH.name).write_text(card.to_json() + "\n")
-    (args.out / adapter.CARD_PATH.with_suffix(".md").name).write_text("\n".join(report))
+    card_path.write_text(card.to_json() + "\n")
+    card_path.with_suffix(".md").write_text("\n".join(report))
     return 0
 
 
@@ -154,7 +154,7 @@ def views_of(samples: list[Sample]) -> list[View]:
 
 
 def fit_crops(models: MeshModels, views: list[View]) -> Problem:
-    """Crops as serving cuts them: from the points that the map itself found, with the labels only as a start."""
+    """Crops as in serving, round the points that the map itself finds; the labels only place the first."""
     problem = look(models, views, [crop_from_frame(v.points, CARD, WFLW98.roll_rad(v.points)) for v in views])
     rng = np.random.default_rng(0)
     for _ in range(2):
@@ -165,7 +165,7 @@ def fit_crops(models: MeshModels, views: list[View]) -> Problem:
 
 
 def find(models: MeshModels, points_of: Adapter, rgb: U8, region: F32, passes: int) -> F32:
-    """(98, 2) px: the first pass looks at region (a box or points), each other one at the points of the last."""
+    """(98, 2) px. The first pass crops round region (a box or points), each later one round the previous points."""
     roll_rad = WFLW98.roll_rad(region) if region.ndim == 2 else 0.0
     for _ in range(passes):
         crop = crop_from_frame(region, CARD, roll_rad)
@@ -176,7 +176,7 @@ def find(models: MeshModels, points_of: Adapter, rgb: U8, region: F32, passes: i
 
 
 def jittered(points: F32, rng: np.random.Generator) -> F64:
-    """The crop round points, a little off, as the points of a moving face's last frame are."""
+    """The crop round points, jittered like the crops of a moving face, which come from its previous frame."""
     extent = np.ptp(points, axis=0).max()
     card = replace(CARD, crop_scale=CROP_SCALE * math.exp(rng.normal(0, JITTER_LOG_SCALE)))
     shifted = points + rng.normal(0, JITTER_SHIFT, 2) * extent
@@ -184,7 +184,7 @@ def jittered(points: F32, rng: np.random.Generator) -> F64:
 
 
 def look(models: MeshModels, views: list[View], crops: list[F64]) -> Problem:
-    """What the models see of each view through its crop; crops in which they see no face are left out."""
+    """The models' output for each view and crop, without crops in which they see no face."""
     seen = [(view, crop, models(warp(view.rgb, crop, INPUT_HW)[None])) for view, crop in zip(views, crops, strict=True)]
     seen = [(view, crop, mesh) for view, crop, mesh in seen if mesh.confidence[0] > MIN_CONFIDENCE]
     features = np.concatenate([mesh.features for _, _, mesh in seen])
@@ -200,7 +200,7 @@ def look(models: MeshModels, views: list[View], crops: list[F64]) -> Problem:
 
 
 def first_guess(problem: Problem) -> F64:
-    """(K, V) weights that sum to one: each point is the mean of the NEAR mesh points that lie nearest on average."""
+    """(K, V) weights that sum to one: each point is the mean of its NEAR nearest mesh points, by mean distance."""
     distance_KV = mean_distance(problem)
     weights = np.zeros_like(distance_KV)
     np.put_along_axis(weights, np.argsort(distance_KV, axis=1)[:, :NEAR], 1 / NEAR, axis=1)
@@ -208,18 +208,18 @@ def first_guess(problem: Problem) -> F64:
 
 
 def mean_distance(problem: Problem) -> F64:
-    """(K, V) between mean places."""
+    """(K, V) between mean positions."""
     truth_K12 = problem.truth.mean(0)[:, None]
     return np.asarray(np.linalg.norm(truth_K12 - problem.features.mean(0), axis=2), np.float64)
 
 
 def ease(distance_V: F64, reach: float) -> F64:
-    """(V,) factor on each mesh point before the ridge: 1 nearby, reach / distance far away."""
+    """(V,) scale of each mesh point before the ridge: 1 nearby, reach / distance far away."""
     return np.asarray(1 / np.sqrt((distance_V / reach) ** 2 + 1), np.float64)
 
 
 def fit(problem: Problem, choices: Mapping[str, Choice]) -> Adapter:
-    """The map from all of problem."""
+    """The map fitted on all of problem."""
     n, v, _ = problem.features.shape
     guess_KV, distance_KV = first_guess(problem), mean_distance(problem)
     mean = problem.features.mean(0)
@@ -238,7 +238,7 @@ def fit(problem: Problem, choices: Mapping[str, Choice]) -> Adapter:
 
 
 def cross_validate(problem: Problem) -> dict[str, dict[Choice, F64]]:
-    """Part name to choice to (n,) mean error in percent of each of the part's points, on faces the fit had not seen."""
+    """Part name to choice to (n,) mean error in percent of each of the part's points, on held-out faces."""
     n = len(problem.faces)
     guess_KV, distance_KV = first_guess(problem), mean_distance(problem)
     left, right = WFLW98.eye_corners
@@ -256,7 +256,7 @@ def cross_validate(problem: Problem) -> dict[str, dict[Choice, F64]]:
                 missed = {choice: np.empty(n) for choice in CHOICES if choice.reach == reach}
                 for out in folds:
                     seen = ~out
-                    # centre on the mean of the seen, as fit does
+                    # centre on the mean of the training folds, as fit does
                     mean_kernel = kernel[seen][:, seen].mean(0)
                     gram = kernel[np.ix_(seen, seen)] - mean_kernel - mean_kernel[:, None] + mean_kernel.mean()
                     cross = kernel[np.ix_(out, seen)]
@@ -272,13 +272,13 @@ def cross_validate(problem: Problem) -> dict[str, dict[Choice, F64]]:
 
 
 def held_out(faces: NDArray[np.str_]) -> list[NDArray[np.bool_]]:
-    """faces: (N,) -> FOLDS masks (N,) that share the faces among them."""
+    """faces: (N,) -> FOLDS masks (N,) that partition the faces."""
     order = np.random.default_rng(1).permutation(np.unique(faces))
     return [np.isin(faces, order[i::FOLDS]) for i in range(FOLDS)]
 
 
 def cv_table(errors: Mapping[str, Mapping[Choice, F64]], choices: Mapping[str, Choice]) -> list[str]:
-    """Markdown: a row a part, a column a choice; the chosen one in bold."""
+    """Markdown: a row per part, a column per choice, the chosen one in bold."""
     lines = ["| part | " + " | ".join(f"reach {c.reach} ridge {c.ridge:g}" for c in CHOICES) + " |"]
     lines.append("|---" * (len(CHOICES) + 1) + "|")
     for part, tried in errors.items():
@@ -289,7 +289,7 @@ def cv_table(errors: Mapping[str, Mapping[Choice, F64]], choices: Mapping[str, C
 
 
 def mean_shape(problem: Problem) -> F64:
-    """(98, 3) mean face: each mesh turned onto the mean mesh, its labels, with the mesh's depth, along; frontal."""
+    """(98, 3) frontal mean face: labels with the mesh's depth, rotated as their mesh is onto the mean mesh."""
     mesh_NV3 = np.concatenate([problem.features[:, :N_MESH], problem.depth[:, :, None]], axis=2)
     depth_NK = problem.depth @ first_guess(problem.with_features(N_MESH)).T
     points_NK3 = np.concatenate([problem.truth, depth_NK[:, :, None]], axis=2)
@@ -305,14 +305,14 @@ def mean_shape(problem: Problem) -> F64:
 
 
 def rotation_onto(target: F64, points: F64) -> F64:
-    """(3, 3) that turns points (V, 3) onto target (V, 3) best; both are centred."""
+    """(3, 3) the best rotation of points (V, 3) onto target (V, 3); both are centred."""
     u, _, vt = np.linalg.svd(target.T @ points)
     turn = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
     return np.asarray(turn, np.float64)
 
 
 def evaluate(models: MeshModels, points_of: Adapter, samples: list[Sample], passes: int) -> tuple[list[str], float]:
-    """A report and the NME, on labels as they stand, beginning from the list's rects, which are not levelled."""
+    """A report and the NME, on the original labels, starting from the list's rects, which are not levelled."""
     truth = np.stack([sample.points for sample in samples])
     pictures = [np.ascontiguousarray(sample.bgr()[..., ::-1]) for sample in samples]
     found = np.stack([find(models, points_of, rgb, s.rect_xyxy, passes) for rgb, s in zip(pictures, samples)])

@@ -1,10 +1,10 @@
-"""What an ONNX file says of itself, what its graph must look like, and what every landmarker made from a file shares.
+"""The format of model files: the card in an ONNX file, the interface of its graph, and the base of all backends.
 
     card = read_card(Path("b5.onnx"))
 
-The graph takes `rgb`, uint8 (N, H, W, 3), and gives `points`, float32 (N, K, 2) in unit crop coordinates, and perhaps
-`confidence`, (N,). The model card is JSON in the file's metadata under the key "card". It is read here, without any
-runtime, so that every backend refuses the same files in the same words. Suffix of arrays: N crops, H high, W wide.
+The graph takes `rgb`, uint8 (N, H, W, 3), and returns `points`, float32 (N, K, 2) in unit crop coordinates, and
+optionally `confidence`, (N,). The model card is JSON in the file's metadata under the key "card". It is read here,
+without any runtime, so that every backend rejects the same files with the same errors. Suffixes: N crops, H x W px.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 
 CARD_KEY = "card"
-"""of the file's metadata"""
+"""in the file's metadata"""
 INPUT, POINTS, CONFIDENCE = "rgb", "points", "confidence"
-"""names in the graph"""
-REMAKE = "export it again from its checkpoint, or wrap a foreign model with `python -m engines.import_onnx`"
+"""names of the graph's inputs and outputs"""
+REMAKE = "export it again from its checkpoint, or import a foreign model with `python -m engines.import_onnx`"
 
 LARGEST_PX = 4096
-"""of a crop's side: no model takes more, and a damaged card that says so would ask for all memory"""
+"""largest side of a crop; a damaged card with more would exhaust memory"""
 
 _GRAPH_FIELD, _METADATA_FIELD = 7, 14
-"""of ONNX's ModelProto"""
+"""field numbers of ONNX's ModelProto"""
 _KEY_FIELD, _VALUE_FIELD = 1, 2
-"""of its StringStringEntryProto"""
+"""field numbers of its StringStringEntryProto"""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-"""protobuf's wire types; the two others, groups, ONNX does not use"""
+"""protobuf's wire types; ONNX does not use the other two, groups"""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of a graph, as its runtime sees it."""
+    """An input or output of a graph, as reported by a runtime."""
 
     name: str
     shape: tuple[int | None, ...]
-    """None: any size"""
+    """None: dynamic"""
     dtype: str
-    """as numpy calls it"""
+    """name of the numpy dtype"""
 
     def __str__(self) -> str:
         sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
@@ -56,15 +56,15 @@ class Port:
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card of an ONNX file. Raises LineamentError on a missing, broken or foreign file and on an unusable card."""
+    """The card of an ONNX file. Raises LineamentError if the file or the card is missing or invalid."""
     text = _metadata(path).get(CARD_KEY)
     if text is None:
-        raise LineamentError(f"{path} holds no model card, so its points have no meaning here; {REMAKE}")
+        raise LineamentError(f"{path} contains no model card, so the meaning of its points is unknown; {REMAKE}")
     return parse_card(path, text)
 
 
 def parse_card(path: Path, text: str) -> ModelCard:
-    """The card whose JSON was found in path, a file of any kind. Raises LineamentError on one that is unusable."""
+    """The card from its JSON in path, a file of any kind. Raises LineamentError if it is invalid."""
     try:
         card = ModelCard.from_json(text)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
@@ -86,7 +86,7 @@ def parse_card(path: Path, text: str) -> ModelCard:
 
 
 def check_graph(path: Path, card: ModelCard, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
-    """Raises LineamentError when the graph is not what this module says, or not what its card says."""
+    """Raises LineamentError if the graph does not match this module's interface or its card."""
     height, width = card.input_hw
     wanted = f"one input {INPUT!r} (any or 1, {height}, {width}, 3) uint8, as its card says"
     if len(inputs) != 1 or inputs[0].name != INPUT or inputs[0].dtype != "uint8":
@@ -98,25 +98,25 @@ def check_graph(path: Path, card: ModelCard, inputs: Sequence[Port], outputs: Se
     points = known.get(POINTS)
     if points is None or points.dtype != "float32" or not _fits(points.shape, (1, n_points, 2)):
         raise LineamentError(
-            f"{path} gives {_listed(outputs)}, expected {POINTS!r} (any, {n_points}, 2) float32, "
-            f"as its schema {card.schema} has {n_points} points; {REMAKE}"
+            f"{path} returns {_listed(outputs)}, expected {POINTS!r} (any, {n_points}, 2) float32, "
+            f"because its schema {card.schema} has {n_points} points; {REMAKE}"
         )
     confidence = known.get(CONFIDENCE)
     if confidence and (confidence.dtype != "float32" or not _fits(confidence.shape, (1,))):
-        raise LineamentError(f"{path} gives {confidence}, expected {CONFIDENCE!r} (any) float32; {REMAKE}")
+        raise LineamentError(f"{path} returns {confidence}, expected {CONFIDENCE!r} (any) float32; {REMAKE}")
 
 
 class FileLandmarker:
-    """What the backends share of landmarks.types.Landmarker. Several threads may call one; calls take turns.
+    """Base of the backends, a landmarks.types.Landmarker. Thread-safe; calls run one at a time.
 
-    A backend says how a batch runs, in `_run`, and what it lets go of, in `_release`.
+    A backend implements `_run`, which runs a batch, and `_release`, which frees its resources.
     """
 
     def __init__(self, path: Path, card: ModelCard) -> None:
         self._path = path
         self._card = card
         self._closed = False
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def card(self) -> ModelCard:
@@ -129,9 +129,9 @@ class FileLandmarker:
         if rgb_NHWC.dtype != np.uint8 or rgb_NHWC.shape != (n, height, width, 3):
             raise ValueError(
                 f"the model {self._card.name} takes crops (N, {height}, {width}, 3) uint8 RGB, "
-                f"got {rgb_NHWC.shape} {rgb_NHWC.dtype}; cut them with landmarks.geometry.warp and its card"
+                f"got {rgb_NHWC.shape} {rgb_NHWC.dtype}; cut them with landmarks.geometry.warp and the model's card"
             )
-        with self._turn:
+        with self._lock:
             if self._closed:
                 raise LineamentError(
                     f"the landmarker {self._card.name} is closed; make a new one with engines.load({str(self._path)!r})"
@@ -142,13 +142,13 @@ class FileLandmarker:
             return Landmarks(np.empty((0, n_points, 2), np.float32), np.empty(0, np.float32))
         if found.points_unit.shape != (n, n_points, 2) or found.confidence.shape != (n,):
             raise LineamentError(
-                f"{self._path} gave points {found.points_unit.shape} and confidence {found.confidence.shape} "
+                f"{self._path} returned points {found.points_unit.shape} and confidence {found.confidence.shape} "
                 f"for {n} crops, expected ({n}, {n_points}, 2) and ({n},); {REMAKE}"
             )
         return found
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
-        """N is at least 1, memory is contiguous, and no other thread is in here. What it returns is the caller's."""
+        """N is at least 1, memory is contiguous, calls are serialised. The caller owns the result."""
         raise NotImplementedError
 
     def _release(self) -> None:
@@ -156,7 +156,7 @@ class FileLandmarker:
 
     def close(self) -> None:
         """Frees the graph. May be called twice."""
-        with self._turn:
+        with self._lock:
             if not self._closed:
                 self._closed = True
                 self._release()
@@ -169,7 +169,7 @@ class FileLandmarker:
 
 
 def landmarks_of(points_unit: F32, confidence: F32 | None) -> Landmarks:
-    """confidence: (N,) or None for a model that does not judge."""
+    """confidence: (N,) or None for a model without that output."""
     return Landmarks(points_unit, np.ones(len(points_unit), np.float32) if confidence is None else confidence)
 
 
@@ -182,8 +182,8 @@ def _listed(ports: Sequence[Port]) -> str:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """The key-value pairs of an ONNX file, found by hopping over its fields: the weights are not read."""
-    if not os.path.isfile(path):  # unlike Path.is_file it bears any name
+    """The key-value pairs of an ONNX file. Skips over other fields, so the weights are not read."""
+    if not os.path.isfile(path):  # unlike Path.is_file it accepts any name
         raise LineamentError(f"no model file at {path}; check the spelling, or {REMAKE}")
     found: dict[str, str] = {}
     has_graph = False
@@ -200,17 +200,17 @@ def _metadata(path: Path) -> dict[str, str]:
                         found[pair.get(_KEY_FIELD, "")] = pair.get(_VALUE_FIELD, "")
     except OSError as error:
         raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
-    except ValueError as error:  # a UnicodeDecodeError is one
-        raise LineamentError(f"{path} is no ONNX file, or a damaged one: {error}; copy it again, or {REMAKE}") from None
+    except ValueError as error:  # including UnicodeDecodeError
+        raise LineamentError(f"{path} is not a valid ONNX file: {error}; copy it again, or {REMAKE}") from None
     if not has_graph:
-        raise LineamentError(f"{path} is no ONNX file: it holds no graph; copy it again, or {REMAKE}")
+        raise LineamentError(f"{path} is not an ONNX file: it contains no graph; copy it again, or {REMAKE}")
     return found
 
 
 def _byte_fields(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of each field of a protobuf message that holds bytes; the others are passed over.
+    """(number, start, end) of each field of type bytes in a protobuf message.
 
-    Raises ValueError where data is not such a message, or ends within one.
+    Raises ValueError if data is not a complete message.
     """
     at = 0
     while at < len(data):
@@ -233,11 +233,11 @@ def _byte_fields(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
 
 
 def _varint(data: bytes | mmap.mmap, at: int) -> tuple[int, int]:
-    """A number in seven bits a byte, lowest first, and where the next byte lies."""
+    """A number in seven bits per byte, lowest first, and the offset of the next byte."""
     value = 0
     for i in range(10):
         if at + i >= len(data):
-            raise ValueError("it ends within a number")
+            raise ValueError("it ends inside a number")
         byte = data[at + i]
         value |= (byte & 0x7F) << (7 * i)
         if byte < 0x80:

@@ -1,4 +1,4 @@
-"""An ONNX landmark model by ONNX Runtime: on the CPU where OpenVINO is absent, on NVIDIA GPUs, and to compare with."""
+"""Runs an ONNX landmark model in ONNX Runtime: on the CPU if OpenVINO is absent, on NVIDIA GPUs, and as a baseline."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _PROVIDERS = {
 
 
 class OnnxRuntimeLandmarker(FileLandmarker):
-    """A landmarks.types.Landmarker. A graph whose batch is free runs all faces at once, one of batch 1 each in turn."""
+    """A landmarks.types.Landmarker. Runs all faces in one batch, or one by one if the graph has batch size 1."""
 
     def __init__(self, path: Path, device: Device = "cpu", threads: int | None = None) -> None:
-        """device: cuda and tensorrt are providers of the package onnxruntime-gpu; both raise where they cannot run.
+        """device: cuda and tensorrt are providers of the package onnxruntime-gpu; both raise if they cannot run.
 
-        threads: on the CPU; None takes all cores.
+        threads: on the CPU; None uses all cores.
         """
         import onnxruntime
 
@@ -50,21 +50,21 @@ class OnnxRuntimeLandmarker(FileLandmarker):
         if device != "cpu":
             _load_libraries(onnxruntime, device)
         options = onnxruntime.SessionOptions()
-        # else its threads spin on after a call, and take the cores from whatever comes next
+        # otherwise its threads spin after a call and keep cores from the next stage
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
-        # what TensorRT does not take, CUDA runs
+        # CUDA runs what TensorRT does not support
         providers = [provider, *([_PROVIDERS["cuda"]] if device == "tensorrt" else [])]
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # its exceptions share no other base
+        except Exception as error:  # its exceptions have no other common base
             raise self._failed(error) from error
         if provider not in (used := self._session.get_providers()):
-            # a provider that does not load is passed over in silence
+            # a provider that fails to load is skipped silently
             raise LineamentError(
                 f"{path} cannot run on {device}: ONNX Runtime {onnxruntime.__version__} could not start {provider} and "
-                f"took {', '.join(used)}; install the driver, CUDA and cuDNN"
+                f"used {', '.join(used)}; install the driver, CUDA and cuDNN"
                 f"{', and TensorRT,' * (device == 'tensorrt')} that this release of ONNX Runtime names"
             )
         inputs, outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
@@ -77,7 +77,7 @@ class OnnxRuntimeLandmarker(FileLandmarker):
         batches = [rgb_NHWC[i : i + 1] for i in range(len(rgb_NHWC))] if self._one_by_one else [rgb_NHWC]
         try:
             found = [self._session.run(self._outputs, {self._input: batch}) for batch in batches]
-        except Exception as error:  # of a graph whose numbers are damaged, or for want of memory
+        except Exception as error:  # corrupt weights, or out of memory
             raise self._failed(error) from error
         arrays = [np.concatenate(parts) for parts in zip(*found, strict=True)]
         return landmarks_of(arrays[0], arrays[1] if len(arrays) > 1 else None)
@@ -91,15 +91,15 @@ class OnnxRuntimeLandmarker(FileLandmarker):
 
 
 def _load_libraries(onnxruntime: Any, device: Device) -> None:
-    """What a provider needs and the system's linker does not find: CUDA, cuDNN and TensorRT where pip puts them.
+    """Loads CUDA, cuDNN and TensorRT from pip packages, which the system's linker does not search.
 
-    Whatever is not there may lie where the linker looks; whether all was found shows when the session opens.
+    A library that is not there may be on the linker's path; the session fails if it is not.
     """
     if device == "tensorrt":
         with suppress(ImportError, OSError, RuntimeError):
             importlib.import_module("tensorrt")
     if preload := getattr(onnxruntime, "preload_dlls", None):  # since 1.21
-        # it prints what it does not find, and standard output is for results
+        # it prints missing libraries, and stdout is for results
         with redirect_stdout(sys.stderr):
             preload()
 
@@ -108,7 +108,7 @@ def _ports(ports: list[Any]) -> list[Port]:
     return [
         Port(
             port.name,
-            # a free size has a name, or none at all
+            # a dynamic size is a name or None
             tuple(size if isinstance(size, int) else None for size in port.shape),
             _DTYPES.get(port.type, port.type),
         )

@@ -1,4 +1,4 @@
-"""An ONNX landmark model on the CPU by OpenVINO: the default. Imported only where it is asked for."""
+"""Runs an ONNX landmark model on the CPU with OpenVINO: the default. Imported only on demand."""
 
 from __future__ import annotations
 
@@ -23,67 +23,67 @@ from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 Precision = Literal["f32", "bf16", "auto"]
 
 _PASSING = ("Add", "Convert", "Gather", "Multiply", "Reshape", "Sigmoid", "Squeeze", "Unsqueeze")
-"""what may stand between the last linear layer and the points"""
+"""operators allowed between the last linear layer and the points"""
 
 log = logging.getLogger(__name__)
 
 
 class OpenVinoLandmarker(FileLandmarker):
-    """A landmarks.types.Landmarker. Reads and compiles in the constructor, so that a bad file is found before a stream.
+    """A landmarks.types.Landmarker. Reads and compiles in the constructor, so a bad file fails before a stream starts.
 
-    Faces run one after the other, in a graph compiled for one, so that a frame with more faces than any before never
-    waits for a graph of its size. On few cores batches would gain little: docs/engines.md has crops/s by batch.
+    Faces run one after the other in a graph compiled for batch 1, so no frame waits for a graph of a new batch size to
+    compile. On few cores batches gain little: docs/engines.md lists crops/s by batch.
     """
 
     def __init__(
         self, path: Path, precision: Precision | None = None, threads: int | None = None, throughput: bool = False
     ) -> None:
-        """precision: f32 gives the same points on every processor; bf16 is faster on those that have it, less exact;
-        auto is bf16 on those that are made for it, else f32. None takes what the card says; layers that a file holds in
-        int8 run in int8 with any.
+        """precision: f32 gives the same points on every processor; bf16 is faster on processors that have it, and less
+        exact; auto is bf16 on processors built for it, else f32. None takes the card's. Layers that the file stores in
+        int8 always run in int8.
 
-        threads: None takes all cores. One may beat two where a camera's thread runs beside a small graph.
-        throughput: for many faces at once: they share the cores, each on few, instead of all cores one face.
+        threads: None uses all cores. One may be faster than two if a camera thread runs next to a small graph.
+        throughput: for many faces per call: faces run in parallel, each on few cores, instead of one on all cores.
         """
         import openvino as ov
 
         if precision not in (None, "f32", "bf16", "auto"):
-            raise ValueError(f"precision is {precision!r}, wanted f32, bf16 or auto")
+            raise ValueError(f"precision is {precision!r}, expected f32, bf16 or auto")
         super().__init__(path, read_card(path))
         precision = precision or ("bf16" if self._card.precision == "bf16" else "f32")
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY",
             "ENABLE_HYPER_THREADING": True,
         }
-        # unsaid, it is OpenVINO's to choose
+        # without it OpenVINO chooses
         if precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = precision
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         core = ov.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            log.warning("%s runs in f32, for this processor has no bf16", path.name)
+            log.warning("%s runs in f32 because this processor has no bf16", path.name)
             config["INFERENCE_PRECISION_HINT"] = "f32"
         try:
             model = core.read_model(path)
-            # before the batch becomes 1, so that a message tells of the file as it is
+            # before the batch becomes 1, so that errors show the shapes of the file
             check_graph(path, self._card, _ports(model.inputs), _ports(model.outputs))
             height, width = self._card.input_hw
             model.reshape([1, height, width, 3])
             if config.get("INFERENCE_PRECISION_HINT") != "f32":
                 _keep_last_sum_exact(model)
             graph = compiled(core, model, config, path)
-        except (RuntimeError, ValueError) as error:  # the latter where its message, or a name, is no text
+        except (RuntimeError, ValueError) as error:  # ValueError if its message, or a name, is not valid text
             raise self._failed(error) from error
         self.precision = "bf16" if "bfloat16" in str(graph.get_property("INFERENCE_PRECISION_HINT")) else "f32"
-        """what layers run in that are not int8"""
+        """of the layers that are not int8"""
         n = graph.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
         self._slots = [_Slot(graph) for _ in range(n)]
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
         try:
             return self._inferred(rgb_NHWC)
-        except RuntimeError as error:  # of a graph whose numbers are damaged, or for want of memory
+        except RuntimeError as error:  # corrupt weights, or out of memory
             raise self._failed(error) from error
 
     def _inferred(self, rgb_NHWC: U8) -> Landmarks:
@@ -91,7 +91,7 @@ class OpenVinoLandmarker(FileLandmarker):
         points = np.empty((n, *slots[0].points.shape[1:]), np.float32)
         confidence = None if slots[0].confidence is None else np.empty(n, np.float32)
         if n == 1 or len(slots) == 1:
-            # in this thread: handing over to another costs a small graph some of its time
+            # in this thread: a hand-over to another is expensive for a small graph
             for i in range(n):
                 slots[0].input_NHWC[0] = rgb_NHWC[i]
                 slots[0].request.infer()
@@ -116,10 +116,10 @@ class OpenVinoLandmarker(FileLandmarker):
 
 
 def compiled(core: Any, model: Any, config: dict[str, Any], path: Path) -> Any:
-    """model on the CPU, in f32 where bf16 cannot be had. path: what a message calls it.
+    """model compiled for the CPU, in f32 if bf16 fails. path: for messages.
 
-    A processor's bf16 may be out of reach: a hypervisor or ONEDNN_MAX_CPU_ISA hides the instructions from oneDNN,
-    while OpenVINO still counts on them.
+    bf16 may be unavailable although the processor has it: a hypervisor or ONEDNN_MAX_CPU_ISA hides the instructions
+    from oneDNN, while OpenVINO still expects them.
     """
     try:
         return core.compile_model(model, "CPU", config)
@@ -128,19 +128,19 @@ def compiled(core: Any, model: Any, config: dict[str, Any], path: Path) -> Any:
             raise
         graph = core.compile_model(model, "CPU", {**config, "INFERENCE_PRECISION_HINT": "f32"})
         reason = " ".join(str(error).split())[-80:]
-        log.warning("%s runs in f32, for OpenVINO cannot compile it in bf16 here: %s", path.name, reason)
+        log.warning("%s runs in f32 because OpenVINO cannot compile it in bf16 here: %s", path.name, reason)
         return graph
 
 
 class _Slot:
-    """A request and its memory, for one face."""
+    """An inference request and its buffers, for one face."""
 
     def __init__(self, graph: Any) -> None:
         self.request: Any = graph.create_infer_request()
         self.input_NHWC: U8 = self.request.get_input_tensor().data
         self.points: F32 = self.request.get_tensor(POINTS).data
-        judges = any(CONFIDENCE in output.get_names() for output in graph.outputs)
-        self.confidence: F32 | None = self.request.get_tensor(CONFIDENCE).data if judges else None
+        has_confidence = any(CONFIDENCE in output.get_names() for output in graph.outputs)
+        self.confidence: F32 | None = self.request.get_tensor(CONFIDENCE).data if has_confidence else None
 
     def copy_to(self, points_NK2: F32, confidence_N: F32 | None, i: int) -> None:
         points_NK2[i] = self.points[0]
@@ -149,10 +149,10 @@ class _Slot:
 
 
 def _keep_last_sum_exact(model: Any) -> None:
-    """Lets bf16 round what the network sees, and not the points themselves.
+    """Keeps bf16 from rounding the points themselves.
 
-    Between 0.5 and 1, bf16 has steps of a whole pixel of a 256-px crop. OpenVINO computes the last linear layer in it,
-    but not a product and sum after the last layer, so this writes the one as the other: exact, and no slower.
+    Between 0.5 and 1 the spacing of bf16 is one pixel of a 256-px crop. OpenVINO runs the last linear layer in bf16,
+    but not a product and a sum after the last layer, so this replaces the layer by those: exact, and no slower.
     """
     from openvino import opset13 as ops
 
@@ -164,7 +164,7 @@ def _keep_last_sum_exact(model: Any) -> None:
             continue
         x, weights = node.input_value(0), node.input_value(1)
         stored = weights.get_node()
-        if stored.get_type_name() == "Convert":  # from half, to save space in the file
+        if stored.get_type_name() == "Convert":  # weights stored in half precision
             stored = stored.input_value(0).get_node()
         if x.get_partial_shape().rank.get_length() != 2 or stored.get_type_name() != "Constant":
             continue
@@ -180,7 +180,7 @@ def _keep_last_sum_exact(model: Any) -> None:
 def _ports(ports: list[Any]) -> list[Port]:
     return [
         Port(
-            # a port without a name cannot be asked for by one
+            # a port may have no name
             min(port.get_names(), default=""),
             tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape()),
             str(np.dtype(port.get_element_type().to_dtype())),

@@ -1,10 +1,10 @@
-"""The files that serve a model on a CPU, from its exported graph: f32, bf16 and INT8. Each is judged before it is kept.
+"""Builds the files that serve a model on a CPU from its exported graph: f32, bf16 and INT8, if they pass a check.
 
     best = candidates(Path("b5.onnx"), card, calibration_crops(Path("WFLW"), card, 128), Path("build"))[-1]
 
-All are ONNX files with a card, so that engines.load opens them alike. bf16 is the same graph, which OpenVINO computes
-with half the bits; INT8 is the graph quantised by NNCF after training, in ONNX's own QuantizeLinear nodes, which
-OpenVINO turns into int8 convolutions (ONNX Runtime runs it too, to the same points, but slower than f32).
+All are ONNX files with a card, which engines.load opens. bf16 is the same graph, run by OpenVINO in bf16. INT8 is the
+graph after post-training quantisation by NNCF, with ONNX's QuantizeLinear nodes, which OpenVINO runs as int8
+convolutions (ONNX Runtime gives the same points, but slower than in f32).
 
 Suffix: N crops.
 """
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_MEAN_PX, MAX_P99_PX = 0.75, 5.0
-"""how far from f32 a file may put points, on average and 99 of 100 of them, px of a 256-px crop. On a face one such
-pixel is 1.1 % of the inter-ocular distance, and WFLW's labels are four to five of them off"""
+"""largest distance of points from f32's, mean and 99th percentile, px of a 256-px crop. One such pixel is 1.1 % of a
+face's inter-ocular distance, and WFLW's labels are off by four to five"""
 MAX_NME_LOSS = 0.1
-"""percent of the inter-ocular distance, where labels are at hand"""
+"""percent of the inter-ocular distance; checked on labelled data only"""
 CALIBRATION, HELD_BACK = 128, 32
-"""crops to quantise with and to compare on, where the caller gives none"""
+"""crops to calibrate on and to compare on, if the caller passes none"""
 EXACT = 3
-"""layers before the points that INT8 leaves in f32: of a B5 the output layer, the squeeze before it, and the backbone's
-last convolution. Quantised too, the latter two cost it 0.1 of NME, and with them in f32 it loses none"""
+"""last layers before the points that INT8 leaves in f32: in a B5 the output layer, the squeeze before it, and the
+backbone's last convolution. Quantising the latter two costs 0.1 of NME; in f32 nothing is lost"""
 _OLDEST_OPSET = 13
-"""that knows ranges by channel; a foreign graph may be older, and is raised to it"""
+"""the first with per-channel ranges; older graphs are converted to it"""
 ROUNDS = 15
-"""runs of each file, in turn, to time it"""
+"""timed runs of each file, taken in turns"""
 
 
 class Built(NamedTuple):
@@ -54,16 +54,16 @@ class Built(NamedTuple):
 
     path: Path
     precision: str
-    """as its card says: fp32, bf16, int8"""
+    """that of its card: fp32, bf16, int8"""
     note: str
-    """how it was made and what it is worth, for a person"""
+    """how it was made and how it compares, for the user"""
     build_s: float = 0.0
-    """0 for a file that was there"""
+    """0 for a file that existed"""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A file beside f32, in the same run."""
+    """Measurements of a file, in the same run as f32."""
 
     built: Built
     ms: float
@@ -71,20 +71,20 @@ class Judged:
     mean_px: float
     p99_px: float
     max_px: float
-    """of points from those of f32 on held-back crops, px of a 256-px crop"""
+    """distance of points from f32's on held-back crops, px of a 256-px crop"""
     nme: float | None = None
-    """percent, where labels are at hand"""
+    """percent, on labelled data"""
 
     def refusal(self, others: Sequence[Judged]) -> str | None:
-        """Why it is not kept beside others, which were: too far from f32, or not faster. None if it is."""
+        """Why it is dropped: too far from f32, or not faster than others, those kept so far. None if it is kept."""
         if not (self.mean_px <= MAX_MEAN_PX and self.p99_px <= MAX_P99_PX):
             return (
                 f"its points are {self.mean_px:.2f} px from f32 on average and {self.p99_px:.2f} px in 1 of 100, "
-                f"allowed are {MAX_MEAN_PX} and {MAX_P99_PX}"
+                f"at most {MAX_MEAN_PX} and {MAX_P99_PX} are allowed"
             )
         exact = others[0].nme if others else None
         if self.nme is not None and exact is not None and not self.nme <= exact + MAX_NME_LOSS:
-            return f"its NME is {self.nme:.2f}, that of f32 {exact:.2f}, allowed is a loss of {MAX_NME_LOSS}"
+            return f"its NME is {self.nme:.2f}, that of f32 {exact:.2f}; a loss of {MAX_NME_LOSS} is allowed"
         if others and self.ms >= (fastest := min(others, key=lambda other: other.ms)).ms:
             return f"it takes {self.ms:.1f} ms, {fastest.built.precision} {fastest.ms:.1f} ms"
         return None
@@ -107,26 +107,26 @@ def candidates(
     workdir: Path,
     nme: Callable[[Landmarker], float] | None = None,
 ) -> list[Built]:
-    """The files worth having on this CPU: f32 first, then only such as are near enough to it and faster than those
-    before. So the last is the best. What was measured, and why a file is not among them, is logged.
+    """The files worth keeping on this CPU: f32, then each that is close enough to it and faster than those before it,
+    so the last is the best. Logs the measurements of every file and why it was dropped.
 
-    calibration: (N, H, W, 3) RGB crops of many faces, the last quarter of which are held back to compare on; None
-    takes crops of one public-domain portrait. nme: as engines.labelled.nme_on gives it.
+    calibration: (N, H, W, 3) RGB crops of many faces, of which the last quarter is held back to compare on; by default
+    crops of one public-domain portrait. nme: from engines.labelled.nme_on.
     """
     kept: list[Judged] = []
     crops, _ = _crops(card, calibration)
     for judged in judge(variants(onnx_path, card, calibration, workdir), crops[-_held_back(crops) :], nme):
         reason = judged.refusal(kept)
-        log.info("%s%s", judged, f" - not kept: {reason}" if reason else "")
+        log.info("%s%s", judged, f" - dropped: {reason}" if reason else "")
         if reason is None:
-            away = f"; points {judged.mean_px:.2f} px from f32 on those held back" if kept else ""
+            away = f"; points {judged.mean_px:.2f} px from f32 on held-back crops" if kept else ""
             note = f"{judged.built.note}{away}{judged.score}"
             kept.append(replace(judged, built=judged.built._replace(note=note)))
     return [judged.built for judged in kept]
 
 
 def variants(onnx_path: Path, card: ModelCard, calibration: U8 | None, workdir: Path) -> list[Built]:
-    """Every file that can be made for this CPU, f32 first, whatever it is worth. calibration: as for candidates."""
+    """Every file that can be built for this CPU, f32 first, without a check. calibration: as for candidates."""
     import onnx
 
     found = [Built(onnx_path, "fp32", "the graph as exported")]
@@ -135,7 +135,7 @@ def variants(onnx_path: Path, card: ModelCard, calibration: U8 | None, workdir: 
         path, began_s = workdir / f"{onnx_path.stem}-bf16.onnx", time.perf_counter()
         _write(model, replace(card, precision="bf16"), path)
         took_s = time.perf_counter() - began_s
-        found.append(Built(path, "bf16", "the same graph, computed by OpenVINO in bf16", took_s))
+        found.append(Built(path, "bf16", "the same graph, run by OpenVINO in bf16", took_s))
     crops, of = _crops(card, calibration)
     crops = crops[: -_held_back(crops)]
     path, began_s = workdir / f"{onnx_path.stem}-int8.onnx", time.perf_counter()
@@ -154,7 +154,7 @@ def variants(onnx_path: Path, card: ModelCard, calibration: U8 | None, workdir: 
 def judge(
     built: Sequence[Built], held_back: U8, nme: Callable[[Landmarker], float] | None = None, rounds: int = ROUNDS
 ) -> list[Judged]:
-    """Runs all on held_back (N, H, W, 3), one crop at a time, in turns, by the runtime that engines.load takes."""
+    """Measures all on held_back (N, H, W, 3), one crop at a time, in turns, in the default runtime."""
     from lineament import engines
 
     landmarkers = [engines.load(str(one.path), "cpu") for one in built]
@@ -168,8 +168,8 @@ def judge(
     moves_px = _distances_px(points[0], points[0].mean(0))
     if len(held_back) > 1 and moves_px.mean() < 1:
         log.warning(
-            "on %d crops f32 itself moves its points by %.2f px only: an untrained net? How near the others are to it "
-            "then says nothing of their accuracy",
+            "on %d crops the points of f32 move by only %.2f px: an untrained net? Then the distance of the others "
+            "from f32 says nothing about their accuracy",
             len(held_back),
             moves_px.mean(),
         )
@@ -182,7 +182,7 @@ def judge(
 
 
 def has_bf16() -> bool:
-    """Whether this processor computes in it; others only imitate it, slowly."""
+    """Whether this processor has bf16 instructions; others emulate it slowly."""
     try:
         import openvino as ov
     except ImportError:
@@ -191,31 +191,22 @@ def has_bf16() -> bool:
 
 
 def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
-    """model in INT8, its ranges taken from calibration (N, H, W, 3). The last layers stay in f32."""
+    """model in INT8, with the ranges of calibration (N, H, W, 3). The last layers stay in f32."""
     nncf = _nncf()
     import onnx
 
-    from lineament.engines.export import restore_weights
     from lineament.engines.model_file import INPUT
 
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    restore_weights(whole)
-    for number, node in enumerate(whole.graph.node):
-        # a foreign graph's may lack the names by which NNCF knows them
-        node.name = node.name or f"node_{number}"
-    model, exact = whole, last_layers(whole)
+    named = _named(model)
     try:
-        if max(entry.version for entry in model.opset_import if not entry.domain) < _OLDEST_OPSET:
-            model = onnx.version_converter.convert_version(model, _OLDEST_OPSET)
         quantised = nncf.quantize(
-            model,
+            _raised_opset(named),
             nncf.Dataset([{INPUT: rgb[None]} for rgb in calibration]),
             subset_size=len(calibration),
             target_device=nncf.TargetDevice.CPU,
-            # SiLU's outputs lie to one side of zero
+            # SiLU's outputs are mostly positive
             preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(names=exact),
+            ignored_scope=nncf.IgnoredScope(names=last_layers(named)),
         )
     except (
         onnx.version_converter.ConvertError,
@@ -227,18 +218,40 @@ def quantise(model: onnx.ModelProto, calibration: U8) -> onnx.ModelProto:
     ) as error:
         reason = " ".join(str(error).split())[:200]
         raise LineamentError(f"NNCF {version('nncf')} cannot quantise the graph: {reason}; serve it in f32") from error
-    assert isinstance(quantised, type(model))
+    assert isinstance(quantised, onnx.ModelProto)
     return quantised
 
 
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with single-precision weights and with a name for every node, by which NNCF refers to them."""
+    import onnx
+
+    from lineament.engines.export import restore_weights
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    restore_weights(copy)
+    for number, node in enumerate(copy.graph.node):
+        node.name = node.name or f"node_{number}"
+    return copy
+
+
+def _raised_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    if max(entry.version for entry in model.opset_import if not entry.domain) >= _OLDEST_OPSET:
+        return model
+    return onnx.version_converter.convert_version(model, _OLDEST_OPSET)
+
+
 def last_layers(model: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and products that are the last EXACT before the points, and the last before any other
-    output: what they say are places, and a fine one is worth more there than the little time."""
+    """Names of the last EXACT convolutions and matrix products before the points, and of the last before any other
+    output. Precision matters most there, and they take little time."""
     from lineament.engines.model_file import POINTS
 
     makers = {output: node for node in model.graph.node for output in node.output}
     names: set[str] = set()
-    # a tensor, and how many layers to keep exact from it on; by each way to it
+    # (tensor, how many more layers above it to keep exact), for each path
     waiting = [(output.name, EXACT if output.name == POINTS else 1) for output in model.graph.output]
     seen: set[tuple[str, int]] = set()
     while waiting:
@@ -255,13 +268,13 @@ def last_layers(model: onnx.ModelProto) -> list[str]:
 
 
 def _crops(card: ModelCard, calibration: U8 | None) -> tuple[U8, str]:
-    """Crops to quantise with and to hold back, and what they are."""
+    """Crops to calibrate on and to hold back, and a description of them."""
     from lineament.engines.export import real_crops
 
     if calibration is None:
-        return real_crops(card, CALIBRATION + HELD_BACK), "crops of one portrait, for want of a labelled folder"
+        return real_crops(card, CALIBRATION + HELD_BACK), "crops of one portrait, as no labelled folder was given"
     if len(calibration) < 4:
-        raise LineamentError(f"there are {len(calibration)} crops to calibrate with, wanted at least 4, better 128")
+        raise LineamentError(f"got {len(calibration)} crops to calibrate with, expected at least 4, better 128")
     return calibration, "crops of the given faces"
 
 
@@ -288,7 +301,7 @@ def _distances_px(a_NK2: F32, b_NK2: F32) -> F64:
 
 
 def _nncf() -> Any:
-    """NNCF, quiet. It reports home unless told that it runs in CI."""
+    """NNCF without its log and its telemetry, which it sends unless it runs in CI."""
     os.environ.setdefault("NNCF_CI", "1")
     try:
         import nncf

@@ -1,10 +1,10 @@
-"""An .engine file run on an NVIDIA GPU by the TensorRT it was built with. Imported only where it is asked for.
+"""Runs an .engine file on an NVIDIA GPU with the TensorRT it was built with. Imported only on demand.
 
     with TensorRtLandmarker(Path("b5.engine")) as landmarker:
         points_unit, confidence = landmarker(rgb_NHWC)
 
-A call costs one launch: upload, network and download of a batch of 1, 2, 4, 8 or 16 crops are one CUDA graph, captured
-when a batch of that size first comes. A batch between is filled up to the next; a larger one runs in parts.
+A call is a single launch: upload, network and download of a batch of 1, 2, 4, 8 or 16 crops are one CUDA graph,
+captured at the first batch of that size. Batches of other sizes are padded to the next; larger ones are split.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from lineament.landmarks.geometry import invert, warp
 from lineament.landmarks.types import F32, F64, U8, Landmarks, LineamentError
 
 BUCKETS = (1, 2, 4, 8, 16)
-"""sizes of batch that get a CUDA graph, besides the largest that the engine takes"""
+"""batch sizes with a CUDA graph, besides the largest of the engine"""
 
 
 class TensorRtLandmarker(FileLandmarker):
-    """A landmarks.types.FrameLandmarker. Opens in the constructor, so that a bad file is found before a stream."""
+    """A landmarks.types.FrameLandmarker. Opens in the constructor, so a bad file fails before a stream starts."""
 
     def __init__(self, path: Path) -> None:
         header = read_header(path)
@@ -61,12 +61,12 @@ class TensorRtLandmarker(FileLandmarker):
         self._graphs: dict[tuple[int, bool], Any] = {}
 
     def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
-        """bgr: (H, W, 3) uint8. The points in the crops that those matrices cut out of it, cut on the GPU.
+        """Points in the crops that these matrices cut out of bgr, (H, W, 3) uint8, on the GPU.
 
-        A face so large that its crop shrinks the frame to less than half is cut on the CPU, which averages, as are all
-        of a frame that is larger or smaller than the engine was built for.
+        If a face is so large that its crop shrinks the frame to less than half, or the frame is outside the engine's
+        range of sizes, all crops are cut on the CPU, which averages.
         """
-        with self._turn:
+        with self._lock:
             cutter = None if self._closed else self._cutter
             parts = [
                 crop_from_frame[start : start + self._most] for start in range(0, len(crop_from_frame), self._most)
@@ -96,7 +96,7 @@ class TensorRtLandmarker(FileLandmarker):
         return _joined(parts)
 
     def _launch(self, n: int, upload: bool) -> Landmarks:
-        """The points of the first n crops in the host's memory, or if not upload, in the GPU's."""
+        """The points of the first n crops in host memory, or in GPU memory if not upload."""
         size = bucket(n, self._fewest, self._most)
         if (size, upload) not in self._graphs:
             self._graphs[size, upload] = self._captured(size, upload)
@@ -117,20 +117,20 @@ class TensorRtLandmarker(FileLandmarker):
             for name, array in self._found.items():
                 self._cuda.download(array[:size], self._found_gpu[name], self._stream)
 
-        # once outside: TensorRT does what is left of its setting up, which must not be captured
+        # once before: TensorRT finishes its set-up in the first run, which must not be captured
         work()
         self._cuda.wait(self._stream)
         return self._cuda.captured(self._stream, work)
 
     def _release(self) -> None:
-        # contexts before the memory that they name
+        # contexts before the memory that they use
         del self._net, self._cutter, self._rgb, self._found
         self._graphs.clear()
         self._cuda.close()
 
 
 class _Net:
-    """An opened plan. Its contexts share one working memory, for they run one after the other."""
+    """A deserialised plan. Its contexts run one at a time and share their working memory."""
 
     def __init__(self, lib: Library, cuda: Cuda, plan: bytes, path: Path) -> None:
         trt = lib.module
@@ -139,7 +139,7 @@ class _Net:
         try:
             self._runtime = trt.Runtime(self._logger)
             self._engine = self._runtime.deserialize_cuda_engine(plan)
-        except (RuntimeError, TypeError) as error:  # pybind's word for a null pointer
+        except (RuntimeError, TypeError) as error:  # pybind's error for a null pointer
             self._logger.messages.append(str(error))
             self._engine = None
         if self._engine is None:
@@ -152,11 +152,11 @@ class _Net:
         self._contexts: list[Any] = []
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """-1 where it depends on the input."""
+        """-1 for a size that depends on the input."""
         return tuple(self._engine.get_tensor_shape(name))
 
     def takes(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether an input may have that shape."""
+        """Whether the engine accepts an input of that shape."""
         fewest, _, most = (tuple(bound) for bound in self._engine.get_tensor_profile_shape(name, 0))
         return len(shape) == len(most) and all(a <= n <= b for a, n, b in zip(fewest, shape, most))
 
@@ -175,16 +175,16 @@ class _Net:
         return inputs, outputs
 
     def context(self) -> Any:
-        """What a CUDA graph is captured from: one for each shape of the inputs."""
+        """An execution context; a CUDA graph needs its own for each input shape."""
         context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise self._failed("prepare to run it")
+            raise self._failed("create a context")
         context.set_device_memory(self._working, self._n_working)
         self._contexts.append(context)
         return context
 
     def place(self, context: Any, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
-        """Says how large the inputs are and where all lies in the GPU's memory."""
+        """Sets the shapes of inputs, and the GPU addresses of inputs and outputs."""
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self._failed(f"take {name} {shape}")
@@ -202,7 +202,7 @@ class _Net:
 
 
 class _Cutter:
-    """Cuts crops out of a frame on the GPU. Its buffers grow with the largest frame that came."""
+    """Cuts crops out of a frame on the GPU. Its buffers grow with the largest frame."""
 
     def __init__(self, lib: Library, cuda: Cuda, plan: bytes, path: Path, most: int) -> None:
         self._cuda = cuda
@@ -214,13 +214,13 @@ class _Cutter:
         self._frame_gpu = 0
 
     def takes(self, bgr: U8, n: int) -> bool:
-        """Whether n crops of that frame can be cut here."""
+        """Whether the engine accepts that frame and n crops of it."""
         return self._net.takes(FRAME, bgr.shape) and self._net.takes(MATRICES, (n, 2, 3))
 
     def cut(self, bgr: U8, crop_from_frame: Sequence[F64], to: int, stream: int) -> None:
-        """Asks stream to write the crops, RGB, to the GPU's memory at `to`."""
+        """Enqueues on stream: write the crops, RGB, to GPU memory at `to`."""
         if bgr.nbytes > self._frame.nbytes:
-            # twice the last at least: what is outgrown is freed with the rest, and is never more than what is in use
+            # at least doubled, so that old buffers, freed at close, never exceed the current one
             self._frame = self._cuda.pinned((max(bgr.nbytes, 2 * self._frame.nbytes),), np.uint8)
             self._frame_gpu = self._cuda.memory(self._frame.nbytes)
         frame, matrices = self._frame[: bgr.nbytes], self._matrices[: len(crop_from_frame)]
@@ -237,12 +237,12 @@ class _Cutter:
 
 
 def bucket(n: int, fewest: int, most: int) -> int:
-    """The size of batch that n crops run in, on an engine that takes so few and so many."""
+    """The batch size for n crops, on an engine for fewest to most crops per call."""
     return next((size for size in BUCKETS if max(n, fewest) <= size < most), most)
 
 
 def _shrinks(crop_from_frame: F64) -> bool:
-    """Whether landmarks.geometry.warp would average first."""
+    """Whether landmarks.geometry.warp would average the image first."""
     (a, b, _), (c, d, _) = crop_from_frame.tolist()
     return int(1 / sqrt(abs(a * d - b * c))) >= 2
 

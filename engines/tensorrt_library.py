@@ -1,4 +1,4 @@
-"""TensorRT or TensorRT-RTX, whichever an engine is of: the same Python API under two names. And what they complain of.
+"""Imports TensorRT or TensorRT-RTX, which have the same Python API, and explains their errors.
 
 Nothing is imported before `library` is called.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _MODULES: dict[LibraryName, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
-    # its wheels hold the second; the first is a shell round it
+    # PyPI has the bindings; NVIDIA's tensorrt_rtx package wraps them
     "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx"),
 }
 _REQUIREMENTS: dict[LibraryName, str] = {
@@ -33,11 +33,11 @@ _CAUSES = (
     (
         r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory|Requested amount of GPU memory",
         "the GPU has no memory left; close other programs that use it (nvidia-smi lists them), or build for fewer "
-        "crops at once with `make engine ARGS='--batches 1 1 4'`",
+        "crops per call with `make engine ARGS='--batches 1 1 4'`",
     ),
     (
         r"driver version is insufficient|cudaError 35\b|initialization failure with error: 35",
-        "there is no NVIDIA driver, or it is too old for this release; install or update the driver "
+        "the NVIDIA driver is missing or too old for this release; install or update the driver "
         "(`nvidia-smi` shows it)",
     ),
     (
@@ -46,15 +46,15 @@ _CAUSES = (
     ),
     (
         r"[Ss]erialization.*(?:version|assertion)|[Vv]ersion tag does not match|incompatible.*version|magicTag",
-        "the plan is of another release, or damaged; rebuild it with `make engine`",
+        "the plan was built by another release, or is damaged; rebuild it with `make engine`",
     ),
     (
         r"No importer registered|[Uu]nsupported operator|UNSUPPORTED_NODE|Plugin not found|INVALID_NODE|Invalid Node",
-        "this release lacks an operator of the graph, or a form of it; install the release of requirements-gpu.txt, "
+        "this release lacks an operator of the graph, or a variant; install the release in requirements-gpu.txt, "
         "or run the model on the CPU with `make engine ARGS='--target cpu'`",
     ),
 )
-"""a pattern of what TensorRT says, and what it means to a person; the first that fits"""
+"""patterns in TensorRT's log and their explanations; the first match counts"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def installed(name: LibraryName) -> bool:
 
 
 def library(name: LibraryName) -> Library:
-    """Imports it, or raises LineamentError with what to install."""
+    """Imports it. Raises LineamentError with the command to install it."""
     install = f"run `pip install -r {_REQUIREMENTS[name]}`"
     reasons = []
     for module in _MODULES[name]:
@@ -90,7 +90,7 @@ def library(name: LibraryName) -> Library:
 
 
 def collecting_logger(trt: Any) -> Any:
-    """A logger for TensorRT's objects: warnings and worse go to `messages`, for it raises nothing that says why."""
+    """A logger for TensorRT that keeps errors in `messages`, because its exceptions do not give the reason."""
 
     class Collecting(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -106,12 +106,12 @@ def collecting_logger(trt: Any) -> Any:
 
 
 def complaint(messages: Sequence[str]) -> str:
-    """One line of what went wrong and what to do, from what TensorRT logged and its parser said."""
+    """One line on what went wrong and what to do, from the messages of TensorRT and its parser."""
     said = [" ".join(message.split()) for message in messages]
     for pattern, cause in _CAUSES:
         for message in said:
             if re.search(pattern, message):
                 return f"{cause} (TensorRT: {message[:200]})"
     if not said:
-        return "TensorRT does not say why; try the release of requirements-gpu.txt"
-    return f"TensorRT: {said[0][:300]}; try the release of requirements-gpu.txt"
+        return "TensorRT gives no reason; try the release in requirements-gpu.txt"
+    return f"TensorRT: {said[0][:300]}; try the release in requirements-gpu.txt"

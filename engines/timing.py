@@ -1,9 +1,9 @@
-"""Times several ways to do the same thing against one another, in one run, so that none is wronged.
+"""Compares the time of several calls fairly, in one run.
 
     fast_ms, slow_ms = in_turns([lambda: a(crops), lambda: b(crops)], n=30)
 
-They take turns, so that a slow minute of the machine is slow for all. A turn is some calls, of which the first does not
-count: threads of the one before may still spin in wait for more work when it begins, and the caches are cold.
+They take turns, so that a slow minute of the machine affects all. The first call of a turn is not timed: the threads of
+the previous runtime may still be spinning, and the caches are cold.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from lineament.landmarks.types import F64
 
 TURN = 5
-"""calls that count, in a turn"""
+"""timed calls in a turn"""
 
 
 def in_turns(calls: Sequence[Callable[[], object]], n: int, on_call: Callable[[], object] | None = None) -> F64:
-    """(len(calls), n) ms, n of each. on_call: called after each that counts, as for a progress bar."""
+    """(len(calls), n) ms. on_call: called after each timed call, for a progress bar."""
     times_ms = np.empty((len(calls), n))
-    # an empty turn first, for runtimes settle in their first calls
+    # an empty turn first, because the first calls of a runtime are slow
     for turn in [range(0), *(range(start, min(start + TURN, n)) for start in range(0, n, TURN))]:
         for call, ms in zip(calls, times_ms):
             call()

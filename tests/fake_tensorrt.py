@@ -1,5 +1,5 @@
-"""TensorRT and CUDA as small classes that run the graph by ONNX Runtime on numpy memory: the same calls in the same
-order, and the same ways to fail."""
+"""Fakes of TensorRT and CUDA that run the graph with ONNX Runtime on numpy memory: same calls, same order, same
+failures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY = PlanKey("a" * 64, "b" * 64, "tensorrt", "11.4.0", H200.name, H200.compute_
 
 
 def play_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
-    """This machine now has an H200 and TensorRT 11.4.0, as far as the backend can tell."""
+    """Makes the backend see an H200 and TensorRT 11.4.0."""
     fake = FakeTrt()
     monkeypatch.setattr(tensorrt_backend, "Cuda", FakeCuda)
     monkeypatch.setattr(tensorrt_backend, "first_gpu", lambda: H200)
@@ -49,7 +49,7 @@ def engine_file(path: Path, key: PlanKey = KEY, judges: bool = False, hw: tuple[
 
 
 def plan(graph: onnx.ModelProto, profile: Profile) -> bytes:
-    """What the played TensorRT opens: the graph, and the shapes that it was built for."""
+    """A plan of the fake TensorRT: the graph and the shapes it was built for."""
     onnx.helper.set_model_props(graph, {"profile": json.dumps(profile)})
     return graph.SerializeToString()
 

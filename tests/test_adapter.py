@@ -1,4 +1,4 @@
-"""The map from mesh to WFLW98 commutes with where and how large a face is, and its file fits the code."""
+"""The map from mesh to WFLW98 is equivariant to shift and scale, and its file fits the code."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_no_face_maps_to_no_points() -> None:
 
 
 def test_a_mesh_of_another_size_is_refused_with_both_counts() -> None:
-    with pytest.raises(ValueError, match=r"takes 468 mesh points, got 478"):
+    with pytest.raises(ValueError, match=r"expected 468 mesh points, got 478"):
         adapter.load(iris=False)(_mesh(1, 478))
 
 
-def test_the_card_belongs_to_the_file_beside_it() -> None:
+def test_the_card_belongs_to_the_map() -> None:
     import hashlib
 
     card = load_card()
@@ -54,7 +54,7 @@ def test_the_mean_face_is_symmetric_and_its_nose_points_at_the_camera() -> None:
     assert shape[:, 2].argmin() == tip
 
 
-def test_a_missing_file_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter.load.cache_clear()
     monkeypatch.setattr(adapter, "MAP_PATH", adapter.MAP_PATH.with_name("gone.npz"))
     with pytest.raises(LineamentError, match=r"gone\.npz"):

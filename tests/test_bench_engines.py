@@ -95,7 +95,7 @@ def test_machine_versions_and_count_are_printed_with_the_numbers(told: tuple[str
     for said in (
         "cores, Python",
         f"torch {version('torch')}",
-        "3 calls by contender and batch",
+        "3 calls per contender and batch size",
         "NME   delta",
         "bench.png",
     ):

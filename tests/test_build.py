@@ -95,7 +95,7 @@ def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, mon
     real = build.run_onnx
     monkeypatch.setattr(build, "run_onnx", lambda data, rgb: real(data, rgb) + np.float32(0.01))
     monkeypatch.setattr("lineament.engines.cuda.first_gpu", no_gpu)
-    with pytest.raises(LineamentError, match=r"3\.6\d px of a 256-px crop from PyTorch's, allowed are 0\.5"):
+    with pytest.raises(LineamentError, match=r"3\.6\d px of a 256-px crop from PyTorch's, at most 0\.5 is allowed"):
         run(BuildConfig(model, tmp_path, "tensorrt-rtx"))
     assert not (tmp_path / "tiny-rtx.engine").exists()
 
@@ -193,7 +193,7 @@ def test_a_b5_that_is_not_built_says_how_to_build_it_where_pytorch_is_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "BUILT", tmp_path)
-    monkeypatch.setattr(engines, "_not_usable", lambda package: "absent")
+    monkeypatch.setattr(engines, "_import_error", lambda package: "absent")
     with pytest.raises(LineamentError, match=r"b5 is not built for this machine yet; run `make engine MODEL=b5`"):
         engines.load("b5")
 
@@ -206,7 +206,7 @@ def test_an_untrained_b5_says_that_it_is_one(
     with caplog.at_level(logging.WARNING):
         chosen, out = build._chosen(BuildConfig(Path("b5-untrained"), out=tmp_path / "out"))
     assert made == [chosen] == [tmp_path / "out" / "b5-untrained.safetensors"] and out == tmp_path / "out"
-    assert "learnt NOTHING" in caplog.text and len(caplog.records) == 1
+    assert "UNTRAINED" in caplog.text and len(caplog.records) == 1
 
 
 def test_the_table_has_a_line_and_a_note_for_each_engine(tmp_path: Path) -> None:

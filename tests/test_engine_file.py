@@ -64,7 +64,7 @@ def test_a_changed_plan_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1200), st.integers(0, 255)), min_size=1, max_size=6))
-def test_a_damaged_file_gives_its_plans_or_one_kind_of_error(
+def test_a_damaged_file_gives_its_plans_or_a_lineament_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
 ) -> None:
     path = written(tmp_path_factory.getbasetemp() / "fuzz.engine")
@@ -80,10 +80,10 @@ def test_a_damaged_file_gives_its_plans_or_one_kind_of_error(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no engine file at"), (b"", "no engine of Lineament"), (b"ftrt" * 30, "bare plan of TensorRT")],
+    [(None, "no engine file at"), (b"", "not an engine of Lineament"), (b"ftrt" * 30, "bare TensorRT plan")],
     ids=["absent", "empty", "bare plan"],
 )
-def test_what_is_no_engine_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_engine_is_refused(content: bytes | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "b5.engine"
     if content is not None:
         path.write_bytes(content)
@@ -100,22 +100,22 @@ def test_a_later_layout_is_refused(tmp_path: Path) -> None:
         read_header(path)
 
 
-def test_a_card_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LineamentError, match=r"schema 'cat'.*wflw98"):
         read_header(written(tmp_path / "b5.engine", card=replace(CARD, schema="cat")))
 
 
-def test_it_runs_where_it_was_built_for_and_nowhere_else(tmp_path: Path) -> None:
+def test_an_engine_runs_only_on_the_gpu_and_release_it_was_built_for(tmp_path: Path) -> None:
     path = written(tmp_path / "b5.engine")
     header = read_header(path)
     refuse_foreign(path, header, "11.4.0", H200)
-    with pytest.raises(LineamentError, match=r"by tensorrt 11\.4\.0, and 10\.12\.0 is installed.*make engine MODEL="):
+    with pytest.raises(LineamentError, match=r"by tensorrt 11\.4\.0, but 10\.12\.0 is installed.*make engine MODEL="):
         refuse_foreign(path, header, "10.12.0", H200)
-    with pytest.raises(LineamentError, match=r"for NVIDIA H200 \(.*9\.0\), and this machine has NVIDIA L4 \(8\.9\)"):
+    with pytest.raises(LineamentError, match=r"for NVIDIA H200 \(.*9\.0\), but this machine has NVIDIA L4 \(8\.9\)"):
         refuse_foreign(path, header, "11.4.0", Gpu("NVIDIA L4", (8, 9)))
 
 
-def test_an_engine_for_rtx_runs_on_those_that_its_library_knows(tmp_path: Path) -> None:
+def test_an_rtx_engine_runs_on_the_gpus_that_its_library_supports(tmp_path: Path) -> None:
     key = replace(KEY, library="tensorrt-rtx", gpu=ANY_RTX, compute_capability=(8, 0))
     path = written(tmp_path / "b5.engine", key)
     header = read_header(path)
@@ -123,11 +123,11 @@ def test_an_engine_for_rtx_runs_on_those_that_its_library_knows(tmp_path: Path) 
         refuse_foreign(path, header, "11.4.0", gpu)
     for gpu in (Gpu("RTX 2080 Ti", (7, 5)), Gpu("A100", (8, 0)), Gpu("Orin", (8, 7)), H200, Gpu("B200", (10, 0))):
         has = ".".join(map(str, gpu.compute_capability))
-        with pytest.raises(LineamentError, match=rf"8\.9 or 12\.x.*, and the {gpu.name} has {has}.*requirements-gpu"):
+        with pytest.raises(LineamentError, match=rf"8\.9 or 12\.x.*, but the {gpu.name} has {has}.*requirements-gpu"):
             refuse_foreign(path, header, "11.4.0", gpu)
 
 
-def test_an_engine_is_stale_when_the_model_it_was_built_from_has_other_weights(tmp_path: Path) -> None:
+def test_an_engine_is_stale_if_the_weights_of_its_model_have_changed(tmp_path: Path) -> None:
     """Where that model is not at hand, or cannot be read, nobody can tell."""
     model = tmp_path / "best.safetensors"
     write_engine(tmp_path / "b5.engine", CARD, KEY, str(model), PLANS)
@@ -150,7 +150,7 @@ def checkpoint(weights_sha256: str) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
-def test_a_checkpoint_is_told_stale_by_its_own_card(tmp_path: Path) -> None:
+def test_a_changed_checkpoint_makes_its_engine_stale(tmp_path: Path) -> None:
     """That the layout above is the one that training writes."""
     torch = pytest.importorskip("torch")
     from lineament.train.model import LandmarkNet, NetSpec, new_card, save

@@ -1,4 +1,4 @@
-"""A foreign model says the same after its import, takes uint8 RGB, and runs in batches or says that it cannot."""
+"""An imported model returns the same points as before, takes uint8 RGB, and runs in batches or says that it cannot."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def foreign(
     opset: int = 11,
     extra: int = 0,
 ) -> Path:
-    """A model as exporters leave it, batch 1 throughout: pixels @ MATRIX.
+    """A model as exporters write it, batch 1 throughout: pixels @ MATRIX.
 
-    mixes: the pictures of a batch are averaged, which batch 1 does not show. as_constant: the shape of its Reshape is
-    a node, not a weight. extra: as many numbers after the points.
+    mixes: the images of a batch are averaged, which has no effect at batch 1. as_constant: the shape of its Reshape is
+    a node instead of a weight. extra: how many numbers follow the points.
     """
     dtype = np.float16 if element == TensorProto.FLOAT16 else np.float32
     if extra:
@@ -105,7 +105,7 @@ def run(path: Path, rgb_NHWC: U8, backend: str = "onnxruntime") -> F32:
     [{}, {"reshape": (1, 240)}, {"as_constant": True}, {"output_shape": (1, 98, 2)}, {"second_output": True}],
     ids=["N x 2K", "sizes spelled out", "shape in a node", "N x K x 2", "another output first"],
 )
-def test_a_model_of_one_picture_says_the_same_of_each_in_a_batch(
+def test_a_model_of_batch_1_returns_the_same_points_for_each_image_of_a_batch(
     shape: dict[str, Any], backend: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.onnx"
@@ -116,13 +116,13 @@ def test_a_model_of_one_picture_says_the_same_of_each_in_a_batch(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_a_batch_would_change_is_run_one_by_one_and_that_is_said(
+def test_a_model_that_mixes_the_images_of_a_batch_runs_one_by_one_and_logs_it(
     backend: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out.onnx"
     with caplog.at_level("INFO"):
         import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx", mixes=True), out))
-    assert "peer stays a model of one picture at a time" in caplog.text
+    assert "peer keeps its batch size of 1" in caplog.text
     np.testing.assert_allclose(run(out, crops(3), backend), answer(crops(3)), atol=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_a_half_precision_model_is_imported(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(out, crops(2)), answer(crops(2)), atol=2e-2)
 
 
-def test_of_an_output_that_goes_on_after_the_points_the_first_numbers_count(tmp_path: Path) -> None:
+def test_numbers_after_the_points_are_dropped(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx", extra=7), out, crop_scale=(1.2, 1.3)))
     np.testing.assert_allclose(run(out, crops(3)), answer(crops(3)), atol=1e-4)
@@ -151,7 +151,7 @@ def test_of_an_output_that_goes_on_after_the_points_the_first_numbers_count(tmp_
         assert landmarker.card.crop_scale == (1.2, 1.3)
 
 
-def test_adopting_twice_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_importing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     peer = foreign(tmp_path / "peer.onnx")
     for name in ("a.onnx", "b.onnx"):
         import_onnx(ImportConfig(peer, tmp_path / name))
@@ -161,7 +161,11 @@ def test_adopting_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "cfg", "said"),
     [
-        ({}, {"schema": "ibug68"}, r"gives 'output' \(1, 196\), expected one output of 136 numbers.*schema right"),
+        (
+            {},
+            {"schema": "ibug68"},
+            r"returns 'output' \(1, 196\), expected one output of at least 136 numbers.*schema",
+        ),
         ({}, {"schema": "aflw21"}, "schema is 'aflw21', expected one of wflw98"),
         ({}, {"crop_scale": 0.0}, "crop_scale is 0.0"),
         ({}, {"std": (1.0, 0.0, 1.0)}, "std not 0"),
@@ -169,7 +173,7 @@ def test_adopting_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     ],
     ids=["points", "schema", "crop_scale", "std", "opset"],
 )
-def test_what_cannot_be_imported_is_refused_and_nothing_is_written(
+def test_an_unusable_model_or_option_raises_and_nothing_is_written(
     made: dict[str, Any], cfg: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.onnx"
@@ -180,7 +184,7 @@ def test_what_cannot_be_imported_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk junk junk", b"\x00" * 50], ids=["absent", "empty", "text", "0"])
-def test_a_file_that_is_no_model_is_one_clear_error(content: bytes | None, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_one_clear_error(content: bytes | None, tmp_path: Path) -> None:
     peer = tmp_path / "peer.onnx"
     if content is not None:
         peer.write_bytes(content)
@@ -188,13 +192,13 @@ def test_a_file_that_is_no_model_is_one_clear_error(content: bytes | None, tmp_p
         import_onnx(ImportConfig(peer, tmp_path / "out.onnx"))
 
 
-def test_a_model_that_was_imported_already_is_refused(tmp_path: Path) -> None:
+def test_importing_an_imported_model_is_refused(tmp_path: Path) -> None:
     import_onnx(ImportConfig(foreign(tmp_path / "peer.onnx"), tmp_path / "once.onnx"))
-    with pytest.raises(LineamentError, match=r"takes 'rgb' .*expected one picture \(N, 3, height, width\)"):
+    with pytest.raises(LineamentError, match=r"takes 'rgb' .*expected one image \(N, 3, height, width\)"):
         import_onnx(ImportConfig(tmp_path / "once.onnx", tmp_path / "twice.onnx"))
 
 
-def test_the_command_line_adopts_and_says_what_it_wrote(tmp_path: Path) -> None:
+def test_the_command_line_imports_and_names_the_file_it_wrote(tmp_path: Path) -> None:
     peer, out = foreign(tmp_path / "peer.onnx"), tmp_path / "new" / "out.onnx"
     command = [sys.executable, "-m", "engines.import_onnx", peer, "--out", out, "--bgr", "--mean", "0.1", "0.2", "0.3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

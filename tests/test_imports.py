@@ -98,6 +98,13 @@ def test_the_contract_needs_numpy_and_opencv_alone() -> None:
         assert imported(path) - set(sys.stdlib_module_names) <= {"landmarks", "numpy", "cv2"}, path.name
 
 
+def test_the_contract_reads_no_files_of_other_packages() -> None:
+    others = {"engines", "train", "stream", "demo", "weights"}
+    for path in (ROOT / "landmarks").glob("*.py"):
+        constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not constants & others, path.name
+
+
 def test_the_demo_finds_faces_with_mediapipe_and_the_training_packages_absent() -> None:
     script = """
 import sys

@@ -1,4 +1,4 @@
-"""Files for the CPU: made in every precision it has, judged beside f32, and kept only if they are near and faster."""
+"""Files for the CPU: built in every precision it has, compared with f32, and kept only if close and faster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INT8 = Judged(Built(Path("b.onnx"), "int8", ""), ms=10.0, mean_px=0.3, p99_px=1.
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelCard]:
-    """A small net whose points move with the picture, and judge it."""
+    """A small net with confidence, whose points depend on the image."""
     from lineament.engines.export import export
     from lineament.train.model import LandmarkNet, NetSpec, new_card
 
@@ -67,12 +67,12 @@ def crops(card: ModelCard, n: int) -> U8:
 # ---- what is made
 
 
-def test_there_is_a_file_of_every_precision_that_this_processor_has(built: list[Built]) -> None:
+def test_there_is_a_file_for_every_precision_of_this_processor(built: list[Built]) -> None:
     assert [one.precision for one in built] == ["fp32", *(["bf16"] if has_bf16() else []), "int8"]
     assert [read_card(one.path).precision for one in built] == [one.precision for one in built]
 
 
-def test_cards_say_the_same_but_for_what_was_done(built: list[Built], exported: tuple[Path, ModelCard]) -> None:
+def test_cards_differ_only_in_precision_and_versions(built: list[Built], exported: tuple[Path, ModelCard]) -> None:
     for one in built[1:]:
         card = read_card(one.path)
         assert replace(card, precision="fp32", built_with=exported[1].built_with) == exported[1]
@@ -80,7 +80,7 @@ def test_cards_say_the_same_but_for_what_was_done(built: list[Built], exported: 
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_every_file_runs_by_every_runtime_near_f32(built: list[Built], backend: str) -> None:
+def test_every_file_runs_in_every_runtime_close_to_f32(built: list[Built], backend: str) -> None:
     pytest.importorskip(backend)
     rgb_NHWC = crops(read_card(built[0].path), 6)
     with engines.load(str(built[0].path), backend) as landmarker:
@@ -107,9 +107,7 @@ def test_openvino_computes_the_convolutions_of_the_int8_file_in_int8(built: list
     assert len(eight_bits) > len(kinds) / 2, kinds
 
 
-def test_the_layers_that_speak_the_answer_stay_as_they_are(
-    built: list[Built], exported: tuple[Path, ModelCard]
-) -> None:
+def test_the_output_layers_stay_in_f32(built: list[Built], exported: tuple[Path, ModelCard]) -> None:
     before, after = onnx.load(exported[0]), onnx.load(built[-1].path)
     exact = last_layers(before)
     weighted = [node.name for node in before.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
@@ -123,7 +121,7 @@ def test_the_layers_that_speak_the_answer_stay_as_they_are(
         np.testing.assert_array_equal(kept[node.input[1]], weights[node.input[1]])
 
 
-def test_the_given_crops_make_the_ranges(exported: tuple[Path, ModelCard]) -> None:
+def test_ranges_come_from_the_given_crops(exported: tuple[Path, ModelCard]) -> None:
     path, card = exported
     dark = quantise(onnx.load(path), np.zeros((4, 64, 64, 3), np.uint8))
     faces = quantise(onnx.load(path), crops(card, 4))
@@ -138,7 +136,7 @@ def test_the_given_crops_make_the_ranges(exported: tuple[Path, ModelCard]) -> No
     assert scales[0].keys() == scales[1].keys() and scales[0] != scales[1]
 
 
-def test_a_graph_whose_weights_are_stored_in_half_is_quantised_alike(exported: tuple[Path, ModelCard]) -> None:
+def test_a_graph_with_weights_stored_in_half_is_quantised_the_same_way(exported: tuple[Path, ModelCard]) -> None:
     from lineament.engines.export import halve_weights
 
     path, card = exported
@@ -164,11 +162,11 @@ def test_an_older_graph_is_quantised_too(exported: tuple[Path, ModelCard], tmp_p
 
 
 def test_too_few_crops_are_refused(exported: tuple[Path, ModelCard], tmp_path: Path) -> None:
-    with pytest.raises(LineamentError, match="3 crops to calibrate with, wanted at least 4"):
+    with pytest.raises(LineamentError, match="got 3 crops to calibrate with, expected at least 4"):
         candidates(*exported, crops(exported[1], 3), tmp_path)
 
 
-def test_without_nncf_the_other_files_are_made_and_a_line_says_why(
+def test_without_nncf_the_other_files_are_built_and_the_log_says_why(
     exported: tuple[Path, ModelCard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
@@ -181,7 +179,7 @@ def test_without_nncf_the_other_files_are_made_and_a_line_says_why(
 # ---- what is kept
 
 
-def test_candidates_are_in_order_of_speed_and_say_what_they_are(
+def test_candidates_are_ordered_by_speed_and_logged(
     exported: tuple[Path, ModelCard], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lineament.engines.openvino_build"):
@@ -193,7 +191,7 @@ def test_candidates_are_in_order_of_speed_and_say_what_they_are(
         assert f"{precision}: " in told, "what is not kept is reported too"
 
 
-def test_judging_measures_time_distance_and_labels(built: list[Built]) -> None:
+def test_judging_measures_time_distance_and_nme(built: list[Built]) -> None:
     asked: list[Landmarker] = []
 
     def nme(landmarker: Landmarker) -> float:
@@ -206,7 +204,7 @@ def test_judging_measures_time_distance_and_labels(built: list[Built]) -> None:
     assert all(0 < one.mean_px <= one.p99_px <= one.max_px for one in judged[1:])
 
 
-def test_a_near_and_faster_file_is_kept() -> None:
+def test_a_close_and_faster_file_is_kept() -> None:
     assert F32.refusal([]) is None and INT8.refusal([F32]) is None
 
 
@@ -221,7 +219,7 @@ def test_a_near_and_faster_file_is_kept() -> None:
         ({"nme": float("nan")}, "NME is nan"),
     ],
 )
-def test_a_file_is_not_kept_and_it_is_said_why(changes: dict[str, float], said: str) -> None:
+def test_a_file_is_dropped_with_a_reason(changes: dict[str, float], said: str) -> None:
     import re
 
     reason = replace(INT8, **changes).refusal([F32])  # type: ignore[arg-type]
@@ -233,7 +231,7 @@ def test_int8_must_beat_the_fastest_of_the_others_not_f32_alone() -> None:
     assert INT8.refusal([F32, bf16]) == "it takes 10.0 ms, bf16 9.0 ms"
 
 
-def test_an_untrained_net_is_told_from_an_accurate_one(
+def test_a_net_that_looks_untrained_is_reported(
     exported: tuple[Path, ModelCard], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its points hardly move, so INT8 cannot be far from them."""

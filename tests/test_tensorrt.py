@@ -1,6 +1,6 @@
 """TensorRT engines: built for real where TensorRT-RTX is installed, run for real where there is a GPU.
 
-Where there is none, TensorRT and CUDA are played by tests.fake_tensorrt. What all backends do alike is in
+Without a GPU, tests.fake_tensorrt stands in for TensorRT and CUDA. What all backends have in common is in
 test_conformance.
 """
 
@@ -51,11 +51,11 @@ from tests.fake_tensorrt import (  # noqa: E402
 from tests.tint import CARD as TINT  # noqa: E402
 from tests.tint import answer, crops, tint  # noqa: E402
 
-# ---- cutting crops by a graph
+# ---- the graph that cuts crops
 
 
 def matrices_on(bgr: U8, card: ModelCard, n: int, half_px: tuple[float, float]) -> list[F64]:
-    """crop_from_frame of boxes round the astronaut's face, turned, some beyond the picture's edge."""
+    """crop_from_frame of rotated boxes round the astronaut's face, some partly outside the image."""
     rng = np.random.default_rng(0)
     found = []
     for i in range(n):
@@ -76,17 +76,17 @@ def warped(bgr: U8, matrices: Sequence[F64], hw: tuple[int, int]) -> U8:
 
 
 @pytest.mark.parametrize("hw", [(64, 64), (48, 64)])
-def test_the_graph_cuts_the_crops_that_the_cpu_cuts(astronaut: U8, hw: tuple[int, int]) -> None:
+def test_the_graph_cuts_the_same_crops_as_the_cpu(astronaut: U8, hw: tuple[int, int]) -> None:
     matrices = matrices_on(astronaut, replace(CARD, input_hw=hw), 8, (12, 45))
     got, wanted = cut(astronaut, matrices, hw), warped(astronaut, matrices, hw)
     assert got.shape == wanted.shape and (wanted == 0).all(-1).any()
-    # OpenCV weighs neighbours in steps of 1/32
+    # bilinear weights of OpenCV are multiples of 1/32
     difference = np.abs(got.astype(int) - wanted)
     assert difference.mean() < 0.3 and difference.max() <= 8
 
 
-def test_a_shifted_pixel_would_be_found_out(astronaut: U8) -> None:
-    """That the test above can fail: half a pixel of the frame, as a wrong corner convention gives, is far outside."""
+def test_the_comparison_detects_a_shift_of_half_a_pixel(astronaut: U8) -> None:
+    """The test above can fail: half a pixel of the frame, as from a wrong corner convention, exceeds its bounds."""
     matrix = matrices_on(astronaut, replace(CARD, input_hw=(64, 64)), 1, (20, 20))[0]
     shifted = matrix + np.column_stack([np.zeros((2, 2)), matrix[:, :2] @ (0.5, 0.5)])
     difference = np.abs(cut(astronaut, [shifted], (64, 64)).astype(int) - warped(astronaut, [matrix], (64, 64)))
@@ -105,7 +105,7 @@ def test_points_in_crops_of_the_graph_are_within_half_a_pixel(astronaut: U8, sha
     assert np.linalg.norm(got - wanted, axis=-1).max() * 256 < 0.5
 
 
-# ---- the backend, on a GPU played by numpy
+# ---- the backend, on a fake GPU
 
 
 @pytest.fixture
@@ -119,13 +119,13 @@ def landmarker(trt: FakeTrt, tmp_path: Path) -> Iterator[TensorRtLandmarker]:
         yield landmarker
 
 
-def test_a_model_that_judges_says_so_of_each_crop(trt: FakeTrt, tmp_path: Path) -> None:
+def test_a_model_with_confidence_returns_one_for_each_crop(trt: FakeTrt, tmp_path: Path) -> None:
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", judges=True)) as landmarker:
         green = crops(9).astype(np.float64).mean((1, 2))[:, 1] / 255
         np.testing.assert_allclose(landmarker(crops(9)).confidence, green, atol=1e-5)
 
 
-def test_each_size_of_batch_is_captured_once_and_then_costs_one_launch(landmarker: TensorRtLandmarker) -> None:
+def test_each_batch_size_is_captured_once_and_then_costs_one_launch(landmarker: TensorRtLandmarker) -> None:
     gpu = FakeCuda.made[-1]
     for _ in range(3):
         for n in (1, 3, 4, 5):
@@ -133,7 +133,7 @@ def test_each_size_of_batch_is_captured_once_and_then_costs_one_launch(landmarke
     assert (gpu.captures, gpu.launches) == (3, 12)  # of 1, 4 and 6
 
 
-def test_batches_fill_up_to_the_next_bucket_and_never_past_the_largest() -> None:
+def test_batches_are_padded_to_the_next_bucket_and_never_past_the_largest() -> None:
     assert [bucket(n, 1, 16) for n in (1, 2, 3, 4, 5, 8, 9, 16)] == [1, 2, 4, 4, 8, 8, 16, 16]
     assert [bucket(n, 1, 6) for n in (1, 3, 4, 5, 6)] == [1, 4, 4, 6, 6]
     assert [bucket(n, 1, 64) for n in (16, 17, 64)] == [16, 64, 64]
@@ -156,7 +156,7 @@ def test_an_engine_of_larger_batches_takes_any_number_of_crops(
 
 
 @pytest.mark.parametrize("hw", [(15, 400), (400, 15), (20, 7681), (4321, 20)])
-def test_crops_of_a_frame_that_the_engine_does_not_take_are_cut_on_the_cpu(
+def test_crops_of_a_frame_outside_the_engines_range_are_cut_on_the_cpu(
     trt: FakeTrt, tmp_path: Path, hw: tuple[int, int]
 ) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (*hw, 3)).astype(np.uint8)
@@ -167,7 +167,7 @@ def test_crops_of_a_frame_that_the_engine_does_not_take_are_cut_on_the_cpu(
         assert FakeCuda.made[-1].uploaded < frame.nbytes
 
 
-def test_it_may_be_closed_twice_and_a_call_after_it_is_refused(landmarker: TensorRtLandmarker) -> None:
+def test_it_may_be_closed_twice_and_a_call_after_that_raises(landmarker: TensorRtLandmarker) -> None:
     landmarker(crops(1))
     landmarker.close()
     landmarker.close()
@@ -183,7 +183,7 @@ def test_engines_load_opens_it(trt: FakeTrt, tmp_path: Path) -> None:
         assert isinstance(landmarker, TensorRtLandmarker) and isinstance(landmarker, FrameLandmarker)
 
 
-def test_on_a_frame_it_says_what_it_says_of_crops(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
+def test_a_frame_gives_the_same_points_as_its_crops(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
         for n, frame in ((1, astronaut), (8, astronaut), (2, astronaut[:200]), (3, astronaut[:, ::-1])):
             matrices = matrices_on(frame, landmarker.card, n, (12, 45))
@@ -207,7 +207,7 @@ def test_a_crop_that_shrinks_the_frame_is_averaged_on_the_cpu(trt: FakeTrt, tmp_
         assert gpu.uploaded < astronaut.nbytes
 
 
-def test_the_tracker_gives_the_frame_to_a_landmarker_that_takes_it() -> None:
+def test_the_tracker_passes_the_frame_to_a_landmarker_that_cuts_its_own_crops() -> None:
     class OnFrame(BlobLandmarker):
         frames = 0
 
@@ -227,7 +227,7 @@ def test_the_tracker_gives_the_frame_to_a_landmarker_that_takes_it() -> None:
         np.testing.assert_allclose(a.points, b.points)
 
 
-# ---- what is refused, and in which words
+# ---- errors
 
 
 def test_an_engine_of_another_gpu_or_release_is_refused(trt: FakeTrt, tmp_path: Path) -> None:
@@ -235,11 +235,11 @@ def test_an_engine_of_another_gpu_or_release_is_refused(trt: FakeTrt, tmp_path: 
     with pytest.raises(LineamentError, match=r"built for NVIDIA L4.*make engine MODEL=runs/b5/best\.safetensors"):
         TensorRtLandmarker(other)
     stale = engine_file(tmp_path / "stale.engine", replace(KEY, library_version="10.13.0"))
-    with pytest.raises(LineamentError, match=r"by tensorrt 10\.13\.0, and 11\.4\.0 is installed.*make engine"):
+    with pytest.raises(LineamentError, match=r"by tensorrt 10\.13\.0, but 11\.4\.0 is installed.*make engine"):
         TensorRtLandmarker(stale)
 
 
-def test_a_plan_that_does_not_open_is_one_clear_error_and_all_is_freed(trt: FakeTrt, tmp_path: Path) -> None:
+def test_a_plan_that_does_not_open_raises_one_clear_error_and_frees_everything(trt: FakeTrt, tmp_path: Path) -> None:
     write_engine(tmp_path / "old.engine", CARD, KEY, "", {POINTS_PLAN: b"old plan"})
     with pytest.raises(LineamentError, match=r"tensorrt 11\.4\.0 cannot open it.*another release.*make engine"):
         TensorRtLandmarker(tmp_path / "old.engine")
@@ -271,12 +271,15 @@ def test_running_out_of_memory_says_what_to_do(trt: FakeTrt, landmarker: TensorR
             "no memory left",
         ),
         ("No importer registered for op: Bewitch. Attempting to import as plugin.", "lacks an operator.*--target cpu"),
-        ("Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.", "another release, or damaged"),
+        (
+            "Serialization assertion plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.",
+            "another release, or is damaged",
+        ),
         ("Version tag does not match. Note: Current Version: 0, Serialized Engine Version: 43", "make engine"),
         ("something\nnobody foresaw", "TensorRT: something nobody foresaw"),
     ],
 )
-def test_what_tensorrt_says_is_told_in_plain_words(said: str, meant: str) -> None:
+def test_messages_of_tensorrt_are_explained(said: str, meant: str) -> None:
     line = complaint(["Thread context has not been set", said] if "nobody" not in said else [said])
     assert "\n" not in line
     with pytest.raises(LineamentError, match=meant):
@@ -288,7 +291,7 @@ class Status(int):
 
 
 def cuda_of(**results: tuple[Any, ...]) -> SimpleNamespace:
-    """cuda.bindings.runtime, as far as needed."""
+    """The part of cuda.bindings.runtime that the tests need."""
     calls = {name: (lambda *args, result=result: (Status(result[0]), *result[1:])) for name, result in results.items()}
     return SimpleNamespace(
         cudaGetErrorString=lambda status: (Status(0), b"misaligned address"), cudaStreamNonBlocking=1, **calls
@@ -325,7 +328,7 @@ def test_a_machine_without_a_gpu_is_told_why(
         first_gpu()
 
 
-def test_failures_of_cuda_name_what_was_done_and_what_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_errors_name_the_failed_call_and_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = cuda_of(cudaMalloc=(2,), cudaStreamCreateWithFlags=(716,))
     monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
     with Cuda() as gpu:
@@ -335,7 +338,7 @@ def test_failures_of_cuda_name_what_was_done_and_what_is_next(monkeypatch: pytes
             gpu.stream()
 
 
-def test_a_capture_ends_although_its_work_fails_and_all_is_freed_last_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_ends_if_its_work_fails_and_everything_is_freed_last_first(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     runtime = cuda_of(cudaStreamCreateWithFlags=(0, 5), cudaMalloc=(0, 99), cudaGraphInstantiate=(0, "launchable"))
     runtime.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
@@ -361,7 +364,9 @@ def test_a_capture_ends_although_its_work_fails_and_all_is_freed_last_first(monk
     assert done == [*begun, *begun, *freed]
 
 
-def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_package_is_named_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for module in ("tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(LineamentError, match=r"tensorrt cannot be imported.*requirements-gpu\.txt"):
@@ -389,7 +394,7 @@ def test_a_release_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def layer(kind: str, *formats: str, **more: Any) -> dict[str, Any]:
-    """As the inspector describes one."""
+    """A layer as the inspector describes it."""
     inputs, output = formats[:-1], formats[-1]
     return {
         "Name": f"{kind} {output}",
@@ -400,7 +405,7 @@ def layer(kind: str, *formats: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_the_inspector_tells_single_from_half() -> None:
+def test_the_inspectors_types_tell_single_from_half() -> None:
     layers = [
         layer("CaskConvolution", "Channel major FP16 format where channel % 8 == 0", "Row major linear FP16 format"),
         layer("CaskConvolution", "Row major linear FP32", "Row major linear FP32"),
@@ -411,26 +416,26 @@ def test_the_inspector_tells_single_from_half() -> None:
     ]
     single, lower, unknown = layers_by_precision(json.dumps({"Layers": layers}))
     assert single == ["CaskConvolution Row major linear FP32", "gemm Float"] and len(lower) == 3 and not unknown
-    with pytest.raises(LineamentError, match=r"2 convolutions.*single precision, 1 were meant"):
+    with pytest.raises(LineamentError, match=r"2 convolutions.*single precision, expected 1,"):
         tensorrt_build._check_engine(json.dumps({"Layers": layers}), 1)
-    with pytest.raises(LineamentError, match="names its layers only"):
+    with pytest.raises(LineamentError, match="shows only layer names"):
         layers_by_precision(json.dumps({"Layers": ["conv1"]}))
 
 
-def test_where_sizes_are_free_weights_tell_single_from_half() -> None:
-    """There the inspector says of no tensor what it is."""
+def test_with_dynamic_shapes_the_types_of_weights_tell_single_from_half() -> None:
+    """There the inspector shows no tensor types."""
     free = ("N/A due to dynamic shapes",) * 2
 
     def engine(*weights: str | None) -> str:
         named = [{"Weights": {"Type": kind, "Count": 864}} if kind else {} for kind in weights]
         return json.dumps({"Layers": [layer("CaskConvolution", *free, **more) for more in named]})
 
-    with pytest.raises(LineamentError, match=r"196 convolutions.*single precision, 1 were meant"):
+    with pytest.raises(LineamentError, match=r"196 convolutions.*single precision, expected 1,"):
         tensorrt_build._check_engine(engine(*["Float"] * 196), 1)
     assert tensorrt_build._check_engine(engine("Half", "Half", "Float"), 1) == "2 of 3 in the engine"
 
 
-def test_what_the_inspector_does_not_show_is_not_claimed() -> None:
+def test_layers_whose_type_the_inspector_does_not_show_are_counted_apart() -> None:
     free = ("N/A due to dynamic shapes",) * 2
     none_at_all = {"Weights": {"Type": "Half", "Count": 0}}
     layers = [
@@ -439,7 +444,7 @@ def test_what_the_inspector_does_not_show_is_not_claimed() -> None:
         layer("gemm", "Row major linear FP32", free[0], **none_at_all),
     ]
     seen = tensorrt_build._check_engine(json.dumps({"Layers": layers}), 1)
-    assert seen == "1 of 3 in the engine, whose inspector says nothing of 2"
+    assert seen == "1 of 3 in the engine, whose inspector shows no type for 2"
 
 
 # ---- TensorRT-RTX, for real, which builds without a GPU
@@ -472,7 +477,7 @@ def test_an_engine_for_rtx_is_built_without_a_gpu(exported: Path, tmp_path: Path
     assert list(plans) == [POINTS_PLAN, CROP_PLAN] and min(map(len, plans.values())) > 100_000
 
 
-def test_an_engine_is_built_again_only_when_something_changed(exported: Path, tmp_path: Path) -> None:
+def test_an_engine_is_rebuilt_only_if_something_changed(exported: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.engine"
     build(exported, path, "tensorrt-rtx", progress=False)
     assert build(exported, path, "tensorrt-rtx", progress=False).build_s == 0
@@ -482,7 +487,7 @@ def test_an_engine_is_built_again_only_when_something_changed(exported: Path, tm
 
 
 def test_a_build_that_stays_single_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a build with a flag for half precision that the release has no more would give."""
+    """Such as from a flag for half precision that the release no longer has."""
     from lineament.engines.fp16 import _cast_pixels_first
 
     def unchanged(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -491,7 +496,7 @@ def test_a_build_that_stays_single_is_refused(exported: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(tensorrt_build, "half_precision", unchanged)
     monkeypatch.setattr(tensorrt_build, "precisions_of_layers", lambda model: (18, 2))
-    with pytest.raises(LineamentError, match="20 convolutions and matrix products are in single precision, 2 were"):
+    with pytest.raises(LineamentError, match="20 convolutions and matrix products are in single precision, expected 2"):
         build(exported, tmp_path / "slow.engine", "tensorrt-rtx", progress=False)
     assert not (tmp_path / "slow.engine").exists()
 
@@ -510,14 +515,14 @@ def test_an_operator_that_tensorrt_lacks_is_named(exported: Path, tmp_path: Path
 
 def test_a_graph_of_one_fixed_batch_is_refused(exported: Path, tmp_path: Path) -> None:
     path = tint(tmp_path / "one.onnx", batch=1)
-    with pytest.raises(LineamentError, match="fixed number of crops"):
+    with pytest.raises(LineamentError, match="fixed batch size"):
         build(path, tmp_path / "one.engine", "tensorrt-rtx", progress=False)
     with pytest.raises(LineamentError, match="batches are"):
         build(exported, tmp_path / "one.engine", "tensorrt-rtx", batches=(2, 1, 4), progress=False)
 
 
 @pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")
-def test_the_tensorrt_that_is_played_has_no_call_that_the_real_one_lacks() -> None:
+def test_the_fake_tensorrt_has_no_call_that_the_real_one_lacks() -> None:
     real = library("tensorrt-rtx").module
     for played, kind in ((FakeContext, real.IExecutionContext), (FakeEngine, real.ICudaEngine)):
         assert {name for name in vars(played) if not name.startswith("_")} <= set(dir(kind))
@@ -525,7 +530,7 @@ def test_the_tensorrt_that_is_played_has_no_call_that_the_real_one_lacks() -> No
     assert real.nptype(real.DataType.UINT8) is np.uint8
 
 
-def test_a_bar_shows_the_progress(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_shows_progress(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(exported, tmp_path / "tiny.engine", "tensorrt-rtx", progress=True)
     assert "tiny.engine" in capsys.readouterr().err
 
@@ -534,7 +539,7 @@ def test_a_bar_shows_the_progress(exported: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_captured_graph_carries_what_the_memory_holds_at_each_launch() -> None:
+def test_on_a_gpu_a_captured_graph_copies_the_current_contents_of_memory_at_each_launch() -> None:
     with Cuda() as cuda:
         stream, sent, got = cuda.stream(), cuda.pinned((5,), np.float32), cuda.pinned((5,), np.float32)
         memory = cuda.memory(sent.nbytes)
@@ -552,7 +557,7 @@ def test_on_a_gpu_a_captured_graph_carries_what_the_memory_holds_at_each_launch(
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_memory_that_it_does_not_have_is_refused_and_what_it_has_can_still_be_had() -> None:
+def test_on_a_gpu_a_failed_allocation_raises_and_smaller_ones_still_work() -> None:
     with Cuda() as cuda:
         with pytest.raises(LineamentError, match="the GPU has no memory left"):
             cuda.memory(2**50)

@@ -1,4 +1,4 @@
-"""A turned face looks where it was turned to, its points follow, and what surrounds it stays where it is."""
+"""A turned face has the yaw asked for, its points follow, and the background stays in place."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def yaw_deg(points: F32) -> float:
     return head_pose(points, OUT_HW).yaw_deg
 
 
-def test_a_face_that_is_not_turned_is_the_photo_itself(solid: Solid) -> None:
+def test_a_turn_by_zero_returns_the_photo(solid: Solid) -> None:
     same = turn(solid, 0.0, 0.0)
     moved = (same.points - solid.points[:, :2]).mean(0)
     np.testing.assert_allclose(same.points - moved, solid.points[:, :2], atol=0.01)
@@ -74,15 +74,13 @@ def test_a_landmark_model_sees_the_turned_face_where_its_points_are(solid: Solid
         assert np.linalg.norm(points[indices] - turned.points[indices], axis=1).mean() < 0.08 * size, part
 
 
-def test_the_edge_of_the_picture_stays_where_it_is(solid: Solid) -> None:
+def test_the_edge_of_the_image_stays_in_place(solid: Solid) -> None:
     turned = turn(solid, 60.0, 0.0)
     for rows in (slice(0, 4), slice(-4, None)):
         assert np.median(np.abs(turned.rgb[rows].astype(int) - solid.rgb[rows])) < 40
 
 
-def test_a_set_is_turned_into_pictures_that_training_and_labelling_read(
-    astronaut: U8, points: F32, tmp_path: Path
-) -> None:
+def test_a_set_becomes_images_that_training_and_labelling_can_read(astronaut: U8, points: F32, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", astronaut)
     row = {"image": "a.png", "points": points.tolist()}
     empty = {"image": "a.png", "points": None, "box_xyxy": [0, 0, 50, 50]}
@@ -99,6 +97,6 @@ def test_a_set_is_turned_into_pictures_that_training_and_labelling_read(
 @pytest.mark.parametrize(
     "wrong", [{"yaw_deg": (50.0, 40.0)}, {"yaw_deg": (0.0, 40.0)}, {"pitch_deg": 80.0}, {"each": 0}]
 )
-def test_angles_that_make_no_face_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
-    with pytest.raises(LineamentError, match="wanted 0 to 90"):
+def test_angles_out_of_range_raise(wrong: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(LineamentError, match="expected 0 to 90"):
         TurnConfig((tmp_path,), tmp_path / "out", **wrong)  # type: ignore[arg-type]
