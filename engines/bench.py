@@ -30,10 +30,11 @@ import tyro
 from tqdm import tqdm
 
 from lineament import engines
+from lineament.engines.distance import distances_px
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
-from lineament.landmarks.types import F32, F64, U8, Landmarker, LineamentError
+from lineament.landmarks.types import U8, Landmarker, LineamentError
 
 log = logging.getLogger("lineament")
 
@@ -156,7 +157,7 @@ def bench(cfg: BenchConfig) -> list[Row]:
                 contender.path.stat().st_size / 2**20,
                 contender.build_s,
                 open_s,
-                _largest_px(found, points[0]),
+                float(distances_px(found, points[0]).max()),
                 nme(landmarker) if nme else None,
                 latency[contender.name],
             )
@@ -380,11 +381,6 @@ def _nme(card: ModelCard, cache: Path, cfg: BenchConfig) -> Callable[[Landmarker
     from lineament.engines.labelled import nme_on
 
     return nme_on(cfg.data, card, cache, cfg.label_shift_px)
-
-
-def _largest_px(a_NK2: F32, b_NK2: F32) -> float:
-    distances: F64 = np.asarray(np.linalg.norm(np.asarray(a_NK2 - b_NK2, np.float64), axis=-1) * 256)
-    return float(distances.max())
 
 
 if __name__ == "__main__":

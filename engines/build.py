@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lineament import engines
+from lineament.engines.distance import distances_px
 from lineament.engines.engine_file import ANY_RTX, RTX_RUNS_ON, LibraryName, runs_rtx
 from lineament.engines.export import export, real_crops, run_onnx, run_torch
 from lineament.engines.tensorrt_build import BATCHES, build
@@ -309,7 +310,7 @@ def _loaded(path: Path, device: str) -> Landmarker:
 
 def _error_px(found: F32, wanted: F32) -> tuple[float, float]:
     """The maximum and the 99th percentile, px of a 256-px crop."""
-    away_px = np.linalg.norm(found - wanted, axis=-1) * 256
+    away_px = distances_px(found, wanted)
     return float(away_px.max()), float(np.percentile(away_px, 99))
 
 

@@ -8,7 +8,6 @@ whatever the head; it includes normalisation and decoding. It is written only if
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 import warnings
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image
 
+from lineament.engines.distance import distances_px
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
 from lineament.landmarks.geometry import crop_from_frame, warp
+from lineament.landmarks.portrait import portrait
 from lineament.landmarks.types import F32, U8, LineamentError
 
 if TYPE_CHECKING:
@@ -174,14 +174,7 @@ def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
 
 def real_crops(card: ModelCard, n: int) -> U8:
     """(n, H, W, 3) RGB: varied crops of the face in scikit-image's astronaut."""
-    spec = importlib.util.find_spec("skimage")
-    path = Path(spec.origin).parent / "data" / "astronaut.png" if spec and spec.origin else None
-    if path is None or not path.is_file():
-        raise LineamentError(
-            f"the check needs scikit-image's astronaut.png, which is not at {path}; pip install scikit-image"
-        )
-    # Pillow, because OpenCV warns about the file's colour profile
-    rgb = np.asarray(Image.open(path).convert("RGB"), np.uint8)
+    rgb = np.ascontiguousarray(portrait()[..., ::-1])
     rng = np.random.default_rng(0)
     crops = []
     for _ in range(n):
@@ -210,7 +203,7 @@ def run_onnx(data: bytes, rgb_NHWC: U8) -> F32:
 
 def largest_difference_px(a_NK2: F32, b_NK2: F32) -> float:
     """Of any point, px of a 256-px crop; nan if either contains one."""
-    return float(np.linalg.norm(a_NK2 - b_NK2, axis=-1).max() * 256)
+    return float(distances_px(a_NK2, b_NK2).max())
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lineament.engines.distance import distances_px
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import install
-from lineament.landmarks.types import F32, F64, U8, Landmarker, LineamentError
+from lineament.landmarks.types import U8, Landmarker, LineamentError
 
 if TYPE_CHECKING:
     import onnx
@@ -165,7 +166,7 @@ def judge(
     finally:
         for run in landmarkers:
             run.close()
-    moves_px = _distances_px(points[0], points[0].mean(0))
+    moves_px = distances_px(points[0], points[0].mean(0))
     if len(held_back) > 1 and moves_px.mean() < 1:
         log.warning(
             "on %d crops the points of f32 move by only %.2f px: an untrained net? Then the distance of the others "
@@ -175,7 +176,7 @@ def judge(
         )
     judged = []
     for one, found, ms, score in zip(built, points, times, scores):
-        away_px = _distances_px(found, points[0])
+        away_px = distances_px(found, points[0])
         mean_px, p99_px, max_px = float(away_px.mean()), float(np.percentile(away_px, 99)), float(away_px.max())
         judged.append(Judged(one, float(np.median(ms)), mean_px, p99_px, max_px, score))
     return judged
@@ -293,11 +294,6 @@ def _write(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
     put_card(copy, card)
     data = copy.SerializeToString()
     write_atomically(path, lambda temp: temp.write_bytes(data))
-
-
-def _distances_px(a_NK2: F32, b_NK2: F32) -> F64:
-    """(N, K), px of a 256-px crop."""
-    return np.asarray(np.linalg.norm(np.asarray(a_NK2 - b_NK2, np.float64), axis=-1) * 256)
 
 
 def _nncf() -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from lineament.landmarks.types import U8, LineamentError
@@ -13,7 +12,10 @@ from lineament.landmarks.types import U8, LineamentError
 
 def portrait() -> U8:
     """(512, 512, 3) BGR; the face is 100 px wide round (225, 122). Raises LineamentError without scikit-image."""
-    return np.asarray(cv2.imread(str(portrait_path())), np.uint8)
+    from PIL import Image  # OpenCV warns about the file's colour profile
+
+    with Image.open(portrait_path()) as photo:
+        return np.ascontiguousarray(np.asarray(photo.convert("RGB"), np.uint8)[..., ::-1])
 
 
 def portrait_path() -> Path:
