@@ -316,7 +316,7 @@ cameras:
             points = tmp_path / "yard.jsonl"
             until(lambda: process.poll() is not None or lines_in(points) > 10)
             with urllib.request.urlopen(f"http://127.0.0.1:{monitor_port}/metrics", timeout=WAIT_S) as answer:
-                assert 'lineament_up{source="yard"} 1' in answer.read().decode().splitlines()
+                assert 'lineament_up{source="yard"} 1.0' in answer.read().decode().splitlines()
             listing = tmp_path / "cameras.yaml"
             listing.write_text("cameras: [")
             until(lambda: os.stat(listing).st_mtime_ns < time.time_ns() - 10**9)  # it has been looked at
