@@ -89,7 +89,8 @@ b5: $(VENV)/.train
 		--out $(RUN)/evaluation/$(notdir $(firstword $(subst :, ,$(set)))) &&) true
 
 test: lint types
-	$(PY) -m pytest -q $(ARGS)
+	@# a thread each: two processes with two would wait for one another
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 audit: $(VENV)/.dev
 	@$(PY) .ci/audit.py

@@ -442,5 +442,5 @@ def test_a_file_with_its_index_at_the_end_on_a_server_without_ranges_says_what_t
                 while source.read() is not None:
                     pass
         else:
-            with pytest.raises(LineamentError, match=r"its index stands at its end.*\+faststart"):
+            with pytest.raises(LineamentError, match=r"its index is at the end.*\+faststart"):
                 source.read()

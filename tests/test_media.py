@@ -119,7 +119,7 @@ def test_a_frozen_server_costs_pictures_until_it_goes_on_and_does_not_keep_the_r
         with sink:
             feed_noise(lambda: up(said) == 1)
             os.kill(server.pid, signal.SIGSTOP)
-            feed_noise(lambda: "nothing was taken for" in said.text)
+            feed_noise(lambda: "no data accepted for" in said.text)
             os.kill(server.pid, signal.SIGCONT)
             feed_noise(lambda: up(said) == 2)
             os.kill(server.pid, signal.SIGSTOP)

@@ -120,7 +120,7 @@ def test_numbers_and_times_go_on_over_an_outage_and_the_outage_is_counted(caplog
     assert [text.split(" after ")[0] for text in said] == [
         "lost script: the cable is out; trying again",
         "script is back",
-        "lost script: the sender ended it; start it again; trying again",
+        "lost script: the sender ended it; restart it; trying again",
         "script is back",
     ]
 
