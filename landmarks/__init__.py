@@ -1,7 +1,7 @@
-"""The contract that training and serving share: schema, geometry, card, types. numpy and cv2 only."""
+"""What training and serving share: schemas, geometry, cards, types. numpy and cv2 only."""
 
 import sys
 
-# here, because all that runs a model imports this first: OpenVINO would tell its makers that it runs, and this is its
-# own way to do without
+# turns off OpenVINO's telemetry, in the way that OpenVINO supports; here, because everything that runs a model imports
+# this package first
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

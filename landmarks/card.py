@@ -1,4 +1,4 @@
-"""ModelCard: what serving must know of a model, so that it can never disagree with training."""
+"""ModelCard: what serving needs to know about a model, so that it cannot disagree with training."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 CropScale = float | tuple[float, float]
-"""Size of a crop over the box round the points. A number: the crop is square, and counts from the box's longer side. A
-pair: width and height, each from its own side, and the crop stretches the box to the input"""
+"""Size of a crop over the points' bounding box. A number: a square crop, by the box's longer side. A pair: width and
+height, each by its own side, stretched to the input"""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Travels with the weights, from training through export into the engine file."""
+    """Stored with the weights, from training through export to the engine file."""
 
     name: str
-    """what a person calls it: mesh, b5, student"""
+    """for users: mesh, b5, student"""
     schema: str
-    """name of the landmarks.schema.Schema that the points follow, in order"""
+    """name of the landmarks.schema.Schema of the points"""
     input_hw: tuple[int, int]
     """height and width of the crop in pixels"""
     crop_scale: CropScale
-    """size of the crop over the box round the points"""
+    """size of the crop over the points' bounding box"""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """RGB, 0..1 scale; applied inside the graph, kept here for the record"""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """RGB, 0..1 scale; applied inside the graph, kept here for the record"""
     head: str = "coords"
-    """how the graph's output became points: coords, heatmap, star, simcc, mesh"""
+    """how the graph's output is decoded to points: coords, heatmap, star, simcc, mesh"""
     precision: str = "fp32"
     weights_sha256: str = ""
-    """of the weights file that the engine was built from"""
+    """of the weights file the engine was built from"""
     nme: Mapping[str, float] = field(default_factory=dict)
-    """percent, by what set and what crop: {"wflw-mini test, detector crop": 5.1}"""
+    """percent, by set and crop: {"wflw-mini test, detector crop": 5.1}"""
     built_with: Mapping[str, str] = field(default_factory=dict)
     """library to version"""
 
@@ -43,7 +43,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Raises ValueError or TypeError when the text is not a card; unknown, missing and wrong fields are named."""
+        """Raises ValueError or TypeError if text is not a card; names unknown, missing and invalid fields."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"a model card is a JSON object, got {type(values).__name__}")
@@ -62,7 +62,7 @@ class ModelCard:
 
 
 def is_crop_scale(value: Any) -> bool:
-    """Whether it is a CropScale: finite numbers over 0."""
+    """Whether value is a CropScale: finite positive numbers."""
     pair = value if isinstance(value, tuple) else (value, value)
     return len(pair) == 2 and all(type(scale) in (int, float) and 0 < scale < 1e9 for scale in pair)
 
@@ -92,4 +92,4 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "nme": (_maps_to(lambda value: type(value) in (int, float)), "names and numbers"),
     "built_with": (_maps_to(_is_text), "names and versions"),
 }
-"""of the fields that whoever reads a card only passes on; who uses the others checks them in his own words"""
+"""of the fields that readers of a card only pass on; the others are checked where they are used"""

@@ -1,4 +1,4 @@
-"""What command lines share: how they end, whole by a signal or in one line by a failure, and what they are called."""
+"""Shared by the command lines: names of commands, signal handling, and failures in one line."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ P = ParamSpec("P")
 
 _ABOVE = Path(__file__).resolve().parents[1]
 CHECKOUT = _ABOVE if (_ABOVE / "pyproject.toml").is_file() else None
-"""the folder of the repository; None where the package is installed"""
+"""the folder of the repository; None if the package is installed"""
 
 
 def program(command: str, module: str) -> str:
-    """What help calls a command: `lineament stream` where the package is installed, else `python -m stream`."""
+    """The name of a command in its help: `lineament stream` if run as such, else `python -m stream`."""
     return f"lineament {command}" if Path(sys.argv[0]).stem == "lineament" else f"python -m {module}"
 
 
 def install(extra: str) -> str:
-    """The command that brings what an extra of the package needs: by the pinned list of a checkout, or by its name."""
+    """The command that installs an extra: from the pinned requirements in a checkout, else by its name."""
     return f"`pip install -r requirements-{extra}.txt`" if CHECKOUT else install_extra(extra)
 
 
 def install_extra(extra: str) -> str:
-    """The command that brings an extra of the package by its name, wherever the package is."""
+    """The command that installs an extra by its name."""
     return f"`pip install 'lineament[{extra}]'`"
 
 
 def renamed(args: list[str] | None, names: Mapping[str, str]) -> list[str]:
-    """args, or what the process was given, with options of a former release under their names of today; says so."""
+    """args, by default sys.argv, with options of the last release renamed, which is reported on stderr."""
     given = sys.argv[1:] if args is None else args
     options = [re.sub(r"^(--[\w-]+)", lambda option: names.get(option[1], option[1]), arg) for arg in given]
     for old in {arg.partition("=")[0] for arg in given} & names.keys():
-        print(f"{old} is called {names[old]} now; the old name goes with the next release", file=sys.stderr)
+        print(f"{old} is now {names[old]}; the old name will be removed in the next release", file=sys.stderr)
     return options
 
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call stop, so that what is under way ends whole. A second Ctrl-C interrupts.
+    """Ctrl-C and SIGTERM call stop, for a clean shutdown. A second Ctrl-C interrupts.
 
-    Outside of the main thread it does nothing: whoever started the thread must stop it.
+    Outside the main thread it does nothing: whoever started the thread must stop it.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -73,9 +73,9 @@ def _print(failure: str) -> None:
 
 
 def ends_in_a_line(main: Callable[P, int], tell: Callable[[str], None] = _print) -> Callable[P, int]:
-    """main, returning 1 after telling what failed, and 130 after a Ctrl-C.
+    """Decorates main to report a failure and return 1, and to return 130 after Ctrl-C.
 
-    tell: how the user hears of it. An OSError here is one that nobody foresaw: a path that is none, a full disk.
+    tell: reports the failure to the user. An OSError here is one not handled elsewhere, such as a full disk.
     """
 
     @wraps(main)
@@ -86,7 +86,7 @@ def ends_in_a_line(main: Callable[P, int], tell: Callable[[str], None] = _print)
             tell(str(error))
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            tell(f"{where}{(error.strerror or str(error)).lower()}; check the path, its rights and the space left")
+            tell(f"{where}{(error.strerror or str(error)).lower()}; check the path, permissions and free space")
         except KeyboardInterrupt:
             return 130
         return 1

@@ -1,8 +1,8 @@
-"""The only affine code: how a crop lies in a frame. Matrices are (2, 3) float64, named destination first:
+"""All affine code: transforms between frame and crop. Matrices are (2, 3) float64, named destination first:
 
     points_crop = apply(crop_from_frame, points_frame)
 
-The pixel convention and unit coordinates are stated in landmarks.types.
+landmarks.types defines the pixel convention and unit coordinates.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from lineament.landmarks.card import ModelCard
 from lineament.landmarks.types import F32, F64, U8, Floats
 
 FARTHEST_PX = 1e6
-"""a crop that reaches further from the frame's origin is left black: it shows a speck at most, and the coordinates that
-OpenCV counts in end somewhere"""
+"""crops further than that from the frame's origin are black, because OpenCV's coordinates are limited"""
 _NARROWEST = 0.25
-"""least side of what is stretched, over its longer side; faces in profile have 0.5"""
+"""smallest ratio of sides of a stretched box; profile faces have 0.5"""
 _ENDLESS_PX = 1e30
-"""the size of a region beyond may not be finite"""
+"""the size of a region with larger coordinates may overflow"""
 
 
 def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F64:
-    """The matrix of the square crop, levelled by roll_rad, that shows `region` as `card` wants to see it.
+    """The matrix of the crop of `region` that `card` specifies, levelled by roll_rad.
 
-    region: (4,) box_xyxy or (K, 2) points, frame px. Points are bounded after levelling, a box is taken as it is.
-    The crop is a square of card.crop_scale times the longer side of those bounds; where that is a pair, width and
-    height times it, stretched to the input. Raises ValueError on a region that is empty, or not finite in float32.
+    region: (4,) box_xyxy or (K, 2) points, frame px. The bounds of points are computed after levelling, a box is used
+    as it is. The crop is a square of card.crop_scale times the longer side of the bounds; if crop_scale is a pair, its
+    product with width and height, stretched to the input. Raises ValueError if region is empty, or not finite in
+    float32.
     """
     if not np.abs(region).max() < _ENDLESS_PX:
         raise ValueError(f"cannot crop round a region that is not finite: {region.tolist()}")
@@ -47,7 +47,7 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
         raise ValueError(f"cannot crop round an empty region: {region.tolist()}")
     height, width = card.input_hw
     if isinstance(card.crop_scale, tuple):
-        # points on one line bound no area that could be stretched
+        # the bounds of collinear points have no area to stretch
         crop_wh = np.maximum(extent_wh, extent * _NARROWEST) * card.crop_scale
         scale_xy = np.array([width, height]) / crop_wh
     else:
@@ -57,20 +57,20 @@ def crop_from_frame(region: Floats, card: ModelCard, roll_rad: float = 0.0) -> F
 
 
 def mirrored(crop_from_frame: F64, input_hw: tuple[int, int]) -> F64:
-    """The (2, 3) matrix of the same crop, left and right exchanged."""
+    """The (2, 3) matrix of the mirror image of that crop."""
     across = np.array([[-1.0, 0.0, input_hw[1] - 1.0], [0.0, 1.0, 0.0]])
     return compose(across, crop_from_frame)
 
 
 def apply(matrix: F64, points: Floats) -> F32:
-    """matrix: (2, 3), points: (..., 2) -> (..., 2) float32; not finite where the points are not or end too far away."""
+    """matrix: (2, 3), points: (..., 2) -> (..., 2) float32; not finite where points are not, or on overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], np.float32)
 
 
 def invert(matrix: F64) -> F64:
     """(2, 3) -> (2, 3)."""
-    # six numbers: plain floats are several times faster here than numpy.linalg
+    # plain floats are several times faster than numpy.linalg for six numbers
     (a, b, x), (c, d, y) = matrix.tolist()
     det = a * d - b * c
     a, b, c, d = d / det, -b / det, -c / det, a / det
@@ -78,7 +78,7 @@ def invert(matrix: F64) -> F64:
 
 
 def crop_from_unit(input_hw: tuple[int, int]) -> F64:
-    """Unit coordinates to pixels of a crop of (height, width)."""
+    """From unit coordinates to pixels of a crop of (height, width)."""
     height, width = input_hw
     return np.array([[width, 0.0, -0.5], [0.0, height, -0.5]])
 
@@ -90,13 +90,13 @@ def compose(a_from_b: F64, b_from_c: F64) -> F64:
 
 
 def frame_from_unit(crop_from_frame: F64, input_hw: tuple[int, int]) -> F64:
-    """The matrix that takes a model's output back to the frame."""
+    """The matrix from a model's output to the frame."""
     return compose(invert(crop_from_frame), crop_from_unit(input_hw))
 
 
 def bounds(points: Floats) -> F32:
     """(K, 2) points -> their (4,) box_xyxy."""
-    # ufuncs: the methods take twice as long, and a tracker asks for every face of every frame
+    # ufuncs: the array methods take twice as long, and this runs for every face of every frame
     return np.asarray(np.concatenate((np.minimum.reduce(points, 0), np.maximum.reduce(points, 0))), np.float32)
 
 
@@ -109,14 +109,14 @@ def iou(box_xyxy: Floats, boxes_N4: Floats) -> Floats:
 
 
 def warp(image: U8, crop_from_frame: F64, input_hw: tuple[int, int]) -> U8:
-    """Cuts the crop out of image (H, W, C) -> (height, width, C); black outside, and all of it beyond FARTHEST_PX.
+    """Cuts the crop out of image (H, W, C) -> (height, width, C); black outside, and entirely black beyond FARTHEST_PX.
 
-    A crop that shrinks the image is averaged first, so that fine texture does not alias into the model.
+    If the crop shrinks the image, the image is averaged first to avoid aliasing.
     """
     height, width = input_hw
     (a, b, x), (c, d, y) = crop_from_frame.tolist()
     scale = sqrt(abs(a * d - b * c))
-    if not hypot(x, y) + width + height < FARTHEST_PX * scale:  # nor a NaN
+    if not hypot(x, y) + width + height < FARTHEST_PX * scale:  # also true for nan
         return np.zeros((height, width, *image.shape[2:]), np.uint8)
     shrink = int(1 / scale)
     if shrink >= 2:
@@ -126,7 +126,7 @@ def warp(image: U8, crop_from_frame: F64, input_hw: tuple[int, int]) -> U8:
 
 
 def _reduced(image: U8, crop_from_frame: F64, input_hw: tuple[int, int], shrink: int) -> tuple[U8, F64]:
-    """The part of image under the crop, averaged over shrink x shrink pixels, and the matrix that fits it."""
+    """The part of image under the crop, averaged over shrink x shrink pixels, and the crop's matrix for it."""
     height, width = input_hw
     corners = np.array([[-1.0, -1.0], [width, -1.0], [width, height], [-1.0, height]])
     corners_frame = apply(invert(crop_from_frame), corners)
@@ -138,7 +138,7 @@ def _reduced(image: U8, crop_from_frame: F64, input_hw: tuple[int, int], shrink:
         return image, crop_from_frame
     high = low + cells * shrink
     small = cv2.resize(image[low[1] : high[1], low[0] : high[0]], tuple(map(int, cells)), interpolation=cv2.INTER_AREA)
-    # a small pixel's centre lies in the middle of its shrink x shrink block
+    # the centre of a small pixel is the middle of its shrink x shrink block
     x, y = low + (shrink - 1) / 2
     frame_from_small = np.array([[shrink, 0.0, x], [0.0, shrink, y]])
     return np.asarray(small, np.uint8), compose(crop_from_frame, frame_from_small)

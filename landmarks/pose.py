@@ -1,13 +1,13 @@
-"""Where a head looks, and how open its eyes and mouth are. numpy and cv2.
+"""Head pose, and aspect ratios of eyes and mouth. numpy and cv2.
 
-Angles are in degrees and zero for a face that looks into the camera:
+Angles are in degrees, and zero for a face that looks into the camera:
 
-    yaw > 0    turned to the right of the picture
+    yaw > 0    turned to the right of the image
     pitch > 0  looking up
-    roll > 0   leaning clockwise on the screen
+    roll > 0   tilted clockwise on the screen
 
-Turning the picture in its plane changes roll alone. The angles are seen from the camera: a face at the edge of the
-picture that looks into the lens has yaw 0.
+Rotating the image changes only roll. Angles are relative to the line of sight: a face at the edge of the image that
+looks into the lens has yaw 0.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lineament.landmarks.schema import WFLW98, Schema
 from lineament.landmarks.types import F64, Floats
 
 NEAREST = 3.0
-"""no camera is nearer to a face than this many times the face's own extent; a cropped photo would imply one that is"""
+"""smallest distance of a camera, in extents of the face; a cropped photo would imply a smaller one"""
 
 _NO_DISTORTION = np.zeros(4)
 
 
 class HeadPose(NamedTuple):
-    """Degrees; the module says which way they count."""
+    """Degrees; the module's docstring defines the signs."""
 
     yaw_deg: float
     pitch_deg: float
@@ -38,7 +38,7 @@ class HeadPose(NamedTuple):
 
 
 class AspectRatios(NamedTuple):
-    """Height over width, 0 when shut."""
+    """Height over width, 0 when closed."""
 
     left_eye: float
     right_eye: float
@@ -47,13 +47,13 @@ class AspectRatios(NamedTuple):
 
 
 def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
-    """points: (98, 2) of WFLW98, frame px. All nan when no pose fits them: points that are one, in a heap, in
-    a line or not finite.
+    """points: (98, 2) of WFLW98, frame px. All nan if no pose fits: coincident, nearly coincident, collinear or
+    non-finite points.
 
-    frame_hw gives the focal length: a camera's is about the longer side of its picture.
+    frame_hw gives the focal length: a camera's is about the longer side of its image.
     """
     if points.shape != (len(WFLW98), 2):
-        raise ValueError(f"head pose takes {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
+        raise ValueError(f"head pose needs {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
     none = HeadPose(math.nan, math.nan, math.nan)
     if not np.isfinite(points).all():
         return none
@@ -62,13 +62,13 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
         return none
     rigid, shape = _rigid()
     seen = points[rigid].astype(np.float64)
-    # centred on the face, the optical axis is the line of sight
+    # centred on the face, so that the optical axis is the line of sight
     seen -= seen.mean(0)
     focal = max(*frame_hw, NEAREST * extent)
     camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
     try:
         found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
-    except cv2.error:  # of points in a heap
+    except cv2.error:  # nearly coincident points
         return none
     if not found or not np.isfinite(turn).all():
         return none
@@ -76,7 +76,7 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
 
 
 def aspect_ratios(points: Floats, schema: Schema = WFLW98) -> AspectRatios:
-    """points: (K, 2) of schema, any unit. nan for a part whose corners coincide or that is not finite."""
+    """points: (K, 2) of schema, any unit. nan for a part with coincident corners or non-finite points."""
     return AspectRatios(*(_openness(schema.part(name, points)) for name in ("left_eye", "right_eye", "inner_lips")))
 
 
@@ -99,7 +99,7 @@ def _angles(turn: F64) -> HeadPose:
 
 @cache
 def _rigid() -> tuple[list[int], F64]:
-    """The points that keep their place on the skull, and where: (n, 3). The contour slides, lids and lips move."""
+    """Indices of the points that are rigid on the skull, and their mean shape (n, 3). Not contour, lids and lips."""
     corners = [WFLW98.parts[eye][i] for eye in ("left_eye", "right_eye") for i in (0, 4)]
     brow_ends = [WFLW98.parts[brow][i] for brow in ("left_brow", "right_brow") for i in (0, 4)]
     mouth = [WFLW98.parts["outer_lips"][i] for i in (0, 6)]

@@ -1,6 +1,6 @@
-"""Which index is which point of a face. The meaning of an array of points comes from here, never from its length.
+"""Schemas: which index is which point of a face. The meaning of an array of points never comes from its length.
 
-Left and right are the image's: "left_eye" is the eye on the left of an unmirrored picture (the person's right eye).
+Left and right are those of the image: "left_eye" is on the left of an unmirrored image (the person's right eye).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class Schema:
 
     name: str
     parts: Mapping[str, tuple[int, ...]]
-    """part name to indices, in drawing order; together they cover each of 0..K-1 once"""
+    """part name to indices, in drawing order; together they contain each of 0..K-1 once"""
     closed: frozenset[str]
-    """the parts whose curve returns to its first point"""
+    """parts whose curve is closed"""
     flip: tuple[int, ...]
-    """flip[i] is the index that point i bears in the mirrored picture; applied twice it is the identity"""
+    """flip[i] is the index of point i in the mirror image; applied twice it is the identity"""
     eye_corners: tuple[int, int]
-    """outer corners of the left and the right eye: their distance normalises NME"""
+    """outer corners of the left and right eye; NME is normalised by their distance"""
 
     def __len__(self) -> int:
         return len(self.flip)
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """index pairs to join by a line"""
+        """index pairs to connect"""
         pairs: list[tuple[int, int]] = []
         for name, indices in self.parts.items():
             pairs += zip(indices, indices[1:])
@@ -55,7 +55,7 @@ class Schema:
 
     @cached_property
     def quick(self) -> NDArray[np.bool_]:
-        """(K,) whether a point moves on its own within a frame or two: lids, pupils and lips do"""
+        """(K,) whether a point can move fast on its own, within a frame or two: lids, pupils and lips"""
         quick = np.zeros(len(self), bool)
         for name, indices in self.parts.items():
             quick[list(indices)] = name.endswith(("_eye", "_pupil", "_lips"))
@@ -63,20 +63,20 @@ class Schema:
 
     @cached_property
     def _eye_line(self) -> tuple[NDArray[np.intp], F32]:
-        """the eyes' indices, and weights whose product with their points goes from the left centre to the right one"""
+        """the eyes' indices, and weights whose product with their points is the vector from left to right centre"""
         left, right = self.parts["left_eye"], self.parts["right_eye"]
         weights = [-1 / len(left)] * len(left) + [1 / len(right)] * len(right)
         return np.array([*left, *right]), np.array(weights, np.float32)
 
     @cached_property
     def _indices(self) -> dict[str, NDArray[np.intp]]:
-        """parts, in the form that indexing is fastest with"""
+        """parts as arrays, which index faster"""
         return {name: np.array(indices) for name, indices in self.parts.items()}
 
     def roll_rad(self, points: Floats) -> float:
         """In-plane angle of the line from the left eye's centre to the right eye's. points: (K, 2).
 
-        0 where the centres are one, nan where an eye is not finite.
+        0 if the centres coincide, nan if an eye is not finite.
         """
         indices, weights = self._eye_line
         with np.errstate(over="ignore", invalid="ignore"):
@@ -104,7 +104,7 @@ _IBUG68_FLIP = (
     45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
     54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
 )
-# the usual 98 -> 68 subset: every other contour point, the brows' upper edges, the lids without their middles
+# the usual 98 -> 68 subset: every second contour point, upper edges of the brows, lids without their middles
 _WFLW98_OF_IBUG68 = (
     *range(0, 33, 2), 33, 34, 35, 36, 37, 42, 43, 44, 45, 46, *range(51, 60),
     60, 61, 63, 64, 65, 67, 68, 69, 71, 72, 73, 75, *range(76, 96),
@@ -153,16 +153,16 @@ SCHEMAS: Mapping[str, Schema] = {schema.name: schema for schema in (WFLW98, IBUG
 
 
 def ibug68_from_wflw98(points: F32) -> F32:
-    """points: (..., 98, 2) -> (..., 68, 2). Raises ValueError on another count."""
+    """points: (..., 98, 2) -> (..., 68, 2). Raises ValueError for another number of points."""
     if points.shape[-2] != len(WFLW98):
         raise ValueError(f"expected {len(WFLW98)} points of {WFLW98.name}, got shape {points.shape}")
     return points[..., _WFLW98_OF_IBUG68, :]
 
 
 def convert(points: F32, source: Schema, target: Schema) -> F32:
-    """(..., K, 2) points of `source` as points of `target`. Raises ValueError where no conversion exists."""
+    """Converts (..., K, 2) points from `source` to `target`. Raises ValueError if there is no conversion."""
     if source is target:
         return points
     if (source, target) == (WFLW98, IBUG68):
         return ibug68_from_wflw98(points)
-    raise ValueError(f"points of schema {source.name} cannot become {target.name}; only wflw98 to ibug68 is known")
+    raise ValueError(f"cannot convert points from {source.name} to {target.name}; only wflw98 to ibug68 is known")
