@@ -62,7 +62,7 @@ def test_gates_that_the_small_net_lacks_stand_open() -> None:
 def test_a_net_cannot_grow_into_a_smaller_one(small: Any) -> None:
     with pytest.raises(LineamentError, match=r"cannot grow: conv_stem\.weight .*one family"):
         grow(net("tf_efficientnet_b3"), net("tf_efficientnet_b0"))
-    with pytest.raises(LineamentError, match=r"does not fit, by name or in order: .*of another model"):
+    with pytest.raises(LineamentError, match=r"does not fit, by name or in order: .*belong to another model"):
         load_in_order(net("tf_efficientnet_b1"), small.state_dict(), Path("b0.pth"))
 
 

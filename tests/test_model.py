@@ -154,7 +154,7 @@ def test_initial_weights_come_from_a_backbone_or_from_an_earlier_run(net: Landma
         model.load_initial(fresh, tmp_path / name)
         for (key, a), b in zip(fresh.backbone.state_dict().items(), net.backbone.state_dict().values()):
             assert torch.equal(a, b), key
-    with pytest.raises(LineamentError, match="of another model"):
+    with pytest.raises(LineamentError, match="belong to another model"):
         model.load_initial(LandmarkNet(replace(TINY, backbone="test_resnet")), tmp_path / "backbone.pth")
 
 

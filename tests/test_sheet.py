@@ -49,5 +49,5 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, name: str) -
 
 
 def test_a_sheet_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LineamentError, match="nothing to show"):
+    with pytest.raises(LineamentError, match="nothing to draw"):
         sheet([], tmp_path / "s.png")

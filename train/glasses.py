@@ -1,4 +1,4 @@
-"""Glasses that were never there: frames, tinted lenses and glare drawn on a face from its 98 points.
+"""Synthetic glasses: frames, tinted lenses and glare, drawn on a face from its 98 points.
 
 Rims are strong edges just where lids and brows are to be found, and tints and glare hide them; a model that has seen
 few glasses follows the rims. A pair is a small model in three dimensions in the space of the mean face; an affine
@@ -28,7 +28,7 @@ Shape = Literal["round", "rectangle", "wayfarer", "aviator"]
 Rgb = tuple[int, int, int]
 
 SMALLEST_PX = 10.0
-"""eyes nearer to one another than this get no glasses: there would be nothing but a smudge to see"""
+"""least distance of the eyes; closer, glasses would be a smudge"""
 
 _RIMS: tuple[Rgb, ...] = (
     (18, 18, 20),
@@ -46,15 +46,15 @@ _RIMS: tuple[Rgb, ...] = (
 """mostly dark, then horn, steel, gold, colours and milky plastic"""
 _TINTS: tuple[Rgb, ...] = ((18, 18, 20), (20, 22, 28), (50, 34, 20), (24, 36, 26), (22, 30, 56), (95, 60, 20))
 _GLARES: tuple[Rgb, ...] = ((255, 255, 255), (245, 250, 255), (190, 215, 255), (200, 255, 215))
-"""lamps, windows, screens, and the green that an anti-reflective coat leaves over"""
+"""lamps, windows, screens, and the green of an anti-reflective coating"""
 _FIXED_BITS = 4
 
 
 class Glare(NamedTuple):
-    """Light thrown back by one lens or both."""
+    """A reflection on one lens or both."""
 
     polygon_lens: F32
-    """(n, 2), cut off at the lens's edge"""
+    """(n, 2), clipped at the edge of the lens"""
     rgb: Rgb
     alpha: float
     lenses: tuple[int, ...]
@@ -69,7 +69,7 @@ class Style:
     half_width: float
     half_height: float
     drop: float
-    """how far the lenses' centres lie below the eyes'"""
+    """offset of the lens centres below the eyes"""
     rim: float
     """thickness; 0 is rimless"""
     upper_rim_only: bool
@@ -78,12 +78,12 @@ class Style:
     lens_alpha: float
     """0 clear, 1 opaque"""
     fade: float
-    """share of lens_alpha that is lost towards the bottom"""
+    """share of lens_alpha lost towards the bottom"""
     glares: tuple[Glare, ...]
 
 
 def random_style(rng: random.Random) -> Style:
-    """A pair as one meets them: mostly clear lenses and dark rims, one in four are sunglasses."""
+    """A random pair: mostly clear lenses and dark rims, one in four are sunglasses."""
     shape: Shape = rng.choice(("round", "rectangle", "rectangle", "wayfarer", "wayfarer", "aviator"))
     width, height, drop = _SIZES[shape]
     grow = rng.uniform(0.9, 1.12)
@@ -113,14 +113,14 @@ def random_style(rng: random.Random) -> Style:
 
 
 def draw(rgb: U8, points: F32, style: Style) -> U8:
-    """A copy of rgb (H, W, 3) with the glasses on; rgb itself where they would be too small or out of the picture.
+    """A copy of rgb (H, W, 3) with the glasses on; rgb itself if they would be too small or outside of the picture.
 
     points: (98, 2) of WFLW98, px.
     """
     if points.shape != (len(WFLW98), 2):
         raise ValueError(f"glasses take {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
     camera = camera_of(points)
-    # the vertical axis keeps its length in a face that turns away
+    # the vertical axis keeps its length when a face turns away
     eye_px = float(np.hypot(*camera[1]))
     if not SMALLEST_PX <= eye_px < np.inf:
         return rgb
@@ -167,7 +167,7 @@ _STAND_OFF = -0.19
 
 @cache
 def _outline(shape: Shape) -> F64:
-    """(n, 2) of a lens, from its outer end below to its inner one, and back above."""
+    """(n, 2) of a lens, from the outer end along the bottom to the inner one, and back along the top."""
     angle = np.linspace(0, 2 * np.pi, 56, endpoint=False)
     roundness = {"round": 2.0, "rectangle": 5.0, "wayfarer": 3.6, "aviator": 2.5}[shape]
     x, y = (np.sign(wave) * np.abs(wave) ** (2 / roundness) for wave in (np.cos(angle), np.sin(angle)))
@@ -182,7 +182,7 @@ def _outline(shape: Shape) -> F64:
 
 @cache
 def _solve() -> tuple[list[int], F64]:
-    """Indices (n,) of the points that hold still on the skull, and the (4, n) that fits a camera to them."""
+    """Indices (n,) of points that are rigid on the skull, and the (4, n) matrix that fits a camera to them."""
     rigid = [i for part in ("left_eye", "right_eye", "nose_ridge", "nose_base") for i in WFLW98.parts[part]]
     rigid += [WFLW98.parts[brow][i] for brow in ("left_brow", "right_brow") for i in (0, 4)]
     shape = mean_shape()
@@ -209,7 +209,7 @@ class _Frame:
         outline = _outline(style.shape)
         rim_x, rim_y = (max(0.0, 1 - 2 * style.rim / (2 * half)) for half in (style.half_width, style.half_height))
         inner = outline * (rim_x, rim_y)
-        # its second half, from the inner end over the top, and back to where it began
+        # the second half, from the inner end along the top and back to the start
         over = [*range(len(outline) // 2, len(outline)), 0]
         self.outer_px = [self.on_lens(side, outline) for side in (0, 1)]
         self.solid_px: list[F64] = []
@@ -276,12 +276,12 @@ class _Frame:
 
 
 def _ring(outer: F64, inner: F64) -> F64:
-    """One polygon that goes round outside and back round inside."""
+    """One polygon: the outline, then the inside in reverse."""
     return np.concatenate([outer, outer[:1], inner[:1], inner[::-1]])
 
 
 def _nose(points: F32) -> F64:
-    """The hull of the nose below the bridge: in a face turned away it stands before the far lens."""
+    """The hull of the nose below the bridge: in a face turned away it occludes the far lens."""
     ridge, base = (WFLW98.parts[part] for part in ("nose_ridge", "nose_base"))
     seen = points[[*ridge[1:], *base]]
     return np.asarray(cv2.convexHull(seen.astype(np.float32))[:, 0], np.float64)
@@ -310,7 +310,7 @@ class Canvas:
     def __init__(self, rgb: U8, polygons_px: list[F64], eye_px: float) -> None:
         height, width = rgb.shape[:2]
         everything = np.concatenate(polygons_px)
-        # room for the shadow
+        # margin for the shadow
         pad = 0.2 * eye_px
         low = np.clip(np.floor(everything.min(0) - pad), 0, (width, height)).astype(int)
         high = np.clip(np.ceil(everything.max(0) + pad), 0, (width, height)).astype(int)
@@ -319,7 +319,7 @@ class Canvas:
         self.rgb = rgb if self.empty else rgb.copy()
         self._before = rgb[low[1] : high[1], low[0] : high[0]]
         self._part = self.rgb[low[1] : high[1], low[0] : high[0]]
-        # plastic is no brighter than the light that falls on the face
+        # plastic is no brighter than the light on the face
         self._light = 1.0 if self.empty else min(1.1, 0.25 + float(self._before.mean()) / 130)
 
     def mask(self, polygons_px: list[F64]) -> U8:
@@ -345,15 +345,15 @@ class Canvas:
         return np.asarray(mask * (1 - fade * np.clip(along, 0, 1)), np.uint8)
 
     def paint(self, mask: U8, rgb: Sequence[int], alpha: float, lit: bool = True) -> None:
-        """Lays a colour over the picture. lit: it is as dark as the picture, unlike a lamp's reflection."""
+        """Blends a colour over the picture. lit: scaled by the picture's brightness, unlike a reflection."""
         light = self._light if lit else 1.0
-        # whole numbers in OpenCV: several times faster than floats in numpy, and half a grey level is nothing here
+        # integers in OpenCV: several times faster than floats in numpy, and accurate to half a grey level
         share = cv2.convertScaleAbs(mask, alpha=alpha)
         over = cv2.merge([cv2.convertScaleAbs(share, alpha=min(1.0, light * value / 255)) for value in rgb])
         self._part[:] = cv2.add(_times(self._part, cv2.bitwise_not(share)), over)
 
     def uncover(self, polygons_px: list[F64]) -> None:
-        """Brings back what was there before."""
+        """Restores the original picture."""
         share = self.mask(polygons_px)
         self._part[:] = cv2.add(_times(self._part, cv2.bitwise_not(share)), _times(self._before, share))
 

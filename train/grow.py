@@ -1,4 +1,4 @@
-"""A large net that starts as a small one of its family: for a backbone whose own ImageNet weights are not at hand.
+"""Grows a small net into a larger one of its family, for a backbone without ImageNet weights at hand.
 
     python -m train.grow lite2.pth --small tf_efficientnet_lite2 --large tf_efficientnet_b5 --out b5-grown.safetensors
     python -m train --init b5-grown.safetensors ...
@@ -34,22 +34,22 @@ OPEN = 4.0
 
 @dataclass(frozen=True)
 class GrowConfig:
-    """Writes the weights of a large backbone that begins as a small one of the same family."""
+    """Writes the weights of a large backbone that starts as a smaller one of the same family."""
 
     weights: Annotated[Path, tyro.conf.Positional]
-    """A state dict of the small net, .pth or .safetensors: timm's names, or others in timm's order."""
+    """State dict of the small net, .pth or .safetensors, with timm's names, or others in timm's order."""
     out: Path
-    """The .safetensors to write, for `python -m train --init`."""
+    """The .safetensors file to write, for `python -m train --init`."""
     small: str = "tf_efficientnet_lite2"
-    """timm's name of the small net."""
+    """timm name of the small net."""
     large: str = "tf_efficientnet_b5"
-    """timm's name of the large one."""
+    """timm name of the large net."""
     seed: int = 0
 
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
+    """Returns the exit code: 0 done, 1 failed, 2 wrong arguments."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     cfg = tyro.cli(GrowConfig, args=args, prog="python -m train.grow", description=GrowConfig.__doc__)
     torch.manual_seed(cfg.seed)
@@ -64,7 +64,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def load_in_order(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """state into net by name, or, where names differ, in order, if every shape is right. A classifier is left out."""
+    """Loads state into net by name, or in order if the names differ and all shapes match. Skips a classifier."""
     own = net.state_dict()
     if own.keys() <= state.keys():
         state = {name: state[name] for name in own}
@@ -73,7 +73,7 @@ def load_in_order(net: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
 
 @torch.no_grad()
 def grow(small: Any, large: Any) -> int:
-    """Puts small's weights into large, in place; returns how many. Raises LineamentError where large is no larger."""
+    """Copies small's weights into large, in place; returns how many. Raises LineamentError if large is not larger."""
     old, new, kept = small.state_dict(), large.state_dict(), 0
     for name, tensor in new.items():
         source = old.get(name)
@@ -89,7 +89,7 @@ def grow(small: Any, large: Any) -> int:
             tensor[: source.shape[0]] = 0
         tensor[tuple(slice(side) for side in source.shape)] = source
         kept += source.numel()
-    # the large net may see its pixels on another scale
+    # the large net may normalise its pixels differently
     ratio = [b / a for a, b in zip(small.default_cfg["std"], large.default_cfg["std"])]
     stem = next(tensor for tensor in new.values() if tensor.ndim == 4)
     stem[: next(t for t in old.values() if t.ndim == 4).shape[0]] *= torch.tensor(ratio)[:, None, None]
@@ -98,12 +98,12 @@ def grow(small: Any, large: Any) -> int:
 
 
 def _open_or_pass(name: str, tensor: Tensor, old: Mapping[str, Tensor]) -> None:
-    """A tensor that the small net has no counterpart of: a gate opens, the end of a new block falls silent."""
+    """Initialises a tensor without a counterpart: gates open, new blocks end in zero."""
     if ".se.conv_expand." in name:
         tensor.fill_(OPEN if name.endswith("bias") else 0)
     block = name.split(".")
     is_new_block = block[0] == "blocks" and not any(key.startswith(".".join(block[:3]) + ".") for key in old)
-    # the last norm of a block that a shortcut leads round: bn3, or bn2 where the block has no expansion
+    # the last norm of a residual block: bn3, or bn2 without expansion
     if is_new_block and name.endswith(("bn3.weight", "bn2.weight" if block[1] == "0" else "bn3.weight")):
         tensor.zero_()
 

@@ -1,4 +1,4 @@
-"""Heads: from a backbone's features to points, and the codec of each: how points become a target, and outputs points.
+"""Heads: from a backbone's features to points, each with its codec: points to targets, outputs to points.
 
 A head's `encode` and `decode` are inverse to each other, which the tests hold them to; `loss` compares raw outputs with
 true points. Points are in unit coordinates of the crop, (B, K, 2); see landmarks.types.
@@ -20,25 +20,25 @@ HeadName = Literal["coords", "heatmap", "star", "simcc"]
 
 
 class Prediction(NamedTuple):
-    """What a head says of B crops, in float32."""
+    """A head's output for B crops, in float32."""
 
     points_unit: Tensor
     """(B, K, 2) unit crop coordinates"""
     sigma_unit: Tensor | None
-    """(B, K) how far a point may be off, as the head itself believes; None from a head that does not say"""
+    """(B, K) the head's own estimate of each point's error; None from a head without one"""
 
 
 class Head(nn.Module):
-    """The seam. `needs_pyramid`: it takes every level of features, not the last alone."""
+    """The protocol of heads. `needs_pyramid`: takes all levels of features, not only the last."""
 
     needs_pyramid = False
 
     def encode(self, points_BK2: Tensor) -> Any:
-        """True points as what a perfect network would put out."""
+        """The raw output of a perfect network for the true points."""
         raise NotImplementedError
 
     def decode(self, raw: Any) -> Prediction:
-        """Outputs as points. Runs in float32 and can be exported."""
+        """Points from raw outputs. Runs in float32; exportable."""
         raise NotImplementedError
 
     def loss(self, raw: Any, points_BK2: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Head(nn.Module):
 
 
 class Coordinates(Head):
-    """Points straight from the last features, by Wing loss.
+    """Coordinates regressed from the last features, trained with Wing loss.
 
     The features keep their places (a 1x1 convolution, then all cells side by side) instead of being averaged over the
     crop: where something lies is what is asked.
@@ -62,12 +62,12 @@ class Coordinates(Head):
             nn.Conv2d(channels, self.WIDTH, 1, bias=False), nn.BatchNorm2d(self.WIDTH), nn.SiLU()
         )
         self.linear = nn.Linear(self.WIDTH * cells_hw[0] * cells_hw[1], 2 * n_points)
-        # the first guess is the middle of the crop
+        # the initial output is the centre of the crop
         nn.init.constant_(self.linear.bias, 0.5)
         nn.init.normal_(self.linear.weight, std=0.001)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        # half the bits know steps of 0.004 at 0.7: a pixel of a 256-px crop
+        # bf16 has steps of 0.004 at 0.7: a pixel of a 256-px crop
         return _exactly(self.linear, self.squeeze(features_BCHW).flatten(1)).unflatten(1, (-1, 2))
 
     def encode(self, points_BK2: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Coordinates(Head):
 
 
 def _exactly(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x) in float32, also where mixed precision is on. Where it is off, an exporter sees layer(x) alone."""
+    """layer(x) in float32, also under mixed precision. Without it, an exporter sees only layer(x)."""
     if not torch.is_autocast_enabled(x.device.type):
         return layer(x)
     with torch.autocast(x.device.type, enabled=False):
@@ -133,7 +133,7 @@ class SimCC(Head):
         return Prediction(torch.stack(means, -1), torch.stack(variances, -1).sum(-1).sqrt())
 
     def loss(self, raw: tuple[Tensor, Tensor], points_BK2: Tensor) -> Tensor:
-        """Cross-entropy of both axes, less the target's own entropy: zero at best."""
+        """Cross-entropy of both axes, minus the entropy of the target: zero at best."""
         total = points_BK2.new_zeros(points_BK2.shape[:2])
         for logits, wanted in zip(raw, self.encode(points_BK2)):
             total = total + F.kl_div(
@@ -143,7 +143,7 @@ class SimCC(Head):
 
 
 class Heatmap(Head):
-    """A heatmap a point at stride 4 and the offset of the point from its cell, by Adaptive Wing and L1.
+    """A heatmap per point at stride 4 and the point's offset from its cell, trained with Adaptive Wing and L1.
 
     Features of all levels are added up to stride 4; `stacks` hourglasses (Newell et al., ECCV 2016) then look again,
     each with its own output and loss; the last one counts. A point outside the crop peaks at its edge and the offset
@@ -204,14 +204,14 @@ class Heatmap(Head):
         x = (best % width) + dx.flatten(2).gather(-1, best)
         y = torch.div(best, width, rounding_mode="floor") + dy.flatten(2).gather(-1, best)
         points = self._unit(torch.cat([x, y], -1))
-        # a clear peak is high; what it lacks is doubt, in cells
+        # a clear peak is high; what is missing is uncertainty, in cells
         sigma = (1 - heat_BKN.gather(-1, best).sigmoid()[..., 0]) * self.SIGMA_CELLS / width
         return Prediction(points, sigma)
 
     def loss(self, raw: list[Tensor], points_BK2: Tensor) -> Tensor:
         heat_wanted, dx_wanted, dy_wanted = self.encode(points_BK2)[0].split(self.n_points, 1)
         heat_wanted = heat_wanted.sigmoid()
-        # offsets matter where the peak may come out
+        # offsets matter only near the peak
         near = (heat_wanted > 0.3).float()
         share = near / near.sum((2, 3), keepdim=True).clamp_min(1)
         total = points_BK2.new_zeros(points_BK2.shape[:2])
@@ -225,20 +225,20 @@ class Heatmap(Head):
         return self.get_buffer("grid_HW2")
 
     def _cells(self, points_BK2: Tensor) -> Tensor:
-        """Unit coordinates as cells, an integer in the middle of one."""
+        """Unit coordinates as cells; integers are cell centres."""
         return points_BK2 * points_BK2.new_tensor(self.cells_hw[::-1]) - 0.5
 
     def _unit(self, cells: Tensor) -> Tensor:
         return (cells + 0.5) / cells.new_tensor(self.cells_hw[::-1])
 
     def _peak(self, cells: Tensor) -> Tensor:
-        """The cell that a point peaks in: its own, or the nearest inside."""
+        """The cell of a point's peak: its own, or the nearest inside."""
         limit = cells.new_tensor(self.cells_hw[::-1]) - 1
         return torch.minimum(cells.round().clamp_min(0), limit)
 
 
 class Star(Heatmap):
-    """The same network read as a distribution: its mean is the point, its spread the doubt, STAR loss trains both.
+    """The same network read as a distribution: the mean is the point, the spread its uncertainty; with STAR loss.
 
     GUIDE weighs how far the distribution is from a Gaussian round the point: STAR alone moves a flat one hardly at all.
     """
@@ -261,7 +261,7 @@ class Star(Heatmap):
         wanted = self.encode(points_BK2)[0][:, : self.n_points].flatten(2).log_softmax(-1)
         total = points_BK2.new_zeros(points_BK2.shape[:2])
         for output in raw:
-            # the unused offsets are tied to nothing else; without this DDP would wait for their gradients
+            # keeps the unused offsets in the graph, or DDP would wait for their gradients
             unused = 0.0 * output[:, self.n_points :].float().mean((1, 2, 3))[:, None]
             log_share = output[:, : self.n_points].float().flatten(2).log_softmax(-1)
             astray = F.kl_div(log_share, wanted, log_target=True, reduction="none").sum(-1)
@@ -271,8 +271,8 @@ class Star(Heatmap):
     def _moments(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, K, 2) and covariance (B, K, 2, 2) in cells."""
         share = output[:, : self.n_points].float().flatten(2).softmax(-1).unflatten(-1, self.cells_hw)
-        # sums, not matrix products, whose factors a GPU in training rounds to ten bits; and round the mean, for the
-        # difference of two large squares is rounding alone where the peak is sharp
+        # sums, not matrix products, whose factors a GPU rounds to ten bits (TF32); and about the mean, because the
+        # difference of two large squares is only rounding error where the peak is sharp
         columns_BKW, rows_BKH = share.sum(-2), share.sum(-1)
         xs_W, ys_H = self._grid()[0, :, 0], self._grid()[:, 0, 1]
         x, y = (columns_BKW * xs_W).sum(-1), (rows_BKH * ys_H).sum(-1)
@@ -283,7 +283,7 @@ class Star(Heatmap):
 
 
 class _Hourglass(nn.Module):
-    """Down `depth` times and up again, with a way across at each level."""
+    """Down `depth` times and up again, with a skip connection at each level."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a prediction costs. Every loss here returns one number a point, (B, K), for the loop to weigh and average.
+"""Losses. Each returns one value per point, (B, K), for the loop to weight and average.
 
 Suffixes: B faces, K points, H W of a heatmap.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WING_PX = 256.0
-"""Wing counts in pixels of a crop this wide, whatever the input's size: on unit coordinates it would be plain L1"""
+"""Wing loss is in pixels of a crop of this width, whatever the input size: on unit coordinates it would be plain L1"""
 
 
 def wing(pred_BK2: Tensor, truth_BK2: Tensor, w: float = 10.0, epsilon: float = 2.0) -> Tensor:
@@ -54,13 +54,13 @@ def star(mean_BK2: Tensor, covariance_BK22: Tensor, truth_BK2: Tensor, restricti
     # in closed form: eigh of a million 2x2 matrices is slow, and its gradient is infinite where both values agree
     a, b, d = covariance_BK22[..., 0, 0], covariance_BK22[..., 0, 1], covariance_BK22[..., 1, 1]
     middle, half = (a + d) / 2, torch.sqrt(((a - d) / 2) ** 2 + b**2 + 1e-12)
-    # rounding can leave a variance below zero
+    # rounding can make a variance negative
     spread = torch.stack([middle + half, middle - half], -1).clamp_min(1e-4)
     angle = 0.5 * torch.atan2(2 * b, a - d + 1e-12).detach()
     axes = torch.stack([torch.stack([angle.cos(), angle.sin()], -1), torch.stack([-angle.sin(), angle.cos()], -1)], -2)
     along = (axes * (mean_BK2 - truth_BK2)[..., None, :]).sum(-1)
     error = F.smooth_l1_loss(along, torch.zeros_like(along), beta=0.5, reduction="none")
-    # a distribution narrower than half a cell is sure enough: dividing by less would reward and then punish certainty
+    # at least half a cell: dividing by less would first reward and then punish certainty
     scaled = error / spread.detach().clamp_min(0.25).sqrt()
-    # held down to a cell: pressed further, the distribution would freeze where it is
+    # at least a cell: narrower, the distribution would stop moving
     return scaled.sum(-1) + restriction * (spread.sqrt() - 1).clamp_min(0).sum(-1)

@@ -1,4 +1,4 @@
-"""What a run stands on: processes, devices, precision, random numbers, and what is written down of the machine."""
+"""The environment of a run: processes, devices, precision, random state, and a record of the machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Here(NamedTuple):
-    """Which of the processes this is."""
+    """Rank and device of this process, and the number of all."""
 
     rank: int
     world: int
@@ -55,15 +55,15 @@ def processes(cfg: TrainConfig) -> Iterator[Here]:
 
 
 _DRIVER = Path("/proc/driver/nvidia/version")
-"""there if the kernel has NVIDIA's driver loaded"""
+"""exists if NVIDIA's driver is loaded"""
 
 
 def pick_device(name: str) -> torch.device:
-    """auto takes the GPU that is there, and says so in one line when it cannot be had."""
+    """auto selects a GPU if there is one, and logs one line if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if name == "cpu" and _DRIVER.exists():
-            made_for = f"made for CUDA {torch.version.cuda}" if torch.version.cuda else "made for the CPU alone"
+            made_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
             log.warning(
                 "training on the CPU although an NVIDIA driver is there, for torch %s, %s, finds no GPU; look at "
                 "`nvidia-smi`, or install the torch that fits the driver (docs/gpu.md)",
@@ -72,12 +72,14 @@ def pick_device(name: str) -> torch.device:
             )
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise LineamentError("no CUDA device is to be had, device was 'cuda'; check `nvidia-smi`, or take --device cpu")
+        raise LineamentError(
+            "device is 'cuda', but no CUDA device is available; check `nvidia-smi`, or use --device cpu"
+        )
     return device
 
 
 def one_first(here: Here, make: Callable[[], Any]) -> Any:
-    """make(), by the first process before the others: it leaves a cache behind."""
+    """make(), in the first process before the others, because it writes a cache."""
     if here.world == 1:
         return make()
     made = make() if here.first else None
@@ -100,7 +102,7 @@ def seed_all(seed: int) -> None:
 
 
 def draws(device: torch.device) -> dict[str, Tensor | None]:
-    """Where the random numbers stand that a step draws: of the CPU, and of this process's own GPU."""
+    """Random state of a step: of the CPU, and of this process's GPU."""
     return {
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -108,10 +110,10 @@ def draws(device: torch.device) -> dict[str, Tensor | None]:
 
 
 def draw_on(state: dict[str, Any], device: torch.device) -> None:
-    """Goes on from `draws` of the first process, whose steps all others share, on any machine."""
+    """Restores `draws` of the first process, whose steps all others share, on any machine."""
     torch.set_rng_state(state["rng"].cpu())
     of_gpu = state["cuda_rng"]
-    if isinstance(of_gpu, list):  # a checkpoint of before: of each GPU that the first process saw, its own the first
+    if isinstance(of_gpu, list):  # an older checkpoint: one state per GPU of the first process, its own first
         of_gpu = of_gpu[0] if of_gpu else None
     if of_gpu is not None and device.type == "cuda":
         torch.cuda.set_rng_state(of_gpu.cpu(), device)
@@ -143,7 +145,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "gpu": gpu,
         **{package: version(package) for package in packages},
-        # its package may be the headless one
+        # it may be the headless package
         "opencv": cv2.__version__,
         "git": _git("rev-parse", "HEAD"),
         "git changes": _git("status", "--short"),

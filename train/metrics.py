@@ -1,4 +1,4 @@
-"""How far points are from where they should be. numpy only.
+"""Errors of points: NME, FR, AUC. numpy only.
 
 NME is in percent of the distance of the eyes' outer corners, as the WFLW protocol has it.
 """
@@ -23,14 +23,12 @@ def point_errors(predicted: Floats, truth: Floats, schema: Schema = WFLW98, leas
     ocular = np.linalg.norm(truth[:, left] - truth[:, right], axis=-1)
     ocular = np.maximum(ocular, least_ocular * np.ptp(truth, axis=1).max(-1))
     if not (ocular > 0).all():
-        raise ValueError(
-            f"face {int(np.argmin(ocular))} has both eye corners in one place: no NME without their distance"
-        )
+        raise ValueError(f"face {int(np.argmin(ocular))} has coincident eye corners, which the NME divides by")
     return np.asarray(np.linalg.norm(predicted - truth, axis=-1) / ocular[:, None] * 100, np.float64)
 
 
 def nme(predicted: Floats, truth: Floats, schema: Schema = WFLW98, least_ocular: float = 0.0) -> F64:
-    """(N,) percent, one a face; the mean of them is the NME of a set. least_ocular: see point_errors."""
+    """(N,) percent per face; the mean is the NME of a set. least_ocular: see point_errors."""
     return np.asarray(point_errors(predicted, truth, schema, least_ocular).mean(1))
 
 
@@ -40,5 +38,5 @@ def failure_rate(nme_N: Floats, limit: float = 10.0) -> float:
 
 
 def auc(nme_N: Floats, limit: float = 10.0) -> float:
-    """Area under the curve of cumulative errors up to limit percent, 0..1: AUC@10. Exact, not a sum over bins."""
+    """Area under the curve of cumulative errors up to limit percent, 0..1: AUC@10. Exact, not binned."""
     return float(np.clip(1 - nme_N / limit, 0, 1).mean())

@@ -32,33 +32,35 @@ from lineament.train.native import timm
 
 @dataclass(frozen=True)
 class NetSpec:
-    """All that a network is built from; it travels with the weights."""
+    """Everything a network is built from; saved with the weights."""
 
     backbone: str = "tf_efficientnet_b5"
-    """any convolutional timm model, by name"""
+    """name of any convolutional timm model"""
     head: HeadName = "coords"
     schema: str = "wflw98"
     input_hw: tuple[int, int] = (256, 256)
     stacks: int = 0
     """hourglasses of the heatmap heads"""
     presence: bool = False
-    """a second output: how likely a face is there at all; learnt from samples without points"""
+    """a second output: the probability that there is a face; trained on samples without points"""
     drop_path: float = 0.0
-    """stochastic depth while training, 0..1"""
+    """stochastic depth in training, 0..1"""
 
     def __post_init__(self) -> None:
         if self.schema not in SCHEMAS:
-            raise ValueError(f"unknown schema {self.schema!r}, wanted one of {sorted(SCHEMAS)}")
+            raise ValueError(f"unknown schema {self.schema!r}, expected one of {sorted(SCHEMAS)}")
         if len(self.input_hw) != 2 or not all(type(side) is int and 32 <= side <= 4096 for side in self.input_hw):
-            raise ValueError(f"input_hw is {self.input_hw}, wanted 32x32 to 4096x4096")
+            raise ValueError(f"input_hw is {self.input_hw}, expected 32x32 to 4096x4096")
         if not isinstance(self.backbone, str) or type(self.presence) is not bool:
-            raise ValueError(f"backbone is {self.backbone!r} and presence {self.presence!r}, wanted a name and a bool")
+            raise ValueError(
+                f"backbone is {self.backbone!r} and presence {self.presence!r}, expected a name and a bool"
+            )
         if self.head not in get_args(HeadName):
-            raise ValueError(f"unknown head {self.head!r}, wanted one of {', '.join(get_args(HeadName))}")
+            raise ValueError(f"unknown head {self.head!r}, expected one of {', '.join(get_args(HeadName))}")
         if type(self.stacks) is not int or not 0 <= self.stacks <= 16:
-            raise ValueError(f"stacks is {self.stacks!r}, wanted 0 to 16")
+            raise ValueError(f"stacks is {self.stacks!r}, expected 0 to 16")
         if type(self.drop_path) not in (int, float) or not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path!r}, wanted 0 to 1, without the 1")
+            raise ValueError(f"drop_path is {self.drop_path!r}, expected 0 or more, below 1")
 
 
 class LandmarkNet(nn.Module):
@@ -68,7 +70,7 @@ class LandmarkNet(nn.Module):
     std_3: Tensor
 
     def __init__(self, spec: NetSpec, pretrained: bool = False) -> None:
-        """pretrained: fetches timm's weights; raises LineamentError when they cannot be had."""
+        """pretrained: downloads timm's weights; raises LineamentError if that fails."""
         super().__init__()
         self.spec = spec
         self.schema = SCHEMAS[spec.schema]
@@ -109,7 +111,7 @@ class LandmarkNet(nn.Module):
         return round(r, 6), round(g, 6), round(b, 6)
 
     def _features(self, x_B3HW: Tensor) -> list[Tensor]:
-        """The levels that the head takes, finest first."""
+        """The levels that the head uses, finest first."""
         return list(self.backbone(x_B3HW)) if self._pyramid else [self.backbone.forward_features(x_B3HW)]
 
 
@@ -134,7 +136,7 @@ def _backbone(spec: NetSpec, pretrained: bool, pyramid: bool) -> Any:
 
 
 def _prune(net: nn.Module, output: Tensor) -> None:
-    """Takes out of net what output does not depend on: the layers of a classifier behind a pooling that we do not do.
+    """Removes layers that the output does not depend on: those of a classifier after a pooling that is not used.
 
     They would never learn, and DistributedDataParallel would wait for their gradients.
     """
@@ -151,7 +153,7 @@ def _head(spec: NetSpec, levels: list[Tensor]) -> Head:
     last = levels[-1]
     if last.ndim != 4 or not last.shape[2] == last.shape[3] * spec.input_hw[0] // spec.input_hw[1]:
         raise LineamentError(
-            f"{spec.backbone} gives features of shape {tuple(last.shape)}, wanted (B, C, H, W); "
+            f"{spec.backbone} gives features of shape {tuple(last.shape)}, expected (B, C, H, W); "
             "take a convolutional model"
         )
     cells_hw = (last.shape[2], last.shape[3])
@@ -170,7 +172,7 @@ def _head(spec: NetSpec, levels: list[Tensor]) -> Head:
 
 
 def save(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) -> ModelCard:
-    """Writes weights, spec and card as one safetensors file, whole or not at all; returns the card as written.
+    """Writes weights, spec and card as one safetensors file, atomically; returns the card as written.
 
     half: floating weights as float16, for shipping.
     """
@@ -183,13 +185,13 @@ def save(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) -> M
 
 
 def load(path: Path, device: str = "cpu") -> tuple[LandmarkNet, ModelCard]:
-    """A trained net in eval mode, and its card. Raises LineamentError on a file that is not one of ours, or damaged."""
+    """A trained net in eval mode, and its card. Raises LineamentError if the file is foreign or damaged."""
     spec, card = read_header(path)
     net = LandmarkNet(spec)
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise LineamentError(f"cannot read {path}: {error}; copy it again, or train anew") from error
+        raise LineamentError(f"cannot read {path}: {error}; copy it again, or train again") from error
     if (found := _digest(tensors)) != card.weights_sha256:
         raise LineamentError(
             f"the weights in {path} have hash {found[:12]}, its card says {card.weights_sha256[:12]}; "
@@ -206,10 +208,10 @@ def load(path: Path, device: str = "cpu") -> tuple[LandmarkNet, ModelCard]:
 
 
 def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
-    """Spec and card alone, without the weights."""
+    """Spec and card, without the weights."""
     if not os.path.isfile(path):
         raise LineamentError(
-            f"no model at {path}; `make train DATA=...` makes one, its run folder holds best.safetensors"
+            f"no model at {path}; `make train DATA=...` trains one, best.safetensors in its run folder"
         )
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -224,26 +226,26 @@ def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
         return net, card
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise LineamentError(
-            f"{path} is no Lineament model ({type(error).__name__}: {str(error)[:200]}); "
+            f"{path} is not a Lineament model ({type(error).__name__}: {str(error)[:200]}); "
             "wanted a best.safetensors that `make train` wrote"
         ) from error
 
 
 def write_card(path: Path, card: ModelCard) -> None:
-    """Replaces the card of a saved model, as `train.evaluate --write-card` does with its figures."""
+    """Replaces the card of a saved model, for `train.evaluate --write-card`."""
     spec, _ = read_header(path)
     tensors = safetensors.torch.load_file(path)
     write_atomically(path, lambda temp: safetensors.torch.save_file(tensors, temp, metadata=_metadata(spec, card)))
 
 
 def load_initial(net: LandmarkNet, path: Path) -> None:
-    """Starts net from a file: one of our own models, or a state dict of the timm backbone, whatever the head.
+    """Loads initial weights from a file: one of our models, or a state dict of the timm backbone, with any head.
 
     Tensors of another shape (a classifier, a head for other points) are left as they are. A state dict whose names are
     not timm's is taken in its order, if every shape is right. Raises LineamentError where neither fits.
     """
     state, own = read_weights(path), net.state_dict()
-    # a backbone for a pyramid joins the parts of a name by underscores: stages_0.blocks for stages.0.blocks
+    # a pyramid backbone has names with underscores: stages_0.blocks for stages.0.blocks
     by_name = {_flat(name).removeprefix("backbone_"): value for name, value in state.items()}
     fitting = {
         name: by_name[flat]
@@ -259,12 +261,12 @@ def load_initial(net: LandmarkNet, path: Path) -> None:
 
 
 def in_order(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The first tensors of state, under own's names. Raises LineamentError, which names path, where a shape differs."""
+    """The first tensors of state, under own's names. Raises LineamentError, naming path, if a shape differs."""
     named = dict(zip(own, state.values()))
     if wrong := [name for name in own if name not in named or named[name].shape != own[name].shape]:
         raise LineamentError(
             f"{path} does not fit, by name or in order: {len(wrong)} of {len(own)} tensors differ, the first is "
-            f"{wrong[0]}; is it of another model?"
+            f"{wrong[0]}; it may belong to another model"
         )
     return named
 
@@ -274,18 +276,18 @@ def _flat(name: str) -> str:
 
 
 def offline_weights(folder: Path, backbone: str) -> Path:
-    """The file of a backbone in a folder of weights: <timm's name>.safetensors, .pth or .bin."""
+    """A backbone's file in a folder of weights: <timm name>.safetensors, .pth or .bin."""
     for suffix in (".safetensors", ".pth", ".bin"):
         if os.path.isfile(path := folder / f"{backbone}{suffix}"):
             return path
     raise LineamentError(
-        f"{folder} holds no {backbone}.safetensors, .pth or .bin; save timm's weights there under that name, "
+        f"{folder} contains no {backbone}.safetensors, .pth or .bin; save timm's weights there under that name, "
         "or train from scratch with --no-pretrained"
     )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or of a state dict that torch saved."""
+    """The tensors of a .safetensors file or of a state dict saved by torch."""
     if not os.path.isfile(path):
         raise LineamentError(f"no weights at {path}; check the path")
     try:
@@ -294,12 +296,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise LineamentError(
-            f"cannot read the weights in {path}: {error}; wanted .safetensors or a state dict"
+            f"cannot read the weights in {path}: {error}; expected .safetensors or a state dict"
         ) from error
 
 
 def new_card(net: LandmarkNet, name: str, crop_scale: CropScale) -> ModelCard:
-    """The card of a net in training: what serving must know, scores still to come."""
+    """The card of a net in training: what serving needs, without scores."""
     packages = ("torch", "timm", "albumentations")
     return ModelCard(
         name=name,
@@ -336,7 +338,7 @@ def predictor(net: LandmarkNet, device: str = "cpu", flip: bool = False, batch: 
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """path is as it was, or wholly new: never half."""
+    """Writes path atomically: it is either unchanged or complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -355,6 +357,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        # as bytes, for numpy lacks some of the kinds of numbers that a damaged file may name
+        # as bytes, because a damaged file may name dtypes that numpy lacks
         digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Lets torchvision, and so timm, be imported beside a torch build that its native operators were not made for.
+"""Makes torchvision, and so timm, importable beside a torch build that its native operators were not built for.
 
 torchvision's wheels are built for one torch; beside another (a CPU torch and the usual CUDA wheel) its operators do not
 load and `import torchvision` raises `operator torchvision::nms does not exist`. Nothing here uses those operators, so
@@ -15,7 +15,7 @@ import torch
 
 _SCHEMAS = tuple(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms"))
 _library: torch.library.Library | None = None
-"""kept, because a library that is garbage collected takes its schemas along"""
+"""kept alive: garbage collection would remove its schemas"""
 
 
 def _import_timm() -> Any:

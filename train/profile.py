@@ -1,4 +1,4 @@
-"""Where an epoch's time goes: how fast faces are fed, and what a step spends on them.
+"""Profiles an epoch: the speed of the loader, and the parts of a step.
 
     python -m train.profile --data /path/to/WFLW
     python -m train.profile --data /path/to/WFLW --backbone mobilenetv4_conv_small --no-pretrained --input-px 112
@@ -32,24 +32,24 @@ from lineament.train.machine import Here, environment, pick_device
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """Times the loader by itself, then whole steps by their parts."""
+    """Times the loader alone, then whole steps by their parts."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field()
     steps: int = 5
-    """Steps to time, after two that do not count."""
+    """Steps to time, after two for warm-up."""
     seconds: float = 10.0
-    """How long to time the loader."""
+    """Seconds to time the loader."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.seconds > 0:
-            raise ValueError(f"steps {self.steps} and seconds {self.seconds}: wanted at least 1, and above 0")
+            raise ValueError(f"steps {self.steps} and seconds {self.seconds}: expected at least 1, and above 0")
 
 
 class Profile(NamedTuple):
-    """What was found."""
+    """The measurements."""
 
     fed_s: float
-    """faces a second that the loader gives when nobody keeps it waiting"""
+    """faces per second of the loader alone"""
     step_ms: float
     """one step, mean"""
     parts_ms: dict[str, float]
@@ -58,23 +58,23 @@ class Profile(NamedTuple):
 
     @property
     def trained_s(self) -> float:
-        """Faces a second that the steps take when they need not wait."""
+        """Faces per second of the steps alone."""
         return self.batch / self.step_ms * 1e3
 
 
 @ends_in_a_line
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     cfg = tyro.cli(ProfileConfig, args=args, prog="python -m train.profile", description=__doc__)
-    # chosen once, for the choice may have something to say
+    # selected once, because it may log
     cfg = replace(cfg, train=replace(cfg.train, device=str(pick_device(cfg.train.device))))
     print(table(measure(cfg), cfg.train))
     return 0
 
 
 def measure(cfg: ProfileConfig) -> Profile:
-    """Times a run that leaves nothing behind. Raises LineamentError on bad data."""
+    """Times a temporary run. Raises LineamentError on bad data."""
     training, _ = held_out(cfg.train)
     with TemporaryDirectory() as folder:
         run = Run(replace(cfg.train, run=Path(folder) / "run"), Here(0, 1, pick_device(cfg.train.device)), training, [])
@@ -85,7 +85,7 @@ def measure(cfg: ProfileConfig) -> Profile:
         began_s = time.perf_counter()
         with profile(activities=_activities(run.here.device)) as profiled:
             for _ in range(cfg.steps):
-                # reading the loss waits for the device
+                # reading the loss synchronises the device
                 run.step(batch)
         step_ms = (time.perf_counter() - began_s) * 1e3 / cfg.steps
         totals = {event.key: max(event.cpu_time_total, event.device_time_total) for event in profiled.key_averages()}
@@ -99,7 +99,7 @@ def table(found: Profile, cfg: TrainConfig) -> str:
         f"{cfg.backbone} at {cfg.input_px} px, batch {found.batch}, {cfg.workers} workers; "
         f"torch {said['torch']}, {said['cores']} cores, gpu {said['gpu']}",
         f"{'loader alone':14}{found.fed_s:9.0f} faces/s",
-        f"{'steps alone':14}{found.trained_s:9.0f} faces/s{found.step_ms:12.1f} ms a step",
+        f"{'steps alone':14}{found.trained_s:9.0f} faces/s{found.step_ms:12.1f} ms per step",
     ]
     for name, ms in found.parts_ms.items():
         lines.append(f"  {name:12}{ms:29.1f} ms{ms / found.step_ms:8.0%}")
@@ -108,7 +108,7 @@ def table(found: Profile, cfg: TrainConfig) -> str:
 
 
 def _fed(run: Run, seconds: float) -> float:
-    """Faces a second, once the workers are up and what they had ready is used."""
+    """Faces per second, after the workers have started and their buffered batches are used."""
     batches = _forever(run)
     ahead = 4 * max(run.cfg.workers, 1)
     for _ in islice(batches, ahead + 1):

@@ -1,4 +1,4 @@
-"""A labelled face and its picture: a file, or a member of a pack, whose path goes on behind the .zip."""
+"""A labelled face and its picture: a file, or a member of a pack, with a path through the .zip."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Sample:
     """One labelled face."""
 
     name: str
-    """the picture's path in its data set; several faces may share it"""
+    """the picture's path in its data set; may be shared by several faces"""
     points: F32
-    """(K, 2) px of the picture; all nan where there is no face"""
+    """(K, 2) px of the picture; all nan if there is no face"""
     rect_xyxy: F32
-    """(4,) px, the box that came with the points, or their bounds"""
+    """(4,) px, the labelled box, or the bounds of the points"""
     attributes: frozenset[str]
-    """those of ATTRIBUTES that hold"""
+    """the true ones of ATTRIBUTES"""
     image_path: Path
     weight: float = 1.0
-    """multiplies this face's loss: how far a pseudo-label is trusted, how far a label is doubted"""
+    """factor of this face's loss: confidence in its label"""
     point_weights: F32 | None = None
-    """(K,) what each point counts beside the others, 1 on average; None: all alike"""
+    """(K,) weight of each point among the others, 1 on average; None: equal"""
     group: str = ""
     """faces of one group are held out together; without one, see group_of"""
 
     def bgr(self) -> U8:
-        """(H, W, 3) uint8, read from disk or out of a pack."""
+        """(H, W, 3) uint8, read from disk or from a pack."""
         image = picture(self.image_path)
         if image is None:
             raise LineamentError(
@@ -53,24 +53,24 @@ class Sample:
 
 
 class Problem(NamedTuple):
-    """What is wrong with one row, and what to do."""
+    """An error in one row, and what to do."""
 
     file: str
     line: int
     """0 for the whole file"""
     kind: str
-    """a word for counting"""
+    """the kind, for counts"""
     what: str
     next: str
 
     def __str__(self) -> str:
         text = f"{self.file} line {self.line}: {self.what}; {self.next}"
-        # a row may hold line breaks, commands for a terminal and what is no letter
+        # a row may contain newlines, terminal escapes and invalid characters
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def stamp_ns(path: Path) -> int | None:
-    """When the picture, or the pack that it lies in, was last changed; None where there is none."""
+    """When the picture, or its pack, was last modified; None if it is missing."""
     pack, member = in_pack(path)
     if pack:
         return os.stat(pack).st_mtime_ns if os.path.isfile(pack) and member in members(opened(pack)) else None
@@ -78,27 +78,27 @@ def stamp_ns(path: Path) -> int | None:
 
 
 def picture(path: Path) -> U8 | None:
-    """(H, W, 3) BGR; None for what is no picture."""
+    """(H, W, 3) BGR; None if it cannot be decoded."""
     pack, member = in_pack(path)
     try:
         if pack:
             image = cv2.imdecode(np.frombuffer(opened(pack).read(member), np.uint8), cv2.IMREAD_COLOR)
         else:
             image = cv2.imread(str(path))
-    except (cv2.error, KeyError, OSError, BadZipFile):  # cv2's is of one that claims thousands of megapixels
+    except (cv2.error, KeyError, OSError, BadZipFile):  # cv2's: a header that claims thousands of megapixels
         return None
     return None if image is None else np.asarray(image, np.uint8)
 
 
 def in_pack(path: Path) -> tuple[Path | None, str]:
-    """The pack and the name in it; (None, "") for a file of its own."""
+    """The pack and the name in it; (None, "") for a plain file."""
     pack = next((parent for parent in path.parents if parent.suffix.lower() == ".zip"), None)
     return (pack, path.relative_to(pack).as_posix()) if pack and os.path.isfile(pack) else (None, "")
 
 
 @cache
 def opened(pack: Path) -> ZipFile:
-    """Kept open: it would read its directory of thousands of pictures again for each."""
+    """Kept open, because opening one reads its directory of thousands of pictures."""
     try:
         return ZipFile(pack)
     except (OSError, BadZipFile) as error:

@@ -1,4 +1,4 @@
-"""Contact sheets: small pictures with their points, side by side, for a person to look at. numpy and cv2 only."""
+"""Contact sheets: small pictures with their points, side by side. numpy and cv2 only."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Tile(NamedTuple):
     rgb: U8
     """(H, W, 3)"""
     points: Floats | None = None
-    """(K, 2) px of the picture, drawn green; None for none"""
+    """(K, 2) px of the picture, drawn green, or None"""
     caption: str = ""
     truth: Floats | None = None
     """(K, 2) px, drawn red under the points"""
 
 
 def sheet(tiles: Sequence[Tile], path: Path, columns: int = 6) -> U8:
-    """Writes the tiles as one picture, row by row, each fitted into a square; returns it, (H, W, 3) BGR."""
+    """Writes the tiles as one picture, row by row, each letterboxed into a square; returns it, (H, W, 3) BGR."""
     if not tiles:
-        raise LineamentError(f"there is nothing to show on {path}: no picture was given")
+        raise LineamentError(f"nothing to draw on {path}: got no pictures")
     drawn = [_drawn(tile) for tile in tiles]
     drawn += [np.zeros_like(drawn[0])] * (-len(drawn) % columns)
     rows = [np.hstack(drawn[i : i + columns]) for i in range(0, len(drawn), columns)]
@@ -40,10 +40,12 @@ def sheet(tiles: Sequence[Tile], path: Path, columns: int = 6) -> U8:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = cv2.imwrite(str(path), picture)
     except (OSError, cv2.error):
-        # of a folder that cannot be made, and of an ending that is no format
+        # a folder that cannot be created, or an unknown suffix
         written = False
     if not written:
-        raise LineamentError(f"cannot write the sheet to {path}; check the folder's rights and the ending (.jpg, .png)")
+        raise LineamentError(
+            f"cannot write the sheet to {path}; check the folder's permissions and the suffix (.jpg, .png)"
+        )
     return picture
 
 
@@ -61,7 +63,7 @@ def _drawn(tile: Tile) -> U8:
                 center = round(float(x) * 2**_SHIFT), round(float(y) * 2**_SHIFT)
                 cv2.circle(canvas, center, round(1.3 * 2**_SHIFT), colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
     for tint, thick in (((20, 20, 20), 3), ((255, 255, 255), 1)):
-        # cv2 has no other letters than ASCII's
+        # cv2 draws ASCII only
         text = tile.caption.encode("ascii", "replace").decode()
         cv2.putText(canvas, text, (4, TILE_PX - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.4, tint, thick, cv2.LINE_AA)
     return canvas

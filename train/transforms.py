@@ -1,4 +1,4 @@
-"""The transforms that albumentations lacks: one interpolation for all geometry, and what is put on faces."""
+"""Transforms that albumentations lacks: all geometry in one interpolation, and synthetic occlusions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Geometry(A.DualTransform):  # type: ignore[misc]
         self._mirrored = np.array(schema.flip)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Throws the dice: flipped, the matrix out_from_wide, and the bend of the output or None."""
+        """Random parameters: flipped, the matrix out_from_wide, and the bend of the output or None."""
         cfg, draw = self._cfg, self.py_random
         flipped = draw.random() < cfg.flip
         angle_deg, scale, shift_x, shift_y = 0.0, 1.0, 0.0, 0.0
@@ -78,7 +78,7 @@ class Geometry(A.DualTransform):  # type: ignore[misc]
         return moved
 
     def _bend(self) -> F32:
-        """(H, W, 2) px: the output's pixel p shows what lay at p + bend[p]."""
+        """(H, W, 2) px: the output's pixel p shows the input at p + bend[p]."""
         height, width = self._out_hw
         knots = self._cfg.elastic_knots
         rough = self.random_generator.standard_normal((knots, knots, 2), np.float32)
@@ -87,10 +87,10 @@ class Geometry(A.DualTransform):  # type: ignore[misc]
 
 
 def _bent(points: F32, bend: F32) -> F32:
-    """Where points (K, 2) come to lie: the q with q + bend[q] = p. Beyond the picture the bend is as at its edge."""
+    """Moved points (K, 2): the q with q + bend[q] = p. Outside of the picture, the bend of its edge applies."""
     bent = points
     for _ in range(12):
-        # at the steepest each round leaves less than 0.6 of the error
+        # each iteration leaves less than 0.6 of the error, even at the steepest bend
         there = cv2.remap(bend, bent[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
         bent = points - np.asarray(there[0], np.float32)
     return bent
@@ -104,7 +104,7 @@ def _grid(hw: tuple[int, int]) -> F32:
 
 
 class Resize(A.Resize):  # type: ignore[misc]
-    """albumentations' Resize, whose points forget that a pixel's centre is not its corner."""
+    """albumentations' Resize with keypoints at pixel centres; its own ignores that a centre is not a corner."""
 
     def apply_to_keypoints(self, keypoints: F32, **params: Any) -> F32:
         height, width = params["shape"][:2]
@@ -134,7 +134,7 @@ class Worn(A.ImageOnlyTransform):  # type: ignore[misc]
 
 
 class Cast(A.ImageOnlyTransform):  # type: ignore[misc]
-    """A factor a channel."""
+    """A factor per channel."""
 
     def __init__(self, gain: tuple[float, float], p: float) -> None:
         super().__init__(p=p)
@@ -147,7 +147,7 @@ class Cast(A.ImageOnlyTransform):  # type: ignore[misc]
 
 
 class Duotone(A.ImageOnlyTransform):  # type: ignore[misc]
-    """From one colour in the shade to another in the light, over what is left of the picture's own."""
+    """Blends in a gradient from one colour in the shadows to another in the highlights."""
 
     def apply(self, img: U8, **params: Any) -> U8:
         draw = self.py_random
@@ -162,7 +162,7 @@ class Duotone(A.ImageOnlyTransform):  # type: ignore[misc]
 
 
 class Dark(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Less light, the shot and read noise of a sensor at that light, then some of it brightened again."""
+    """Low light: darkens, adds the shot and read noise of a sensor, and partly brightens again."""
 
     def __init__(self, gain: tuple[float, float], p: float) -> None:
         super().__init__(p=p)

@@ -1,4 +1,4 @@
-"""What hides a face: masks, caps, hands and microphones that were never there, drawn from its 98 points.
+"""Synthetic occlusions: masks, caps, hands and microphones, drawn on a face from its 98 points.
 
 Each leaves the points where they are: the label says where the mouth is behind the mask. Everything is laid out in the
 space of the mean face (see train.glasses) and put on this face by the same camera, so it follows roll, yaw and pitch.
@@ -38,7 +38,7 @@ _FINGER, _STICK = (1.3, 2.5), (1.5, 3.0)
 
 
 def draw(rgb: U8, points: F32, kind: Kind, rng: random.Random) -> U8:
-    """A copy of rgb (H, W, 3) with the thing on; rgb itself where it would be too small or out of the picture.
+    """A copy of rgb (H, W, 3) with the object; rgb itself if it would be too small or outside of the picture.
 
     points: (98, 2) of WFLW98, px.
     """
@@ -62,7 +62,7 @@ def _project(camera: F64, points_face: F64) -> F64:
 
 
 def _mask(rgb: U8, points: F32, camera: F64, eye_px: float, rng: random.Random) -> U8:
-    """From the nose's ridge along the cheeks to under the chin, with folds and, mostly, straps to the ears."""
+    """A mask from the nose ridge along the cheeks to below the chin, with folds and, mostly, straps to the ears."""
     contour = points[list(WFLW98.parts["contour"])].astype(np.float64)
     first = rng.randint(5, 9)
     jaw = contour[first : 33 - first]
@@ -91,14 +91,14 @@ def _mask(rgb: U8, points: F32, camera: F64, eye_px: float, rng: random.Random) 
         fold = np.linspace(jaw[0], jaw[-1], 9) + sag + share * camera[1]
         line = np.concatenate([fold, (fold + 0.03 * camera[1])[::-1]])
         canvas.paint(np.minimum(canvas.mask([line]), cloth), [round(0.75 * value) for value in colour], 0.7)
-    # the face's own light and shade show through
+    # keeps the shading of the face
     shade = canvas.soft(cloth, 0.25)
     canvas.paint(np.minimum(cv2.bitwise_not(shade), cloth), [round(0.6 * value) for value in colour], 0.5)
     return canvas.rgb
 
 
 def _cap(rgb: U8, camera: F64, eye_px: float, rng: random.Random) -> U8:
-    """A crown over the forehead, with a brim or without, down to somewhere above the eyes."""
+    """A cap over the forehead, with or without a brim, down to above the eyes."""
     low = -rng.uniform(0.3, 0.75)
     angle = np.linspace(0, np.pi, 24)
     half = rng.uniform(1.15, 1.35)
@@ -125,7 +125,7 @@ def _cap(rgb: U8, camera: F64, eye_px: float, rng: random.Random) -> U8:
 
 
 def _hand(rgb: U8, points: F32, camera: F64, eye_px: float, rng: random.Random) -> U8:
-    """Fingers side by side in the face's own skin, from beyond its edge to somewhere on it."""
+    """Fingers side by side in the face's skin colour, from beyond its edge onto it."""
     part = rng.choice(("outer_lips", "contour", "left_eye", "right_eye", "nose_base", "left_brow", "right_brow"))
     tip = points[rng.choice(WFLW98.parts[part])].astype(np.float64)
     angle = rng.uniform(0, 2 * np.pi)
@@ -152,7 +152,7 @@ def _hand(rgb: U8, points: F32, camera: F64, eye_px: float, rng: random.Random) 
 
 
 def _microphone(rgb: U8, camera: F64, eye_px: float, rng: random.Random) -> U8:
-    """A foam or metal head before mouth or chin, and what it is held by."""
+    """A microphone with a foam or metal head in front of mouth or chin, and its handle."""
     head = _project(camera, np.array([[rng.uniform(-0.5, 0.5), rng.uniform(1.0, 2.0), -0.5]]))[0]
     away = rng.uniform(0.25, 0.75) * np.pi
     along = np.array([np.cos(away), np.sin(away)])
@@ -172,7 +172,7 @@ def _microphone(rgb: U8, camera: F64, eye_px: float, rng: random.Random) -> U8:
 
 
 def _rounded_bar(start: F64, end: F64, width: float) -> F64:
-    """(n, 2) a bar with round ends."""
+    """(n, 2) a bar with rounded ends."""
     along = (end - start) / max(1e-6, float(np.hypot(*(end - start))))
     across = np.array([-along[1], along[0]])
     angle = np.linspace(0, np.pi, 9)[:, None]
