@@ -20,10 +20,10 @@ import numpy as np
 import tyro
 
 from lineament.engines.distance import distances_px
+from lineament.engines.portrait import portrait
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
 from lineament.landmarks.geometry import crop_from_frame, warp
-from lineament.landmarks.portrait import portrait
 from lineament.landmarks.types import F32, U8, LineamentError
 
 if TYPE_CHECKING:

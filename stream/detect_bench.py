@@ -30,8 +30,8 @@ import tyro
 
 from lineament import engines
 from lineament.engines.labelled import nme
+from lineament.engines.portrait import portrait
 from lineament.landmarks.geometry import bounds, iou
-from lineament.landmarks.portrait import portrait
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Detector, Face, Frame, Track
 from lineament.stream.analyse.analyser import Analyser

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from lineament.landmarks.portrait import portrait_path
+from lineament.engines.portrait import portrait_path
 from lineament.stream.local_cameras import rtsp_server
 
 _EVERY_S = 2.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from lineament.landmarks.portrait import portrait
+from lineament.engines.portrait import portrait
 from lineament.landmarks.types import U8, LineamentError
 from tests.rtsp import rtsp_server
 

@@ -176,9 +176,9 @@ def test_b5_streams_by_its_name_from_the_file_that_was_fastest(tmp_path: Path, m
     for row in rows:
         row.path.write_bytes(b"x")
     # ranges of one portrait do not make it the B5 of its name
-    assert build._how_to_stream("b5", rows, of_faces=False) == "MODEL=b5"
+    assert build._how_to_stream("b5", rows, calibrated=False) == "MODEL=b5"
     assert engines.fastest_built("b5") == tmp_path / "b5-bf16.onnx"
-    assert build._how_to_stream("b5", rows, of_faces=True) == "MODEL=b5"
+    assert build._how_to_stream("b5", rows, calibrated=True) == "MODEL=b5"
     assert engines.fastest_built("b5") == tmp_path / "b5-int8.onnx" and "b5" in engines.ready()
     # what was built of other weights, or is gone, does not count
     (tmp_path / "b5-int8.onnx").unlink()

@@ -241,5 +241,5 @@ def test_an_option_of_a_former_release_still_works_and_says_its_name_of_today(
         "--source=--every",
         "--detect-every=4",
     ]
-    assert capsys.readouterr().err == "--every is called --detect-every now; the old name goes with the next release\n"
+    assert capsys.readouterr().err == "--every is now --detect-every; the old name will be removed in the next release\n"
     assert renamed(["--detect-every", "3"], names) == ["--detect-every", "3"] and not capsys.readouterr().err

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from lineament.engines.portrait import portrait
 from lineament.landmarks.geometry import apply
-from lineament.landmarks.portrait import portrait
 from lineament.landmarks.types import LineamentError
 from lineament.stream.read.sample import FACE_PHOTO_XYXY, Sample
 

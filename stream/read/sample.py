@@ -12,8 +12,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from lineament.engines.portrait import portrait
 from lineament.landmarks.geometry import apply, compose, warp
-from lineament.landmarks.portrait import portrait
 from lineament.landmarks.types import F64, U8, Floats, LineamentError
 
 FACE_PHOTO_XYXY = (172.0, 62.0, 278.0, 190.0)
