@@ -108,7 +108,7 @@ def test_damaged_foreign_and_absent_files_are_refused(net: LandmarkNet, tmp_path
     with pytest.raises(LineamentError, match="its card says"):
         model.load(path)
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(LineamentError, match="no Lineament model"):
+    with pytest.raises(LineamentError, match="not a Lineament model"):
         model.load(path)
 
 

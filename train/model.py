@@ -227,7 +227,7 @@ def read_header(path: Path) -> tuple[NetSpec, ModelCard]:
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise LineamentError(
             f"{path} is not a Lineament model ({type(error).__name__}: {str(error)[:200]}); "
-            "wanted a best.safetensors that `make train` wrote"
+            "expected a best.safetensors from `make train`"
         ) from error
 
 
