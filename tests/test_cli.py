@@ -241,5 +241,6 @@ def test_an_option_of_a_former_release_still_works_and_says_its_name_of_today(
         "--source=--every",
         "--detect-every=4",
     ]
-    assert capsys.readouterr().err == "--every is now --detect-every; the old name will be removed in the next release\n"
+    said = capsys.readouterr().err
+    assert said == "--every is now --detect-every; the old name will be removed in the next release\n"
     assert renamed(["--detect-every", "3"], names) == ["--detect-every", "3"] and not capsys.readouterr().err
