@@ -105,7 +105,7 @@ def test_the_run_ends_well_and_every_loss_was_finite(trained: Trained) -> None:
 
 
 def test_the_folder_of_the_run_holds_what_the_page_says(trained: Trained) -> None:
-    section = DOCS.read_text().split("## What a run is\n")[1].split("\n\n")[0].split("The same command")[0]
+    section = DOCS.read_text().split("## A run\n")[1].split("\n\n")[0].split("The same command")[0]
     promised = set(re.findall(r"`([\w-]+\.\w+)`", section))
     assert {"config.json", "curves.csv", "last.pt", "best.safetensors"} <= promised, "the page was not understood"
     names = {path.name for path in trained.run.iterdir()}
