@@ -86,7 +86,8 @@ def _rows(result: Result) -> list[Row]:
     height, width = result.frame.bgr.shape[:2]
     rows: list[Row] = []
     for track in result.tracks:
-        pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points)
+        pose = head_pose(track.points, (height, width))
+        ratios = aspect_ratios(track.points, visibility=track.visibility)
         values = dict(zip((*OPENNESS, *ANGLES), (known(value) for value in (*ratios, *pose))))
         rows.append((track.id, round(result.frame.time_s, 3), values))
     return rows

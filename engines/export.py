@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from lineament.engines.distance import distances_px
+from lineament.engines.model_file import CARD_KEY, OUTPUTS
 from lineament.engines.portrait import portrait
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
@@ -103,10 +104,11 @@ def graph_of(net: LandmarkNet) -> onnx.ModelProto:
             self.net = net
 
         def forward(self, rgb: torch.Tensor) -> Any:
-            prediction, presence = self.net.points(rgb)
-            return prediction.points_unit if presence is None else (prediction.points_unit, presence)
+            found = [output for output in self.net.points(rgb) if output is not None]
+            return tuple(found) if len(found) > 1 else found[0]
 
-    names = ["points"] if net.presence is None else ["points", "confidence"]
+    there = (True, net.presence is not None, net.visibility is not None)
+    names = [name for name, is_there in zip(OUTPUTS, there) if is_there]
     example = torch.zeros((2, *net.input_hw, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         # about the exporter's internals
@@ -163,8 +165,6 @@ def restore_weights(model: onnx.ModelProto) -> None:
 
 def put_card(model: onnx.ModelProto, card: ModelCard) -> None:
     """Sets the card in the metadata."""
-    from lineament.engines.model_file import CARD_KEY
-
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != CARD_KEY]
     del model.metadata_props[:]
     for key, value in [*kept, (CARD_KEY, card.to_json())]:

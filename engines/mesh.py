@@ -1,7 +1,7 @@
 """The mesh landmarker: the mesh and iris models of the mediapipe package, run by OpenVINO on our crops.
 
     with MeshLandmarker() as landmarker:
-        points_unit, confidence = landmarker(rgb_NHWC)
+        points_unit, confidence, _ = landmarker(rgb_NHWC)
 
 MediaPipe itself is never imported: only its two .tflite files are read. The face mesh locates the eyes, the iris model
 refines the lids and pupil of each, and a fitted linear map (landmarks.adapter) maps both to WFLW98.

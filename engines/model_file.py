@@ -3,8 +3,9 @@
     card = read_card(Path("b5.onnx"))
 
 The graph takes `rgb`, uint8 (N, H, W, 3), and returns `points`, float32 (N, K, 2) in unit crop coordinates, and
-optionally `confidence`, (N,). The model card is JSON in the file's metadata under the key "card". It is read here,
-without any runtime, so that every backend rejects the same files with the same errors. Suffixes: N crops, H x W px.
+optionally `confidence`, (N,), and `visibility`, (N, K). The model card is JSON in the file's metadata under the key
+"card". It is read here, without any runtime, so that every backend rejects the same files with the same errors.
+Suffixes: N crops, H x W px, K points.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,8 +26,10 @@ from lineament.landmarks.types import F32, U8, Landmarks, LineamentError
 
 CARD_KEY = "card"
 """in the file's metadata"""
-INPUT, POINTS, CONFIDENCE = "rgb", "points", "confidence"
-"""names of the graph's inputs and outputs"""
+INPUT, POINTS, CONFIDENCE, VISIBILITY = "rgb", "points", "confidence", "visibility"
+"""names of the graph's input and outputs"""
+OUTPUTS = (POINTS, CONFIDENCE, VISIBILITY)
+"""in the order of landmarks.types.Landmarks; all but the points are optional"""
 REMAKE = "export it again from its checkpoint, or import a foreign model with `python -m engines.import_onnx`"
 
 LARGEST_PX = 4096
@@ -101,9 +104,11 @@ def check_graph(path: Path, card: ModelCard, inputs: Sequence[Port], outputs: Se
             f"{path} returns {_listed(outputs)}, expected {POINTS!r} (any, {n_points}, 2) float32, "
             f"because its schema {card.schema} has {n_points} points; {REMAKE}"
         )
-    confidence = known.get(CONFIDENCE)
-    if confidence and (confidence.dtype != "float32" or not _fits(confidence.shape, (1,))):
-        raise LineamentError(f"{path} returns {confidence}, expected {CONFIDENCE!r} (any) float32; {REMAKE}")
+    for name, shape in ((CONFIDENCE, (1,)), (VISIBILITY, (1, n_points))):
+        output = known.get(name)
+        if output and (output.dtype != "float32" or not _fits(output.shape, shape)):
+            sizes = ", ".join(["any", *map(str, shape[1:])])
+            raise LineamentError(f"{path} returns {output}, expected {name!r} ({sizes}) float32; {REMAKE}")
 
 
 class FileLandmarker:
@@ -140,10 +145,12 @@ class FileLandmarker:
         n_points = len(SCHEMAS[self._card.schema])
         if found is None:
             return Landmarks(np.empty((0, n_points, 2), np.float32), np.empty(0, np.float32))
-        if found.points_unit.shape != (n, n_points, 2) or found.confidence.shape != (n,):
+        wanted = ((n, n_points, 2), (n,), (n, n_points))
+        if any(output is not None and output.shape != shape for output, shape in zip(found, wanted)):
+            shapes = " and ".join(f"{name} {some.shape}" for name, some in zip(OUTPUTS, found) if some is not None)
             raise LineamentError(
-                f"{self._path} returned points {found.points_unit.shape} and confidence {found.confidence.shape} "
-                f"for {n} crops, expected ({n}, {n_points}, 2) and ({n},); {REMAKE}"
+                f"{self._path} returned {shapes} for {n} crops, expected ({n}, {n_points}, 2), ({n},) and "
+                f"({n}, {n_points}); {REMAKE}"
             )
         return found
 
@@ -168,9 +175,11 @@ class FileLandmarker:
         self.close()
 
 
-def landmarks_of(points_unit: F32, confidence: F32 | None) -> Landmarks:
-    """confidence: (N,) or None for a model without that output."""
-    return Landmarks(points_unit, np.ones(len(points_unit), np.float32) if confidence is None else confidence)
+def landmarks_of(found: Mapping[str, F32]) -> Landmarks:
+    """found: a model's OUTPUTS by name; the first is always there."""
+    points_unit = found[POINTS]
+    confidence = found.get(CONFIDENCE, np.ones(len(points_unit), np.float32))
+    return Landmarks(points_unit, confidence, found.get(VISIBILITY))
 
 
 def _fits(shape: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lineament.engines.model_file import (
-    CONFIDENCE,
-    POINTS,
+    OUTPUTS,
     REMAKE,
     FileLandmarker,
     Port,
@@ -71,7 +70,7 @@ class OnnxRuntimeLandmarker(FileLandmarker):
         check_graph(path, self._card, inputs, outputs)
         self._input = inputs[0].name
         self._one_by_one = inputs[0].shape[0] == 1
-        self._outputs = [name for name in (POINTS, CONFIDENCE) if any(output.name == name for output in outputs)]
+        self._outputs = [name for name in OUTPUTS if any(output.name == name for output in outputs)]
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
         batches = [rgb_NHWC[i : i + 1] for i in range(len(rgb_NHWC))] if self._one_by_one else [rgb_NHWC]
@@ -79,8 +78,7 @@ class OnnxRuntimeLandmarker(FileLandmarker):
             found = [self._session.run(self._outputs, {self._input: batch}) for batch in batches]
         except Exception as error:  # corrupt weights, or out of memory
             raise self._failed(error) from error
-        arrays = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-        return landmarks_of(arrays[0], arrays[1] if len(arrays) > 1 else None)
+        return landmarks_of({name: np.concatenate(parts) for name, parts in zip(self._outputs, zip(*found))})
 
     def _failed(self, error: Exception) -> LineamentError:
         reason = " ".join(str(error).split())[-300:]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from lineament.engines.model_file import (
-    CONFIDENCE,
-    POINTS,
+    OUTPUTS,
     REMAKE,
     FileLandmarker,
     Port,
@@ -88,24 +88,23 @@ class OpenVinoLandmarker(FileLandmarker):
 
     def _inferred(self, rgb_NHWC: U8) -> Landmarks:
         n, slots = len(rgb_NHWC), self._slots
-        points = np.empty((n, *slots[0].points.shape[1:]), np.float32)
-        confidence = None if slots[0].confidence is None else np.empty(n, np.float32)
+        found = {name: np.empty((n, *one.shape[1:]), np.float32) for name, one in slots[0].outputs.items()}
         if n == 1 or len(slots) == 1:
             # in this thread: a hand-over to another is expensive for a small graph
             for i in range(n):
                 slots[0].input_NHWC[0] = rgb_NHWC[i]
                 slots[0].request.infer()
-                slots[0].copy_to(points, confidence, i)
-            return landmarks_of(points, confidence)
+                slots[0].copy_to(found, i)
+            return landmarks_of(found)
         for i in range(n + len(slots)):
             slot, before = slots[i % len(slots)], i - len(slots)
             if 0 <= before < n:
                 slot.request.wait()
-                slot.copy_to(points, confidence, before)
+                slot.copy_to(found, before)
             if i < n:
                 slot.input_NHWC[0] = rgb_NHWC[i]
                 slot.request.start_async()
-        return landmarks_of(points, confidence)
+        return landmarks_of(found)
 
     def _failed(self, error: Exception) -> LineamentError:
         reason = " ".join(str(error).split())[-300:]
@@ -138,14 +137,13 @@ class _Slot:
     def __init__(self, graph: Any) -> None:
         self.request: Any = graph.create_infer_request()
         self.input_NHWC: U8 = self.request.get_input_tensor().data
-        self.points: F32 = self.request.get_tensor(POINTS).data
-        has_confidence = any(CONFIDENCE in output.get_names() for output in graph.outputs)
-        self.confidence: F32 | None = self.request.get_tensor(CONFIDENCE).data if has_confidence else None
+        there = {name for output in graph.outputs for name in output.get_names()}
+        self.outputs: dict[str, F32] = {n: self.request.get_tensor(n).data for n in OUTPUTS if n in there}
 
-    def copy_to(self, points_NK2: F32, confidence_N: F32 | None, i: int) -> None:
-        points_NK2[i] = self.points[0]
-        if confidence_N is not None and self.confidence is not None:
-            confidence_N[i] = self.confidence[0]
+    def copy_to(self, found: Mapping[str, F32], i: int) -> None:
+        """Fills entry i of each output."""
+        for name, one in self.outputs.items():
+            found[name][i] = one[0]
 
 
 def _keep_last_sum_exact(model: Any) -> None:

@@ -1,7 +1,7 @@
 """Runs an .engine file on an NVIDIA GPU with the TensorRT it was built with. Imported only on demand.
 
     with TensorRtLandmarker(Path("b5.engine")) as landmarker:
-        points_unit, confidence = landmarker(rgb_NHWC)
+        points_unit, confidence, visibility = landmarker(rgb_NHWC)
 
 A call is a single launch: upload, network and download of a batch of 1, 2, 4, 8 or 16 crops are one CUDA graph,
 captured at the first batch of that size. Batches of other sizes are padded to the next; larger ones are split.
@@ -20,7 +20,7 @@ import numpy as np
 from lineament.engines.cuda import Cuda, first_gpu
 from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign, refuse_stale
 from lineament.engines.frame_graph import FRAME, MATRICES
-from lineament.engines.model_file import CONFIDENCE, INPUT, POINTS, FileLandmarker, Port, check_graph, landmarks_of
+from lineament.engines.model_file import INPUT, FileLandmarker, Port, check_graph, landmarks_of
 from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
 from lineament.landmarks.geometry import invert, warp
 from lineament.landmarks.types import F32, F64, U8, Landmarks, LineamentError
@@ -102,8 +102,7 @@ class TensorRtLandmarker(FileLandmarker):
             self._graphs[size, upload] = self._captured(size, upload)
         self._cuda.launch(self._graphs[size, upload], self._stream)
         self._cuda.wait(self._stream)
-        confidence = self._found[CONFIDENCE][:n].copy() if CONFIDENCE in self._found else None
-        return landmarks_of(self._found[POINTS][:n].copy(), confidence)
+        return landmarks_of({name: array[:n].copy() for name, array in self._found.items()})
 
     def _captured(self, size: int, upload: bool) -> Any:
         rgb = self._rgb[:size]
@@ -248,6 +247,4 @@ def _shrinks(crop_from_frame: F64) -> bool:
 
 
 def _joined(parts: Sequence[Landmarks]) -> Landmarks:
-    return Landmarks(
-        np.concatenate([part.points_unit for part in parts]), np.concatenate([part.confidence for part in parts])
-    )
+    return Landmarks(*(None if some[0] is None else np.concatenate(some) for some in zip(*parts)))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lineament.engines.model_file import FileLandmarker, landmarks_of, parse_card
+from lineament.engines.model_file import OUTPUTS, FileLandmarker, landmarks_of, parse_card
 from lineament.landmarks.command import install
 from lineament.landmarks.types import U8, Landmarks, LineamentError
 
@@ -46,10 +46,9 @@ class TorchLandmarker(FileLandmarker):
         with self._torch.inference_mode():
             # a copy, because PyTorch warns about read-only memory
             rgb = self._torch.from_numpy(np.array(rgb_NHWC)).to(self._device)
-            prediction, presence = self._net.points(rgb)
-            points = prediction.points_unit.float().cpu().numpy()
-            confidence = None if presence is None else presence.cpu().numpy()
-        return landmarks_of(points, confidence)
+            answer = self._net.points(rgb)
+            found = {name: a.float().cpu().numpy() for name, a in zip(OUTPUTS, answer) if a is not None}
+        return landmarks_of(found)
 
     def _release(self) -> None:
         del self._net

@@ -23,6 +23,8 @@ from lineament.landmarks.adapter import mean_shape
 from lineament.landmarks.schema import WFLW98, Schema
 from lineament.landmarks.types import F64, Floats
 
+SEEN = 0.5
+"""a part of the face whose points are less visible, on average, is hidden"""
 NEAREST = 3.0
 """smallest distance of a camera, in extents of the face; a cropped photo would imply a smaller one"""
 
@@ -75,9 +77,16 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
     return _angles(np.asarray(cv2.Rodrigues(turn)[0], np.float64))
 
 
-def aspect_ratios(points: Floats, schema: Schema = WFLW98) -> AspectRatios:
-    """points: (K, 2) of schema, any unit. nan for a part with coincident corners or non-finite points."""
-    return AspectRatios(*(_openness(schema.part(name, points)) for name in ("left_eye", "right_eye", "inner_lips")))
+def aspect_ratios(points: Floats, schema: Schema = WFLW98, visibility: Floats | None = None) -> AspectRatios:
+    """points: (K, 2) of schema, any unit. visibility: (K,) of the points, if known.
+
+    nan for a part that is hidden, or has coincident corners or non-finite points.
+    """
+    parts = ("left_eye", "right_eye", "inner_lips")
+    hidden = [visibility is not None and visibility[list(schema.parts[name])].mean() < SEEN for name in parts]
+    return AspectRatios(
+        *(math.nan if gone else _openness(schema.part(name, points)) for name, gone in zip(parts, hidden))
+    )
 
 
 def _openness(ring: Floats) -> float:

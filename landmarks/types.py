@@ -64,6 +64,9 @@ class Track:
     """(K, 2) frame px, in the order of the model's schema"""
     confidence: float
     """0..1, the landmark model's own confidence that there is a face"""
+    visibility: F32 | None = None
+    """(K,) 0..1: how surely each point is seen; low behind sunglasses, a mask or a hand, 0 outside the frame; None from
+    a model without this output"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Landmarks(NamedTuple):
     """(N, K, 2) unit crop coordinates; outside 0..1 for a point outside its crop"""
     confidence: F32
     """(N,) 0..1; all ones for a model without this output"""
+    visibility: F32 | None = None
+    """(N, K) 0..1: how surely each point is seen; None from a model without this output"""
 
 
 class Detector(Protocol):

@@ -47,6 +47,8 @@ class Face:
     """0..1: the landmark model's probability that this is a face"""
     image_hw: tuple[int, int]
     """height and width of the image"""
+    visibility: F32 | None = None
+    """(98,) 0..1: how surely each point is seen, not hidden; None with a model that does not say"""
 
     def part(self, name: str) -> F32:
         """(N, 2) px: 'contour', 'left_brow', 'nose_ridge', 'left_eye', 'outer_lips', 'left_pupil' and so on.
@@ -64,8 +66,8 @@ class Face:
 
     @cached_property
     def openness(self) -> AspectRatios:
-        """Height over width of left_eye, right_eye and mouth: 0 is closed; an open eye has about 0.3."""
-        return aspect_ratios(self.points)
+        """Height over width of left_eye, right_eye and mouth: 0 is closed; an open eye has about 0.3; nan if hidden."""
+        return aspect_ratios(self.points, visibility=self.visibility)
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,6 @@ def _checked(image: U8) -> U8:
 def _faces(result: Result) -> list[Face]:
     height, width = result.frame.bgr.shape[:2]
     return [
-        Face(track.points, track.face.box_xyxy, track.id, track.face.score, track.confidence, (height, width))
-        for track in result.tracks
+        Face(t.points, t.face.box_xyxy, t.id, t.face.score, t.confidence, (height, width), t.visibility)
+        for t in result.tracks
     ]

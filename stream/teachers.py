@@ -153,7 +153,7 @@ def _guesses(rgb: U8, faces: Sequence[Face], landmarker: Landmarker, schema: Sch
         cards = [replace(card, crop_scale=_times(card.crop_scale, share)) for share in shares]
         matrices = [crop_from_frame(r, c, roll_rad) for c in cards for r, roll_rad in zip(regions, rolls_rad)]
         crops = np.stack([warp(rgb, matrix, card.input_hw) for matrix in matrices])
-        points_unit, confidence = landmarker(np.concatenate([crops, crops[:, :, ::-1]]))
+        points_unit, confidence, _ = landmarker(np.concatenate([crops, crops[:, :, ::-1]]))
         # unit coordinates mirror as 1 - x
         both = np.concatenate([points_unit[: len(crops)], schema.flipped(points_unit[len(crops) :], 2)])
         guesses = np.stack(

@@ -98,7 +98,7 @@ def test_the_tint_runs_on_whatever_device_its_crops_are_on() -> None:
     """As it must on a GPU, which the tests of most machines do not see."""
     torch = pytest.importorskip("torch")
     rgb = torch.zeros((2, *tint.CARD.input_hw, 3), dtype=torch.uint8, device="meta")
-    points = tint.tint_net().to("meta").points(rgb)[0].points_unit
+    points = tint.tint_net().to("meta").points(rgb).points_unit
     assert points.device.type == "meta" and points.shape == (2, 98, 2)
 
 

@@ -238,7 +238,7 @@ class Sick(BlobLandmarker):
         self.sick = False
 
     def __call__(self, rgb_NHWC: U8) -> Landmarks:
-        points, confidence = super().__call__(rgb_NHWC)
+        points, confidence, _ = super().__call__(rgb_NHWC)
         height, width = self.card.input_hw
         for i, rgb in enumerate(rgb_NHWC):
             if self.sick and abs(int(rgb[height // 2, width // 2, 0]) - 210) < 15:

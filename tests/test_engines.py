@@ -23,7 +23,7 @@ from lineament.landmarks.types import U8, LineamentError
 
 onnx = pytest.importorskip("onnx")
 
-from tests.tint import CARD, answer, crops, tint  # noqa: E402 - after the check that it can
+from tests.tint import CARD, RAMP, answer, crops, tint  # noqa: E402 - after the check that it can
 
 helper = onnx.helper
 BACKENDS = ("openvino", "onnxruntime")
@@ -39,6 +39,8 @@ def test_a_model_that_judges_is_believed(backend: str, tmp_path: Path) -> None:
     with engines.load(str(tint(tmp_path / "judge.onnx", judges=True)), backend) as landmarker:
         found = landmarker(crops(3))
     np.testing.assert_allclose(found.confidence, crops(3)[..., 1].mean((1, 2)) / 255, atol=1e-5)
+    blue = crops(3)[..., 2].mean((1, 2)) / 255
+    np.testing.assert_allclose(found.visibility, blue[:, None] * RAMP, atol=1e-5)
     np.testing.assert_allclose(found.points_unit, answer(crops(3)), atol=1e-5)
 
 

@@ -144,7 +144,7 @@ def test_a_profile_whose_eye_corners_meet_has_a_finite_disagreement() -> None:
 def test_a_point_that_teachers_dispute_counts_less_than_its_neighbours() -> None:
     class Unsure(Knows):
         def __call__(self, rgb_NHWC: U8) -> Landmarks:
-            points, confidence = super().__call__(rgb_NHWC)
+            points, confidence, _ = super().__call__(rgb_NHWC)
             points[:, 16] += 0.1
             return Landmarks(points, confidence)
 

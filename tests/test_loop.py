@@ -371,8 +371,8 @@ def test_a_sample_without_points_teaches_presence_and_nothing_else(tmp_path: Pat
     fitted = fit(config(tmp_path, presence=True, epochs=1), samples, samples[:2])
     net, _ = model.load(fitted.best)
     with torch.inference_mode():
-        points, presence = net.points(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-    assert torch.isfinite(points.points_unit).all() and presence is not None and 0 < float(presence) < 1
+        points, presence, _ = net.points(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+    assert torch.isfinite(points).all() and presence is not None and 0 < float(presence) < 1
 
 
 def test_training_on_nothing_says_so(tmp_path: Path) -> None:

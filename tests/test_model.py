@@ -43,7 +43,7 @@ def test_every_head_sits_on_a_backbone_with_nothing_frozen(head: str) -> None:
 )
 def test_layers_behind_a_pooling_that_is_not_done_are_left_out(backbone: str) -> None:
     net = LandmarkNet(replace(TINY, backbone=backbone))
-    net.points(crops())[0].points_unit.sum().backward()
+    net.points(crops()).points_unit.sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
 
 
@@ -82,7 +82,7 @@ def test_half_the_size_says_nearly_the_same(net: LandmarkNet, tmp_path: Path) ->
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("full", "half")]
     assert sizes[1] < 0.6 * sizes[0]
     half, _ = model.load(tmp_path / "half.safetensors")
-    torch.testing.assert_close(half.points(crops())[0][0], net.points(crops())[0][0], atol=2e-3, rtol=0)
+    torch.testing.assert_close(half.points(crops())[0], net.points(crops())[0], atol=2e-3, rtol=0)
 
 
 def test_evaluation_can_replace_the_card_alone(net: LandmarkNet, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from tests.fake_tensorrt import (  # noqa: E402
     play_tensorrt,
 )
 from tests.tint import CARD as TINT  # noqa: E402
-from tests.tint import answer, crops, tint  # noqa: E402
+from tests.tint import RAMP, answer, crops, tint  # noqa: E402
 
 # ---- the graph that cuts crops
 
@@ -119,10 +119,11 @@ def landmarker(trt: FakeTrt, tmp_path: Path) -> Iterator[TensorRtLandmarker]:
         yield landmarker
 
 
-def test_a_model_with_confidence_returns_one_for_each_crop(trt: FakeTrt, tmp_path: Path) -> None:
+def test_a_model_with_confidence_and_visibility_returns_them_for_each_crop(trt: FakeTrt, tmp_path: Path) -> None:
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", judges=True)) as landmarker:
-        green = crops(9).astype(np.float64).mean((1, 2))[:, 1] / 255
+        _, green, blue = crops(9).astype(np.float64).mean((1, 2)).T / 255
         np.testing.assert_allclose(landmarker(crops(9)).confidence, green, atol=1e-5)
+        np.testing.assert_allclose(landmarker(crops(9)).visibility, blue[:, None] * RAMP, atol=1e-5)
 
 
 def test_each_batch_size_is_captured_once_and_then_costs_one_launch(landmarker: TensorRtLandmarker) -> None:

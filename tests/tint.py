@@ -16,6 +16,8 @@ CARD = ModelCard(name="tint", schema="wflw98", input_hw=(12, 16), crop_scale=1.3
 RNG = np.random.default_rng(0)
 MATRIX, OFFSET = RNG.normal(0, 0.5, (3, 196)).astype(np.float32), RNG.normal(0, 0.5, 196).astype(np.float32)
 
+RAMP = np.linspace(0, 1, 98, dtype=np.float32)
+
 
 def tint(
     path: Path,
@@ -27,13 +29,18 @@ def tint(
     names: tuple[str, str] = ("rgb", "points"),
     dtype: int = onnx.TensorProto.UINT8,
 ) -> Path:
-    """Writes a model whose points are (mean RGB / 255) @ MATRIX + OFFSET, and whose confidence is the mean green."""
+    """Writes a model whose points are (mean RGB / 255) @ MATRIX + OFFSET.
+
+    judges: with the mean green as confidence, and the mean blue times RAMP as visibility.
+    """
     constants = {
         "scale": np.float32(1 / 255),
         "matrix": MATRIX[:, : 2 * n_points],
         "offset": OFFSET[: 2 * n_points],
         "shape": np.array([-1, n_points, 2]),
         "green": np.int64(1),
+        "blue": np.array([2]),
+        "ramp": RAMP[None, :n_points],
     }
     nodes = [
         helper.make_node("Cast", [names[0]], ["rgb_float"], to=onnx.TensorProto.FLOAT),
@@ -47,6 +54,9 @@ def tint(
     if judges:
         nodes.append(helper.make_node("Gather", ["mean", "green"], ["confidence"], axis=1))
         outputs.append(helper.make_tensor_value_info("confidence", onnx.TensorProto.FLOAT, [batch]))
+        nodes.append(helper.make_node("Gather", ["mean", "blue"], ["light_of_blue"], axis=1))
+        nodes.append(helper.make_node("MatMul", ["light_of_blue", "ramp"], ["visibility"]))
+        outputs.append(helper.make_tensor_value_info("visibility", onnx.TensorProto.FLOAT, [batch, n_points]))
     model = helper.make_model(
         helper.make_graph(
             nodes,
@@ -77,13 +87,13 @@ def tint_net() -> Any:
     """The same model as PyTorch has it, of the methods that a LandmarkNet is asked for."""
     import torch
 
-    from lineament.train.heads import Prediction
+    from lineament.train.model import Answer
 
     class Tint(torch.nn.Module):
-        def points(self, rgb_BHW3: torch.Tensor) -> tuple[Prediction, None]:
+        def points(self, rgb_BHW3: torch.Tensor) -> Answer:
             mean = rgb_BHW3.float().mean((1, 2)) / 255
             matrix, offset = (torch.from_numpy(array).to(mean.device) for array in (MATRIX, OFFSET))
             points = mean @ matrix + offset
-            return Prediction(points.unflatten(1, (98, 2)), None), None
+            return Answer(points.unflatten(1, (98, 2)), None, None)
 
     return Tint()

@@ -158,6 +158,7 @@ def _jsonl_sample(line: str, folder: Path, schema: Schema) -> Sample:
             raise KeyError("box_xyxy")
         points = np.full((k, 2), np.nan) if given is None else np.array(given, np.float64)
         point_weights = None if each is None or given is None else np.array(each, np.float64)
+        visible = None if row.get("visible") is None else np.array(row["visible"], np.float32)  # null becomes nan
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         what = f"not a labelled face: {type(error).__name__}: {str(error)[:200]}"
         raise _Refused("malformed", what, 'write {"image": ..., "points": [[x, y], ...]}') from error
@@ -167,13 +168,17 @@ def _jsonl_sample(line: str, folder: Path, schema: Schema) -> Sample:
     if point_weights is not None and (point_weights.shape != (k,) or not (point_weights >= 0).all()):
         what = f"point_weights of shape {point_weights.shape}, expected {k} numbers of at least 0"
         raise _Refused("wrong count", what, "give one per point, or omit them")
+    if visible is not None and (visible.shape != (k,) or (np.abs(visible - 0.5) > 0.5).any()):
+        what = f"visible has shape {visible.shape} and values like {visible.ravel()[:3]}, expected {k} of 1, 0 and null"
+        raise _Refused("wrong count", what, "give one per point, or omit them")
     box_xyxy = np.zeros(4) if box is None else _box(box)
     numbers = (box_xyxy, [weight], () if point_weights is None else point_weights, () if given is None else points)
     if not _are_finite(*numbers):
         raise _Refused("bad number", "a number is not finite, or too large for a picture", "correct or delete the row")
     rect = bounds(points) if box is None else box_xyxy.astype(np.float32)
     weights_K = None if point_weights is None else point_weights.astype(np.float32)
-    return Sample(name, points.astype(np.float32), rect, attributes, folder / name, weight, weights_K, group)
+    points_K2 = points.astype(np.float32)
+    return Sample(name, points_K2, rect, attributes, folder / name, weight, weights_K, visible, group)
 
 
 def _box(box: Any) -> F64:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import safetensors
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lineament.landmarks.card import CropScale, ModelCard
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import F32, U8, LineamentError
-from lineament.train.heads import Coordinates, Head, HeadName, Heatmap, Prediction, SimCC, Star
+from lineament.train.heads import Coordinates, Head, HeadName, Heatmap, SimCC, Star
 from lineament.train.native import timm
 
 
@@ -43,6 +43,8 @@ class NetSpec:
     """hourglasses of the heatmap heads"""
     presence: bool = False
     """a second output: the probability that there is a face; trained on samples without points"""
+    visibility: bool = False
+    """a third output: the probability that each point is seen; train.visibility adds it to a trained net"""
     drop_path: float = 0.0
     """stochastic depth in training, 0..1"""
 
@@ -51,9 +53,10 @@ class NetSpec:
             raise ValueError(f"unknown schema {self.schema!r}, expected one of {sorted(SCHEMAS)}")
         if len(self.input_hw) != 2 or not all(type(side) is int and 32 <= side <= 4096 for side in self.input_hw):
             raise ValueError(f"input_hw is {self.input_hw}, expected 32x32 to 4096x4096")
-        if not isinstance(self.backbone, str) or type(self.presence) is not bool:
+        if not isinstance(self.backbone, str) or not type(self.presence) is type(self.visibility) is bool:
             raise ValueError(
-                f"backbone is {self.backbone!r} and presence {self.presence!r}, expected a name and a bool"
+                f"backbone is {self.backbone!r}, presence {self.presence!r} and visibility {self.visibility!r}, "
+                "expected a name and two bools"
             )
         if self.head not in get_args(HeadName):
             raise ValueError(f"unknown head {self.head!r}, expected one of {', '.join(get_args(HeadName))}")
@@ -61,6 +64,33 @@ class NetSpec:
             raise ValueError(f"stacks is {self.stacks!r}, expected 0 to 16")
         if type(self.drop_path) not in (int, float) or not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path!r}, expected 0 or more, below 1")
+
+
+class Answer(NamedTuple):
+    """What a net says of B crops."""
+
+    points_unit: Tensor
+    """(B, K, 2) unit crop coordinates"""
+    presence: Tensor | None
+    """(B,) 0..1: there is a face; None without this output"""
+    visibility: Tensor | None
+    """(B, K) 0..1: the point is seen; None without this output"""
+
+
+class Visibility(nn.Module):
+    """Logits (B, K) of whether each point is seen, from the last features, whose cells keep their places."""
+
+    WIDTH = 96
+    """channels a cell keeps"""
+
+    def __init__(self, features_BCHW: Tensor, n_points: int) -> None:
+        super().__init__()
+        _, channels, height, width = features_BCHW.shape
+        self.squeeze = nn.Sequential(nn.Conv2d(channels, self.WIDTH, 1), nn.SiLU())
+        self.linear = nn.Linear(self.WIDTH * height * width, n_points)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        return self.linear(self.squeeze(features_BCHW).flatten(1))
 
 
 class LandmarkNet(nn.Module):
@@ -86,19 +116,27 @@ class LandmarkNet(nn.Module):
         self.backbone.train()
         self.head = _head(spec, levels)
         self.presence = nn.Linear(levels[-1].shape[1], 1) if spec.presence else None
+        self.visibility = Visibility(levels[-1], len(self.schema)) if spec.visibility else None
 
     def forward(self, rgb_BHW3: Tensor) -> tuple[Any, Tensor | None]:
         """rgb_BHW3: uint8 -> raw output of the head, and presence logits (B,) or None."""
-        x = (rgb_BHW3.permute(0, 3, 1, 2).float() - self.mean_3[:, None, None]) / self.std_3[:, None, None]
-        levels = self._features(x.contiguous(memory_format=torch.channels_last))
-        raw = self.head(levels if self.head.needs_pyramid else levels[-1])
-        logits = None if self.presence is None else self.presence(levels[-1].mean((2, 3)))[:, 0]
-        return raw, logits
+        return self._answer(self.levels(rgb_BHW3))
 
-    def points(self, rgb_BHW3: Tensor) -> tuple[Prediction, Tensor | None]:
-        """The same decoded: points in unit coordinates, and presence (B,) 0..1 or None."""
-        raw, logits = self(rgb_BHW3)
-        return self.head.decode(raw), None if logits is None else logits.float().sigmoid()
+    def points(self, rgb_BHW3: Tensor) -> Answer:
+        """The same decoded, with the visibility of each point."""
+        levels = self.levels(rgb_BHW3)
+        raw, logits = self._answer(levels)
+        seen = None if self.visibility is None else self.visibility(levels[-1]).float().sigmoid()
+        return Answer(self.head.decode(raw).points_unit, None if logits is None else logits.float().sigmoid(), seen)
+
+    def levels(self, rgb_BHW3: Tensor) -> list[Tensor]:
+        """rgb_BHW3: uint8 -> the features (B, C, H, W) that the outputs use, finest first."""
+        x = (rgb_BHW3.permute(0, 3, 1, 2).float() - self.mean_3[:, None, None]) / self.std_3[:, None, None]
+        return self._features(x.contiguous(memory_format=torch.channels_last))
+
+    def _answer(self, levels: list[Tensor]) -> tuple[Any, Tensor | None]:
+        raw = self.head(levels if self.head.needs_pyramid else levels[-1])
+        return raw, None if self.presence is None else self.presence(levels[-1].mean((2, 3)))[:, 0]
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -327,9 +365,9 @@ def predictor(net: LandmarkNet, device: str = "cpu", flip: bool = False, batch: 
         found = [np.zeros((0, len(net.schema), 2), np.float32)]
         for start in range(0, len(rgb_NHW3), batch):
             rgb = torch.from_numpy(np.ascontiguousarray(rgb_NHW3[start : start + batch])).to(device)
-            points = net.points(rgb)[0].points_unit.cpu().numpy()
+            points = net.points(rgb).points_unit.cpu().numpy()
             if flip:
-                mirrored = net.points(rgb.flip(2))[0].points_unit.cpu().numpy()
+                mirrored = net.points(rgb.flip(2)).points_unit.cpu().numpy()
                 points = (points + net.schema.flipped(mirrored, 2.0)) / 2
             found.append(points)
         return np.concatenate(found).astype(np.float32)

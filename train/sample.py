@@ -38,6 +38,8 @@ class Sample:
     """factor of this face's loss: confidence in its label"""
     point_weights: F32 | None = None
     """(K,) weight of each point among the others, 1 on average; None: equal"""
+    visible: F32 | None = None
+    """(K,) 1 for a point that is seen, 0 for a hidden one, nan if unknown; None: not labelled"""
     group: str = ""
     """faces of one group are held out together; without one, see group_of"""
 

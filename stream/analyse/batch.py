@@ -69,12 +69,12 @@ class SharedLandmarker:
     def _answer(self, batch: list[_Request]) -> None:
         try:
             crops = batch[0].crops if len(batch) == 1 else np.concatenate([r.crops for r in batch])
-            points_unit, confidence = self._landmarker(crops)
+            found = self._landmarker(crops)
             self.batches, self.crops = self.batches + 1, self.crops + len(crops)
             first = 0
             for request in batch:
                 last = first + len(request.crops)
-                request.answer = Landmarks(points_unit[first:last], confidence[first:last])
+                request.answer = Landmarks(*(None if some is None else some[first:last] for some in found))
                 first = last
         except Exception as error:  # noqa: BLE001 - handed to every caller, who raises it
             for request in batch:

@@ -76,6 +76,8 @@ class Followed:
     """(2,) frame px of the face when its velocity was last measured"""
     middle_s: float = 0.0
     """when that was"""
+    visibility: F32 | None = None
+    """(K,) 0..1, as in Track"""
     id: int = 0
     """1, 2, ...; 0 until the landmark model confirms the detection"""
     shown: Track | None = None

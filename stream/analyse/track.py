@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -67,8 +68,20 @@ _SETTLED = 0.08
 """a face whose box moved by a smaller gap between two looks has been found"""
 _MAX_LOOKS = 3
 """at one face in one frame; two are enough for all but the wildest"""
+_NEW_SHARE = 0.5
+"""of the newest look in a point's visibility: objects in front of a face stay for more than a few frames"""
 _MIN_FACE_PX = 8
 """a smaller face has no room for its points"""
+
+
+class Look(NamedTuple):
+    """What the landmark model says of one crop."""
+
+    points: F32
+    """(K, 2) frame px"""
+    confidence: float
+    visibility: F32 | None
+    """(K,) 0..1"""
 
 
 class Tracker:
@@ -109,9 +122,9 @@ class Tracker:
         left_out = 0
         if (faces := self._detected(frame, regions, awaited, ms)) is not None:
             left_out = self._take_in(faces, regions, awaited, frame, ms)
-        points, confidences = self._settle(frame, regions, awaited, ms)
+        looks = self._settle(frame, regions, awaited, ms)
         with _timed(ms, "track"), self._changing:
-            tracks = self._update(frame, points, confidences, likeness < SURELY_SAME_SCENE)
+            tracks = self._update(frame, looks, likeness < SURELY_SAME_SCENE)
         return Result(frame, tracks, ms, left_out)
 
     def state(self) -> TrackerState:
@@ -204,19 +217,19 @@ class Tracker:
         found: list[tuple[Face, int | None]] = [*strayed, *((face, None) for face in newcomers[:taken])]
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
         looks = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
-        for (face, owner), points_frame, confidence in zip(found, *looks):
-            side = shorter_side(bounds(points_frame), frame)
+        for (face, owner), look in zip(found, looks):
+            side = shorter_side(bounds(look.points), frame)
             if side < _MIN_FACE_PX:
                 # a face that is followed already gets another look
-                self.unusable += not side and owner is None and confidence >= self._cfg.min_confidence
+                self.unusable += not side and owner is None and look.confidence >= self._cfg.min_confidence
                 continue
             if owner is None:
                 owner = len(regions)
-                self._followed.append(Followed(face.score, points_frame, frame.time_s, Smoother(self._schema)))
-                regions.append(points_frame)
+                self._followed.append(Followed(face.score, look.points, frame.time_s, Smoother(self._schema)))
+                regions.append(look.points)
             else:
                 self._followed[owner].score = face.score
-                regions[owner] = points_frame
+                regions[owner] = look.points
             awaited.add(owner)
         return len(newcomers) - taken
 
@@ -248,43 +261,41 @@ class Tracker:
         lies = math.cos(face.roll_rad) <= _UPRIGHT
         return lies and math.cos(face.roll_rad - self._schema.roll_rad(region)) < 0
 
-    def _settle(
-        self, frame: Frame, regions: Sequence[F32], awaited: set[int], ms: dict[str, float]
-    ) -> tuple[list[F32], list[float]]:
-        """Points of the awaited faces at `regions`, (K, 2) frame px each; looked at again where they have moved.
+    def _settle(self, frame: Frame, regions: Sequence[F32], awaited: set[int], ms: dict[str, float]) -> list[Look]:
+        """Looks at the awaited faces at `regions`, (K, 2) frame px each, and again where they have moved.
 
         A model is most accurate with the face in the middle of the crop. The points of a face that jumped come out
         somewhere between where it was expected and where it is. A face without usable points, or not awaited, has
         confidence nan.
         """
-        points, confidences = list(regions), [math.nan] * len(regions)
+        looks = [Look(region, math.nan, None) for region in regions]
         boxes = boxes_of(regions)
         # after a long pause, a velocity may carry a face anywhere
         unsettled = [i for i in sorted(awaited) if shorter_side(boxes[i], frame)]
         for _ in range(_MAX_LOOKS):
-            looked_at = [points[i] for i in unsettled]
+            looked_at = [looks[i].points for i in unsettled]
             rolls_rad = [self._schema.roll_rad(region) for region in looked_at]
-            for i, new, confidence in zip(unsettled, *self._landmarks(frame, looked_at, rolls_rad, ms)):
-                points[i], confidences[i] = new, confidence
+            for i, look in zip(unsettled, self._landmarks(frame, looked_at, rolls_rad, ms)):
+                looks[i] = look
             moved = []
-            for i, box in zip(unsettled, boxes_of([points[i] for i in unsettled])):
-                seen = confidences[i] >= self._cfg.min_confidence and shorter_side(box, frame)
+            for i, box in zip(unsettled, boxes_of([looks[i].points for i in unsettled])):
+                seen = looks[i].confidence >= self._cfg.min_confidence and shorter_side(box, frame)
                 if seen and gap_between(box, boxes[i]) > _SETTLED:
                     moved.append(i)
                 boxes[i] = box
             unsettled = moved
         for i, region in enumerate(regions):
             if not shorter_side(boxes[i], frame):
-                self.unusable += confidences[i] >= self._cfg.min_confidence
-                points[i], confidences[i] = region, math.nan
-        return points, confidences
+                self.unusable += looks[i].confidence >= self._cfg.min_confidence
+                looks[i] = Look(region, math.nan, None)
+        return looks
 
     def _landmarks(
         self, frame: Frame, regions: Sequence[Floats], rolls_rad: Sequence[float], ms: dict[str, float]
-    ) -> tuple[list[F32], list[float]]:
-        """regions: (4,) boxes or (K, 2) points, frame px -> (K, 2) points in frame px and a confidence for each."""
+    ) -> list[Look]:
+        """Looks at each of regions: (4,) boxes or (K, 2) points, frame px."""
         if not regions:
-            return [], []
+            return []
         card = self._landmarker.card
         with _timed(ms, "crop"):
             matrices = [crop_from_frame(region, card, roll) for region, roll in zip(regions, rolls_rad)]
@@ -292,32 +303,33 @@ class Tracker:
                 matrices += [mirrored(matrix, card.input_hw) for matrix in matrices]
         if self._on_frame is not None:
             with _timed(ms, "landmark"):
-                points_unit, confidences = self._on_frame(frame.bgr, matrices)
+                points_unit, confidences, visibility = self._on_frame(frame.bgr, matrices)
         else:
             with _timed(ms, "crop"):
                 crops = [cv2.cvtColor(warp(frame.bgr, m, card.input_hw), cv2.COLOR_BGR2RGB) for m in matrices]
                 rgb_NHWC = np.stack(crops).astype(np.uint8, copy=False)
             with _timed(ms, "landmark"):
-                points_unit, confidences = self._landmarker(rgb_NHWC)
+                points_unit, confidences, visibility = self._landmarker(rgb_NHWC)
         points = [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip(matrices, points_unit)]
         if self._still:
             n, flip = len(regions), np.array(self._schema.flip)
             with np.errstate(over="ignore", invalid="ignore"):
                 points = [np.asarray((seen + twin[flip]) / 2, np.float32) for seen, twin in zip(points[:n], points[n:])]
             confidences = np.asarray((confidences[:n] + confidences[n:]) / 2, np.float32)
-        return points, [float(confidence) for confidence in confidences]
+            if visibility is not None:
+                visibility = np.asarray((visibility[:n] + visibility[n:, flip]) / 2, np.float32)
+        each = [None] * len(points) if visibility is None else list(visibility)
+        return [Look(*look) for look in zip(points, map(float, confidences), each)]
 
-    def _update(
-        self, frame: Frame, points: Sequence[F32], confidences: Sequence[float], maybe_cut: bool
-    ) -> tuple[Track, ...]:
+    def _update(self, frame: Frame, looks: Sequence[Look], maybe_cut: bool) -> tuple[Track, ...]:
         """Matches the faces seen to those followed, each to the one expected nearest.
 
         maybe_cut: there may be a cut before this frame, so the same place alone does not make it the same face.
         """
         expected = boxes_of([followed.expected(frame.time_s) for followed in self._followed])
-        boxes = boxes_of(points)
+        boxes = boxes_of([look.points for look in looks])
         gaps, between = gaps_between(boxes, expected), gaps_between(boxes, boxes)
-        seen = self._seen(boxes, confidences, gaps, between, frame)
+        seen = self._seen(boxes, [look.confidence for look in looks], gaps, between, frame)
         for followed in self._followed:
             if followed.shown is None:  # motion while out of sight must not be smoothed
                 followed.smoother.forget()
@@ -327,9 +339,9 @@ class Tracker:
         for i, j in nearest_first(gaps, allowed).items():
             followed = self._followed[j]
             alone = maybe_cut and (np.delete(between[i], i) > 1).all()  # nobody hides it
-            if alone and followed.frames and self._is_another(followed.points, points[i], frame):
+            if alone and followed.frames and self._is_another(followed.points, looks[i].points, frame):
                 followed.become_another()
-            self._show(followed, points[i], confidences[i], frame.time_s)
+            self._show(followed, looks[i], frame)
             followed.doubtful = (
                 followed.frames < _YOUNG_FRAMES or gaps[i, j] > _SETTLED or share_outside(boxes[i], frame) > _CUT_OFF
             )
@@ -361,8 +373,9 @@ class Tracker:
         large = bool((box_xyxy[2:] - box_xyxy[:2]).min() >= _MIN_FACE_PX)
         return confidence >= self._cfg.min_confidence and large and center_inside(box_xyxy, frame)
 
-    def _show(self, followed: Followed, points: F32, confidence: float, time_s: float) -> None:
+    def _show(self, followed: Followed, look: Look, frame: Frame) -> None:
         """Moves a followed face to its new points and sets the track that the result shows."""
+        points, time_s = look.points, frame.time_s
         middle: F32 = np.add.reduce(points, 0) / np.float32(len(points))
         elapsed_s, known = time_s - followed.middle_s, bool(followed.id) and not followed.recalled
         if known and elapsed_s >= _SHORTEST_S:
@@ -371,6 +384,7 @@ class Tracker:
             followed.velocity = np.asarray(mean, np.float32)
         if not known or elapsed_s >= _SHORTEST_S:
             followed.middle, followed.middle_s = middle, time_s
+        followed.visibility = self._visibility(followed, look, frame)
         followed.points, followed.time_s, followed.frames = points, time_s, followed.frames + 1
         followed.recalled = False
         if not followed.id:
@@ -378,7 +392,17 @@ class Tracker:
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
         face = Face(bounds(points), followed.score, self._schema.roll_rad(points))
-        followed.shown = Track(followed.id, face, points, confidence)
+        followed.shown = Track(followed.id, face, points, look.confidence, followed.visibility)
+
+    def _visibility(self, followed: Followed, look: Look, frame: Frame) -> F32 | None:
+        """(K,) the visibility of a look, averaged over the last looks; 0 outside the frame."""
+        if look.visibility is None:
+            return None
+        steady = self._cfg.smooth and followed.frames and followed.visibility is not None
+        seen = followed.visibility + _NEW_SHARE * (look.visibility - followed.visibility) if steady else look.visibility
+        height, width = frame.bgr.shape[:2]
+        inside = ((look.points > -0.5) & (look.points < (width - 0.5, height - 0.5))).all(1)
+        return np.where(inside, seen, np.float32(0))
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, isnan, radians, sin
 from typing import Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.pose import SEEN, aspect_ratios, head_pose
 from lineament.landmarks.schema import SCHEMAS, Schema, convert
 from lineament.landmarks.types import F32, U8, Floats, Result, Track
 
@@ -25,6 +27,8 @@ _COLOURS_BGR = (
 )
 """one per track, distinct on skin and on dark backgrounds; reused by id"""
 _SUBPIXEL_BITS = 4
+_FAINT = 0.3
+"""opacity of what is hidden"""
 _FARTHEST = 8
 """longer sides of the picture: a face with a point beyond is invalid, and would overflow OpenCV's integers"""
 
@@ -59,10 +63,7 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
         colour = _COLOURS_BGR[track.id % len(_COLOURS_BGR)]
         points = convert(track.points, schema, SCHEMAS[cfg.schema])
         face_px = float(np.ptp(points, axis=0).max())
-        if cfg.draw in ("curves", "both"):
-            _curves(canvas, points, SCHEMAS[cfg.schema], colour, face_px)
-        if cfg.draw in ("points", "both"):
-            _dots(canvas, points, colour, face_px)
+        _shape(canvas, points, _seen(track, schema, SCHEMAS[cfg.schema]), cfg, colour)
         x1, y1, x2, y2 = (float(v) for v in track.face.box_xyxy)
         if cfg.boxes:
             thick = max(1, round(face_px / 150))
@@ -77,12 +78,33 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
     return canvas
 
 
-def _curves(canvas: U8, points: F32, schema: Schema, colour: Colour, face_px: float) -> None:
+def _seen(track: Track, source: Schema, target: Schema) -> NDArray[np.bool_]:
+    """(K,) which points of target are seen; all of them if the model does not say."""
+    if track.visibility is None:
+        return np.ones(len(target), bool)
+    return np.asarray(convert(track.visibility[:, None], source, target)[:, 0] >= SEEN)
+
+
+def _shape(canvas: U8, points: F32, seen: NDArray[np.bool_], cfg: DrawConfig, colour: Colour) -> None:
+    """The curves and dots of one face: first the hidden ones, faint, then the others over them."""
+    schema, face_px = SCHEMAS[cfg.schema], float(np.ptp(points, axis=0).max())
+    for wanted in (False, True):
+        if wanted or not seen.all():
+            layer = canvas if wanted else canvas.copy()
+            if cfg.draw in ("curves", "both"):
+                _curves(
+                    layer, points, [(a, b) for a, b in schema.edges if (seen[a] and seen[b]) == wanted], colour, face_px
+                )
+            if cfg.draw in ("points", "both"):
+                _dots(layer, points[seen == wanted], colour, face_px)
+            if not wanted:
+                cv2.addWeighted(layer, _FAINT, canvas, 1 - _FAINT, 0, canvas)
+
+
+def _curves(canvas: U8, points: F32, edges: Sequence[tuple[int, int]], colour: Colour, face_px: float) -> None:
     fixed = np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     thick = max(1, round(face_px / 200))
-    for closed in (False, True):
-        parts = [fixed[list(indices)] for name, indices in schema.parts.items() if (name in schema.closed) == closed]
-        cv2.polylines(canvas, parts, closed, colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
+    cv2.polylines(canvas, [fixed[list(edge)] for edge in edges], False, colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
@@ -96,7 +118,7 @@ def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
 def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: float) -> None:
     """A line from the nose tip in the head's direction, and the numbers under the chin."""
     height, width = canvas.shape[:2]
-    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points, schema)
+    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points, schema, track.visibility)
     if isnan(pose.yaw_deg):
         return
     yaw, pitch, roll = (radians(angle) for angle in pose)
