@@ -36,7 +36,7 @@ def hide(rgb: U8, points: F32, other_rgb: U8, rng: random.Random) -> tuple[U8, F
     clear = np.ones((height, width), np.float32)
     if rng.random() > _CHANCE["nothing"]:
         for draw in _objects(rgb, points, other_rgb, rng):
-            clear *= _clarity(draw, (height, width))
+            clear *= clarity(draw, (height, width))
             rgb = draw(rgb)
     x, y = np.round(points.T).astype(int)
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
@@ -60,7 +60,7 @@ def _objects(rgb: U8, points: F32, other_rgb: U8, rng: random.Random) -> list[Dr
     return objects
 
 
-def _clarity(draw: Draw, hw: tuple[int, int]) -> F32:
+def clarity(draw: Draw, hw: tuple[int, int]) -> F32:
     """(H, W) 0..1: how much of a picture shows through what is drawn on it, on average round each pixel."""
     # black, grey and white in turn: mean and median are those of the opposite picture wherever one looks, because an
     # object is drawn in the light of its surroundings, and a hand in the colour of the skin

@@ -44,7 +44,8 @@ class NetSpec:
     presence: bool = False
     """a second output: the probability that there is a face; trained on samples without points"""
     visibility: bool = False
-    """a third output: the probability that each point is seen; train.visibility adds it to a trained net"""
+    """a third output: the probability that each point is seen, which also lowers the presence of faces that lie upside
+    down or beside the crop; train.visibility adds it to a trained net"""
     drop_path: float = 0.0
     """stochastic depth in training, 0..1"""
 
@@ -78,7 +79,8 @@ class Answer(NamedTuple):
 
 
 class Visibility(nn.Module):
-    """Logits (B, K) of whether each point is seen, from the last features, whose cells keep their places."""
+    """Whether each point is seen, and whether the crop fits the face, from the last features, whose cells keep their
+    places."""
 
     WIDTH = 96
     """channels a cell keeps"""
@@ -87,10 +89,16 @@ class Visibility(nn.Module):
         super().__init__()
         _, channels, height, width = features_BCHW.shape
         self.squeeze = nn.Sequential(nn.Conv2d(channels, self.WIDTH, 1), nn.SiLU())
-        self.linear = nn.Linear(self.WIDTH * height * width, n_points)
+        self.linear = nn.Linear(self.WIDTH * height * width, n_points + 1)
 
-    def forward(self, features_BCHW: Tensor) -> Tensor:
+    def logits(self, features_BCHW: Tensor) -> Tensor:
+        """(B, K + 1): of each point, then of the crop."""
         return self.linear(self.squeeze(features_BCHW).flatten(1))
+
+    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K) and (B,), 0..1 in float32."""
+        probability = self.logits(features_BCHW).float().sigmoid()
+        return probability[:, :-1], probability[:, -1]
 
 
 class LandmarkNet(nn.Module):
@@ -126,8 +134,11 @@ class LandmarkNet(nn.Module):
         """The same decoded, with the visibility of each point."""
         levels = self.levels(rgb_BHW3)
         raw, logits = self._answer(levels)
-        seen = None if self.visibility is None else self.visibility(levels[-1]).float().sigmoid()
-        return Answer(self.head.decode(raw).points_unit, None if logits is None else logits.float().sigmoid(), seen)
+        presence, seen = None if logits is None else logits.float().sigmoid(), None
+        if self.visibility is not None:
+            seen, placed = self.visibility(levels[-1])
+            presence = placed if presence is None else presence * placed
+        return Answer(self.head.decode(raw).points_unit, presence, seen)
 
     def levels(self, rgb_BHW3: Tensor) -> list[Tensor]:
         """rgb_BHW3: uint8 -> the features (B, C, H, W) that the outputs use, finest first."""

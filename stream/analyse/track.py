@@ -49,6 +49,8 @@ _COMPARED_MARGIN = 0.1
 """of a face's size, round its points: comparing faces looks at that too, and the frame's edge may hide it"""
 _SAME_FACE = 0.4
 """two boxes with a smaller gap show one face"""
+_SAME_HEAD = 0.8
+"""the same for a face and its points upside down, which reach from the mouth to above the hair"""
 _SAME_FACE_UNSEEN = 1.5
 """the same for a face that was out of sight for a while and may have moved anywhere near"""
 _PAUSE_S = 0.16
@@ -216,7 +218,7 @@ class Tracker:
         taken = int(min(room, len(newcomers)))
         found: list[tuple[Face, int | None]] = [*strayed, *((face, None) for face in newcomers[:taken])]
         # a first look at the detector's box, so that the second gets the crop that the points themselves ask for
-        looks = self._landmarks(frame, [f.box_xyxy for f, _ in found], [f.roll_rad for f, _ in found], ms)
+        looks = self._first_looks(frame, [face for face, _ in found], ms)
         for (face, owner), look in zip(found, looks):
             side = shorter_side(bounds(look.points), frame)
             if side < _MIN_FACE_PX:
@@ -232,6 +234,19 @@ class Tracker:
                 regions[owner] = look.points
             awaited.add(owner)
         return len(newcomers) - taken
+
+    def _first_looks(self, frame: Frame, faces: Sequence[Face], ms: dict[str, float]) -> list[Look]:
+        """A look at each detected face; where that shows none, the look of the other way up, if that shows one.
+
+        A detector may take a chin for a forehead.
+        """
+        looks = self._landmarks(frame, [face.box_xyxy for face in faces], [face.roll_rad for face in faces], ms)
+        doubted = [k for k, look in enumerate(looks) if look.confidence < self._cfg.min_confidence]
+        boxes, rolls_rad = [faces[k].box_xyxy for k in doubted], [faces[k].roll_rad + math.pi for k in doubted]
+        for k, other in zip(doubted, self._landmarks(frame, boxes, rolls_rad, ms)):
+            if other.confidence >= self._cfg.min_confidence:
+                looks[k] = other
+        return looks
 
     def _owners(self, faces: Sequence[Face], gaps: F64, time_s: float) -> dict[int, int]:
         """{detected face: followed face} of those that are one. gaps: (detected, followed), to where each is expected.
@@ -329,7 +344,7 @@ class Tracker:
         expected = boxes_of([followed.expected(frame.time_s) for followed in self._followed])
         boxes = boxes_of([look.points for look in looks])
         gaps, between = gaps_between(boxes, expected), gaps_between(boxes, boxes)
-        seen = self._seen(boxes, [look.confidence for look in looks], gaps, between, frame)
+        seen = self._seen(looks, boxes, gaps, between, frame)
         for followed in self._followed:
             if followed.shown is None:  # motion while out of sight must not be smoothed
                 followed.smoother.forget()
@@ -352,16 +367,21 @@ class Tracker:
         return tuple(f.shown for f in self._followed if f.shown)
 
     def _seen(
-        self, boxes: Sequence[F32], confidences: Sequence[float], gaps: F64, between: F64, frame: Frame
+        self, looks: Sequence[Look], boxes: Sequence[F32], gaps: F64, between: F64, frame: Frame
     ) -> NDArray[np.bool_]:
         """(N,) bool: which of the looks show a face, and each face once.
 
-        A crop that slid onto a neighbour's face returns the neighbour's points: the less expected copy is dropped.
+        A crop that slid onto a neighbour's face returns the neighbour's points: the less expected copy is dropped. Of two
+        looks at one head that disagree about which way up it is, the less confident is.
         gaps: of each look to where each face was expected. between: of the looks to one another.
         """
         seen = np.zeros(len(boxes), bool)
         for i in sorted(range(len(boxes)), key=lambda i: (self._followed[i].shown is None, gaps[i, i])):
-            seen[i] = self._is_face(boxes[i], confidences[i], frame) and not (between[i, seen] < _SAME_FACE).any()
+            seen[i] = self._is_face(boxes[i], looks[i].confidence, frame) and not (between[i, seen] < _SAME_FACE).any()
+        for i, j in np.argwhere(np.triu(between < _SAME_HEAD, 1) & seen & seen[:, None]):
+            one, other = (self._schema.roll_rad(looks[k].points) for k in (i, j))
+            if math.cos(one - other) < 0:
+                seen[min(i, j, key=lambda k: looks[k].confidence)] = False
         return seen
 
     def _is_another(self, before: F32, now: F32, frame: Frame) -> bool:
