@@ -121,7 +121,7 @@ def teach(cfg: VisibilityConfig) -> ModelCard:
             if round_ == 1:
                 faces.forget(seen_of(net, crops) < _DOUBTED)
             log.info("round %d, held out: %s", round_, report(net, exam, cfg))
-    return save(net, card, cfg.out)
+    return save(net, card, cfg.out, half=card.precision == "fp16")
 
 
 class HiddenFaces(Dataset[tuple[U8, F32, F32]]):
