@@ -20,7 +20,7 @@ import numpy as np
 from lineament.engines.cuda import Cuda, first_gpu
 from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans, refuse_foreign, refuse_stale
 from lineament.engines.frame_graph import FRAME, MATRICES
-from lineament.engines.model_file import INPUT, FileLandmarker, Port, check_graph, landmarks_of
+from lineament.engines.model_file import INPUT, OUTPUTS, FileLandmarker, Port, check_graph, landmarks_of
 from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
 from lineament.landmarks.geometry import invert, warp
 from lineament.landmarks.types import F32, F64, U8, Landmarks, LineamentError
@@ -247,4 +247,4 @@ def _shrinks(crop_from_frame: F64) -> bool:
 
 
 def _joined(parts: Sequence[Landmarks]) -> Landmarks:
-    return Landmarks(*(None if some[0] is None else np.concatenate(some) for some in zip(*parts)))
+    return landmarks_of({name: np.concatenate(some) for name, some in zip(OUTPUTS, zip(*parts)) if some[0] is not None})

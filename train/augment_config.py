@@ -147,6 +147,11 @@ class AugmentConfig:
         probabilities: dict[str, Any] = {name: float(name in names) for name in SWITCHES}
         return replace(self, **probabilities)
 
+    def keeping(self, *names: str) -> AugmentConfig:
+        """These transforms as they are, and no others."""
+        others: dict[str, Any] = {name: 0.0 for name in SWITCHES if name not in names}
+        return replace(self, **others)
+
     def scaled(self, factor: float) -> AugmentConfig:
         """Every probability times factor, limited to valid values."""
         scaled: dict[str, Any] = {name: min(1.0, factor * getattr(self, name)) for name in SWITCHES}

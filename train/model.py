@@ -43,11 +43,11 @@ class NetSpec:
     """hourglasses of the heatmap heads"""
     presence: bool = False
     """a second output: the probability that there is a face; trained on samples without points"""
+    drop_path: float = 0.0
+    """stochastic depth in training, 0..1"""
     visibility: bool = False
     """a third output: the probability that each point is seen, which also lowers the presence of faces that lie upside
     down or beside the crop; train.visibility adds it to a trained net"""
-    drop_path: float = 0.0
-    """stochastic depth in training, 0..1"""
 
     def __post_init__(self) -> None:
         if self.schema not in SCHEMAS:

@@ -31,7 +31,7 @@ from lineament.landmarks.command import ends_in_a_line
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, LineamentError
 from lineament.train.augment import Augment
-from lineament.train.augment_config import ONE_OF, SWITCHES, AugmentConfig
+from lineament.train.augment_config import ONE_OF, AugmentConfig
 from lineament.train.batches import quiet_worker
 from lineament.train.crops import CropConfig, Crops
 from lineament.train.data import hold_out, read_sets
@@ -129,10 +129,8 @@ class HiddenFaces(Dataset[tuple[U8, F32, F32]]):
 
     def __init__(self, crops: Crops, cfg: VisibilityConfig) -> None:
         self.crops, self._seed = crops, cfg.seed
-        hw = crops.input_hw
         self._move, self._look = (
-            Augment(replace(cfg.augment, **{name: 0.0 for name in SWITCHES if name not in kept}), WFLW98, hw)
-            for kept in (_MOVES, _LOOKS)
+            Augment(cfg.augment.keeping(*names), WFLW98, crops.input_hw) for names in (_MOVES, _LOOKS)
         )
         self._given = np.stack([_visible_of(sample) for sample in crops.samples])
 
@@ -265,7 +263,7 @@ def _misfit(rgb: U8, rng: random.Random) -> U8:
             scale = rng.choice((rng.uniform(0.25, 0.4), rng.uniform(2.5, 4.0)))
     middle = (side - 1) / 2
     matrix = cv2.getRotationMatrix2D((middle, middle), turn_deg, scale)
-    matrix[:, 2] += shift
+    matrix[:, 2] += np.array(shift)
     return np.asarray(cv2.warpAffine(rgb, matrix, (side, side), borderMode=cv2.BORDER_REFLECT), np.uint8)
 
 

@@ -74,7 +74,8 @@ class SharedLandmarker:
             first = 0
             for request in batch:
                 last = first + len(request.crops)
-                request.answer = Landmarks(*(None if some is None else some[first:last] for some in found))
+                seen = None if found.visibility is None else found.visibility[first:last]
+                request.answer = Landmarks(found.points_unit[first:last], found.confidence[first:last], seen)
                 first = last
         except Exception as error:  # noqa: BLE001 - handed to every caller, who raises it
             for request in batch:

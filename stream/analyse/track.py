@@ -371,8 +371,8 @@ class Tracker:
     ) -> NDArray[np.bool_]:
         """(N,) bool: which of the looks show a face, and each face once.
 
-        A crop that slid onto a neighbour's face returns the neighbour's points: the less expected copy is dropped. Of two
-        looks at one head that disagree about which way up it is, the less confident is.
+        A crop that slid onto a neighbour's face returns the neighbour's points: the less expected copy is dropped. So
+        is the less confident of two looks at one head that disagree about which way up it is.
         gaps: of each look to where each face was expected. between: of the looks to one another.
         """
         seen = np.zeros(len(boxes), bool)
@@ -418,8 +418,9 @@ class Tracker:
         """(K,) the visibility of a look, averaged over the last looks; 0 outside the frame."""
         if look.visibility is None:
             return None
-        steady = self._cfg.smooth and followed.frames and followed.visibility is not None
-        seen = followed.visibility + _NEW_SHARE * (look.visibility - followed.visibility) if steady else look.visibility
+        seen, before = look.visibility, followed.visibility if followed.frames and self._cfg.smooth else None
+        if before is not None:
+            seen = before + np.float32(_NEW_SHARE) * (seen - before)
         height, width = frame.bgr.shape[:2]
         inside = ((look.points > -0.5) & (look.points < (width - 0.5, height - 0.5))).all(1)
         return np.where(inside, seen, np.float32(0))
