@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
+from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8
 from lineament.train import glasses, worn
 
 _AROUND = 0.02
 """radius of what is looked at round a point, in sides of the picture"""
-_CHANCE = {"nothing": 0.25, "glasses": 0.25, "worn": 0.3, "patch": 0.45}
+_CHANCE = {"nothing": 0.25, "glasses": 0.35, "worn": 0.3, "patch": 0.5}
+_SUNGLASSES, _OVER_EYES = 0.5, 0.25
+"""of the glasses, with lenses that nothing shines through; of the patches, on the eyes"""
 
 Draw = Callable[[U8], U8]
 """draws one object; the same object however often it is called"""
@@ -50,12 +54,17 @@ def _objects(rgb: U8, points: F32, other_rgb: U8, rng: random.Random) -> list[Dr
     objects: list[Draw] = []
     if rng.random() < _CHANCE["glasses"]:
         style = glasses.random_style(rng)
+        if rng.random() < _SUNGLASSES:
+            colour = rng.choice((style.lens_rgb, (8, 8, 8), tuple(rng.randrange(256) for _ in range(3))))
+            style = replace(style, lens_rgb=colour, lens_alpha=rng.uniform(0.9, 1.0), fade=rng.choice((0.0, 0.0, 0.3)))
         objects.append(lambda picture: glasses.draw(picture, points, style))
     if rng.random() < _CHANCE["worn"]:
         kind, seed = rng.choice(worn.KINDS), rng.random()
         objects.append(lambda picture: worn.draw(picture, points, kind, random.Random(seed)))
     if rng.random() < _CHANCE["patch"]:
-        mask, filling = _shape(rgb.shape[:2], rng), _filling(rgb, other_rgb, rng)
+        over_eyes = rng.random() < _OVER_EYES
+        mask = _over_eyes(rgb.shape[:2], points, rng) if over_eyes else _shape(rgb.shape[:2], rng)
+        filling = _filling(rgb, other_rgb, rng)
         objects.append(lambda picture: _blended(picture, filling, mask))
     return objects
 
@@ -97,6 +106,23 @@ def _shape(hw: tuple[int, int], rng: random.Random) -> U8:
             outline = np.array(center) + reach * np.column_stack([np.cos(angles), np.sin(angles)])
             cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], (255,))
             mask = np.asarray(cv2.threshold(cv2.GaussianBlur(mask, (0, 0), 0.03 * width), 127, 255, 0)[1], np.uint8)
+    return mask
+
+
+def _over_eyes(hw: tuple[int, int], points: F32, rng: random.Random) -> U8:
+    """(H, W) 0 or 255: a disc on one eye or both, or a bar across."""
+    mask = np.zeros(hw, np.uint8)
+    left, right = (WFLW98.part(eye, points).mean(0) for eye in ("left_eye", "right_eye"))
+    roll_deg, apart = np.degrees(WFLW98.roll_rad(points)), float(np.hypot(*(right - left)))
+    high = rng.uniform(0.3, 0.8) * apart
+    if rng.random() < 0.4:
+        x, y = (left + right).tolist()
+        bar = ((x / 2, y / 2), (rng.uniform(1.6, 2.4) * apart, high), float(roll_deg))
+        cv2.fillConvexPoly(mask, np.round(cv2.boxPoints(bar)).astype(np.int32), (255,))
+        return mask
+    for x, y in rng.choice(((left,), (right,), (left, right), (left, right), (left, right))):
+        disc = ((float(x), float(y)), (rng.uniform(0.9, 1.4) * high + 0.2 * apart, high), float(roll_deg))
+        cv2.ellipse(mask, disc, (255,), cv2.FILLED)
     return mask
 
 
