@@ -81,7 +81,7 @@ def _undelivered(sessions: Mapping[str, Session]) -> Metric:
 
 def _stages(sessions: Mapping[str, Session]) -> Metric:
     family = HistogramMetricFamily(
-        "lineament_stage_seconds", "Time by stage; age is from capture to drawn.", labels=("source", "stage")
+        "lineament_stage_seconds", "Time by stage; age, if live, is from capture to drawn.", labels=("source", "stage")
     )
     for source, session in sessions.items():
         for stage, (counts, sum_s) in session.stats.histograms().items():
