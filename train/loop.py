@@ -82,8 +82,10 @@ OnEpoch = Callable[[int, float], None]
 
 
 def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEpoch | None = None) -> Fitted:
-    """Trains on `train` and keeps the epoch that is best on `val`. Resumes an interrupted run."""
+    """Trains on `train` and keeps the epoch that is best on `val`. Resumes an interrupted run, not a finished one."""
     with processes(cfg) as here:
+        if done := finished(cfg):
+            return done
         seed_all(cfg.seed)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True  # all batches have one size
@@ -94,6 +96,38 @@ def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEp
             return run.go(on_epoch)
         finally:
             run.close()
+
+
+def finished(cfg: TrainConfig) -> Fitted | None:
+    """The result of a run that has all its epochs. Logs at which epoch another is resumed, or raises LineamentError."""
+    state = read_checkpoint(cfg)
+    if state is None:
+        return None
+    epoch, nme, best = state["epoch"], state["best_nme"], cfg.run / "best.safetensors"
+    if epoch < cfg.epochs:
+        batch = f", batch {state['batch_in_epoch'] + 1}" if state["batch_in_epoch"] else ""
+        log.info("resuming %s at epoch %d of %d%s; another --run starts over", cfg.run, epoch + 1, cfg.epochs, batch)
+        return None
+    says = "%s is finished, all %d epochs; to train further, give another --run and --init %s"
+    log.info(says, cfg.run, epoch, best)
+    return Fitted(cfg.run, best, nme if math.isfinite(nme) else math.nan, epoch)
+
+
+def read_checkpoint(cfg: TrainConfig, device: torch.device | None = None) -> dict[str, Any] | None:
+    """last.pt of the run; None if there is none. Without a device, weights are read only if they are used."""
+    path = cfg.run / "last.pt"
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True, mmap=device is None)
+    except Exception as error:
+        raise LineamentError(f"cannot read {path}: {error}; delete it to start {cfg.run} over") from error
+    if changed := differences(json.loads(state["config"]), json.loads(cfg.to_json())):
+        raise LineamentError(
+            f"{path} was made with another config ({'; '.join(changed[:5])}); "
+            "use the same config to resume, or another --run to start over"
+        )
+    return state
 
 
 class Run:
@@ -314,18 +348,9 @@ class Run:
 
     def resume(self) -> bool:
         """Restores last.pt; returns False if there is none."""
-        path = self.cfg.run / "last.pt"
-        if not path.exists():
+        state = read_checkpoint(self.cfg, self.here.device)
+        if state is None:
             return False
-        try:
-            state = torch.load(path, map_location=self.here.device, weights_only=True)
-        except Exception as error:
-            raise LineamentError(f"cannot read {path}: {error}; delete it to start {self.cfg.run} over") from error
-        if changed := differences(json.loads(state["config"]), json.loads(self.cfg.to_json())):
-            raise LineamentError(
-                f"{path} was made with another config ({'; '.join(changed[:5])}); "
-                "use the same config to resume, or another --run to start over"
-            )
         self.net.load_state_dict(state["net"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
@@ -336,7 +361,6 @@ class Run:
         if self.here.first:
             self.record = Record(self.cfg, self.epoch * len(self.batches) + self.batch_in_epoch)
             self.record.drop_epochs_after(self.epoch)
-            log.info("resuming %s at epoch %d, batch %d", self.cfg.run, self.epoch + 1, self.batch_in_epoch + 1)
         return True
 
     def close(self) -> None:
