@@ -27,6 +27,7 @@ from lineament.engines.distance import distances_px
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import install
+from lineament.landmarks.files import replaced
 from lineament.landmarks.types import U8, Landmarker, LineamentError
 
 if TYPE_CHECKING:
@@ -287,13 +288,13 @@ def _write(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
     import onnx
 
     from lineament.engines.export import put_card
-    from lineament.train.model import write_atomically
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     put_card(copy, card)
     data = copy.SerializeToString()
-    write_atomically(path, lambda temp: temp.write_bytes(data))
+    with replaced(path) as part:
+        part.write_bytes(data)
 
 
 def _nncf() -> Any:

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lineament.landmarks.command import stopped_by_signals
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import apply, crop_from_unit
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import F32, F64, LineamentError
@@ -37,15 +38,7 @@ from lineament.train.batches import Augmented, Batch, Batches, collate, quiet_wo
 from lineament.train.config import TrainConfig, differences
 from lineament.train.crops import Crops
 from lineament.train.machine import Here, amp_dtype, draw_on, draws, one_first, processes, seed_all, summed
-from lineament.train.model import (
-    LandmarkNet,
-    load_initial,
-    new_card,
-    offline_weights,
-    predictor,
-    save,
-    write_atomically,
-)
+from lineament.train.model import LandmarkNet, load_initial, new_card, offline_weights, predictor, save
 from lineament.train.native import timm
 from lineament.train.record import Record
 from lineament.train.sample import Sample
@@ -268,7 +261,8 @@ class Run:
     def _not_finite(self, what: str, value: float, batch: Batch) -> LineamentError:
         path = self.cfg.run / f"not-finite-rank{self.here.rank}.pt"
         state = {"batch": tuple(batch), "epoch": self.epoch, "batch_in_epoch": self.batch_in_epoch}
-        write_atomically(path, lambda temp: torch.save(state, temp))
+        with replaced(path) as part:
+            torch.save(state, part)
         return LineamentError(
             f"{what} became {value} in epoch {self.epoch + 1}, batch {self.batch_in_epoch + 1}; "
             f"the batch is in {path}: check its labels, or lower --lr. The last checkpoint is unchanged"
@@ -336,7 +330,8 @@ class Run:
                 "best_nme": self.best_nme,
                 **draws(self.here.device),
             }
-            write_atomically(self.cfg.run / "last.pt", lambda temp: torch.save(state, temp))
+            with replaced(self.cfg.run / "last.pt") as part:
+                torch.save(state, part)
         self.saved_s = time.monotonic()
 
     def start(self) -> None:
