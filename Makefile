@@ -10,8 +10,6 @@ RUN ?= runs/b5
 # Evaluation sets of `make b5`: folder, and the offset of its labels from pixel centres
 EVAL ?= $(addsuffix :0.5,$(wildcard ../shared/data/wflw-mini)) $(wildcard ../shared/data/wflw-hard-dev)
 PY := $(VENV)/bin/python
-# mediapipe is installed without its dependencies; pip would warn about that each time
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 # What the requested model needs beside the serving packages
 MESH := $(if $(filter mesh mesh-fast,$(MODEL)),$(VENV)/.mesh)
 
@@ -118,50 +116,50 @@ $(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt re
 		requirements-bench.txt requirements-mesh.txt $(VENV)/.train
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib /usr/sbin/mosquitto,$(APT_TEST))
 	@$(call apt,command -v chromium || command -v google-chrome,$(APT_BROWSER))
-	@$(PIP) -r requirements-dev.txt
+	@$(call pip,-r requirements-dev.txt)
 	@$(MAKE) --no-print-directory $(VENV)/.mesh || echo 'continuing without; its tests are skipped' >&2
 	@touch $@
 
 $(VENV)/.train: requirements-train.txt $(VENV)/.serve
 	@echo 'installing the training packages, once; takes some minutes'
-	@$(PIP) -r requirements-train.txt
+	@$(call pip,-r requirements-train.txt)
 	@# albumentations installs a headless OpenCV over the one with a GUI
-	@$(PIP) --force-reinstall --no-deps $$(grep ^opencv-python== requirements.txt)
+	@$(call pip,--force-reinstall --no-deps $$(grep ^opencv-python== requirements.txt))
 	@touch $@
 
 $(VENV)/.gpu: requirements-gpu.txt $(VENV)/.train
 	@echo 'installing TensorRT, once; about 2 GB'
-	@if $(PIP) -r requirements-gpu.txt; then touch $@; \
+	@if $(call pip,-r requirements-gpu.txt); then touch $@; \
 	else echo 'could not install TensorRT; continuing without' >&2; fi
 
 $(VENV)/.demo: requirements-demo.txt $(VENV)/.serve
 	@echo 'installing the demo packages, once; takes half a minute'
-	@$(PIP) -r requirements-demo.txt
+	@$(call pip,-r requirements-demo.txt)
 	@touch $@
 
 $(VENV)/.cluster: requirements-cluster.txt $(VENV)/.serve
 	@echo 'installing Ray, once; takes half a minute'
-	@$(PIP) -r requirements-cluster.txt
+	@$(call pip,-r requirements-cluster.txt)
 	@touch $@
 
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.mesh
 	@echo "installing what MediaPipe's own API imports, once; takes some seconds"
-	@$(PIP) -r requirements-bench.txt
+	@$(call pip,-r requirements-bench.txt)
 	@touch $@
 
 $(VENV)/.mesh: requirements-mesh.txt $(VENV)/.serve
 	@echo 'installing the mesh models, once; takes some seconds'
 	@# only its files are read, so the wheel for 3.12 also works on newer Pythons
-	@$(PIP) --upgrade --no-deps --only-binary=:all: -r requirements-mesh.txt \
+	@$(call pip,--upgrade --no-deps --only-binary=:all: -r requirements-mesh.txt \
 		--python-version "$$($(PY) -c 'import sys; print(f"3.{min(12, sys.version_info.minor)}")')" \
-		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')" || { \
+		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')") || { \
 		echo 'could not install mediapipe 0.10.21, which contains the mesh models; it has wheels for Windows, macOS and' \
 			'Linux on x86-64. All other models run without it.' >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.serve: requirements.txt | $(VENV)/bin/python
 	@echo 'installing the serving packages, once; takes half a minute'
-	@$(PIP) -r requirements.txt
+	@$(call pip,-r requirements.txt)
 	@touch $@
 
 $(VENV)/bin/python:
@@ -177,6 +175,13 @@ $(VENV)/bin/python:
 apt:
 	apt-get -qq update
 	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(APT_SERVE) $(APT_TEST)
+
+# $(call pip,arguments): installs quietly; only if that fails, shows all that pip said, because the cause is often in its
+# warnings. mediapipe is installed without its dependencies, about which pip would warn each time.
+define pip
+said=$$($(PY) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts $(1) 2>&1) || \
+	{ printf '%s\n' "$$said" >&2; false; }
+endef
 
 # $(call apt,check,packages): if apt-get exists and the check fails, root installs the packages, others are told to.
 define apt

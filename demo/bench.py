@@ -151,11 +151,11 @@ def _server(model: str) -> Iterator[str]:
     if Path(model).suffix:
         command += ["--model", model]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        if not line.startswith("open "):
-            raise LineamentError("the demo did not start; run `make demo` to see why")
         try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            if not line.startswith("open "):
+                raise LineamentError("the demo did not start; run `make demo` to see why")
             yield line.removeprefix("open ").strip()
         finally:
             server.terminate()

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 
 from lineament.engines.model_file import parse_card, read_card
 from lineament.landmarks.card import ModelCard
+from lineament.landmarks.files import replaced
 from lineament.landmarks.types import LineamentError
 
 MAGIC = b"LINEAMENT\0"
@@ -99,17 +100,11 @@ def write_engine(path: Path, card: ModelCard, key: PlanKey, source: str, plans: 
     ]
     header = {"card": asdict(card), "key": asdict(key), "source": source, "plans": listed}
     text = json.dumps(header, indent=1).encode()
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                file.write(MAGIC + _NUMBERS.pack(VERSION, len(text)) + text)
-                for plan in plans.values():
-                    file.write(plan)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replaced(path) as part, part.open("wb") as file:
+            file.write(MAGIC + _NUMBERS.pack(VERSION, len(text)) + text)
+            for plan in plans.values():
+                file.write(plan)
     except OSError as error:
         raise LineamentError(f"cannot write {path}: {error.strerror or error}; check the path and the disk") from None
 

@@ -24,6 +24,7 @@ from lineament.engines.model_file import CARD_KEY, OUTPUTS
 from lineament.engines.portrait import portrait
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import crop_from_frame, warp
 from lineament.landmarks.types import F32, U8, LineamentError
 
@@ -74,8 +75,6 @@ def export(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) ->
     half: store weights in half precision. Raises LineamentError, and writes nothing, if the distance is more than
     MAX_ERROR_PX (HALF_MAX_ERROR_PX).
     """
-    from lineament.train.model import write_atomically
-
     model = graph_of(net)
     if half:
         halve_weights(model)
@@ -90,7 +89,8 @@ def export(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) ->
             f"the exported graph is {error_px:.3f} px of a 256-px crop away from PyTorch, at most {most_px} is "
             f"allowed, so {path} was not written; try the torch and onnxscript in requirements-train.txt"
         )
-    write_atomically(path, lambda temp: temp.write_bytes(data))
+    with replaced(path) as part:
+        part.write_bytes(data)
     return error_px
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from lineament.engines.model_file import CARD_KEY, INPUT, POINTS
 from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
 from lineament.landmarks.command import ends_in_a_line, install
+from lineament.landmarks.files import replaced
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import F32, U8, LineamentError
 
@@ -114,13 +115,10 @@ def import_onnx(cfg: ImportConfig) -> ModelCard:
 def _save(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(model, part)
-        os.replace(part, path)
+        with replaced(path) as part:
+            onnx.save(model, part)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise LineamentError(f"cannot write {path}: {error.strerror or error}; check the path") from None
 
 

@@ -1,6 +1,6 @@
 """Builds the files that serve a model on a CPU from its exported graph: f32, bf16 and INT8, if they pass a check.
 
-    best = candidates(Path("b5.onnx"), card, calibration_crops(Path("WFLW"), card, 128), Path("build"))[-1]
+    built = candidates(Path("b5.onnx"), card, calibration_crops(Path("WFLW"), card, 128), Path("build"))
 
 All are ONNX files with a card, which engines.load opens. bf16 is the same graph, run by OpenVINO in bf16. INT8 is the
 graph after post-training quantisation by NNCF, with ONNX's QuantizeLinear nodes, which OpenVINO runs as int8
@@ -27,6 +27,7 @@ from lineament.engines.distance import distances_px
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import install
+from lineament.landmarks.files import replaced
 from lineament.landmarks.types import U8, Landmarker, LineamentError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def candidates(
     nme: Callable[[Landmarker], float] | None = None,
 ) -> list[Built]:
     """The files worth keeping on this CPU: f32, then each that is close enough to it and faster than those before it,
-    so the last is the best. Logs the measurements of every file and why it was dropped.
+    so the last is the fastest. Logs the measurements of every file and why it was dropped.
 
     calibration: (N, H, W, 3) RGB crops of many faces, of which the last quarter is held back to compare on; by default
     crops of one public-domain portrait. nme: from engines.labelled.nme_on.
@@ -287,13 +288,13 @@ def _write(model: onnx.ModelProto, card: ModelCard, path: Path) -> None:
     import onnx
 
     from lineament.engines.export import put_card
-    from lineament.train.model import write_atomically
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     put_card(copy, card)
     data = copy.SerializeToString()
-    write_atomically(path, lambda temp: temp.write_bytes(data))
+    with replaced(path) as part:
+        part.write_bytes(data)
 
 
 def _nncf() -> Any:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from lineament.engines.mesh import CROP_SCALE, INPUT_HW, MeshModels
 from lineament.landmarks.adapter import N_MESH
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import apply, compose, crop_from_frame, invert, warp
 from lineament.landmarks.pose import head_pose
 from lineament.landmarks.schema import WFLW98
@@ -135,11 +135,9 @@ def turn_sets(cfg: TurnConfig) -> int:
     """Writes cfg.out; returns the number of images."""
     samples = [sample for one in read_sets(cfg.data, (0.0,), WFLW98) for sample in one]
     rng, models = np.random.default_rng(cfg.seed), MeshModels(iris=False)
-    cfg.out.mkdir(parents=True, exist_ok=True)
     tiles: list[Tile] = []
-    part = cfg.out / "labels.jsonl.part"
     opened, picture, count, made = Path(), np.zeros((1, 1, 3), np.uint8), 0, 0
-    with part.open("w") as file:
+    with replaced(cfg.out / "labels.jsonl") as part, part.open("w") as file:
         for sample in tqdm(samples, desc="turning", disable=None, leave=False):
             if not _is_usable(sample, cfg):
                 continue
@@ -161,7 +159,6 @@ def turn_sets(cfg: TurnConfig) -> int:
                 if len(tiles) < 48 and rng.random() < 0.1:
                     tiles.append(Tile(turned.rgb, turned.points, f"{yaw_deg:.0f} by {by_yaw_deg:.0f}"))
             made += 1
-    os.replace(part, cfg.out / "labels.jsonl")
     log.info("%s: %d of %d faces turned, %d images", cfg.out, made, count, made * cfg.each)
     if cfg.sheet and tiles:
         sheet(tiles, cfg.sheet, 8)

@@ -38,6 +38,7 @@ from tqdm import tqdm
 from lineament import engines
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line, program
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import apply, bounds, crop_from_frame, iou, warp
 from lineament.landmarks.schema import Schema
 from lineament.landmarks.types import F64, U8, Face, Floats, Frame, LineamentError, Result, Track
@@ -212,15 +213,9 @@ class _Labelling:
 @contextmanager
 def _complete(path: Path) -> Iterator[TextIO]:
     """A file that appears at path when the block succeeds. Raises LineamentError if it cannot be written."""
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("w") as file:
-                yield file
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replaced(path) as part, part.open("w") as file:
+            yield file
     except OSError as error:
         raise cannot_write(path, error) from None
 

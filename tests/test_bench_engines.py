@@ -113,7 +113,8 @@ def test_nothing_but_results_is_left(told: tuple[str, Path]) -> None:
 def test_the_fastest_is_named_with_its_share_of_onnx_runtimes_time() -> None:
     cfg = BenchConfig(Path("a.safetensors"), batches=(1, 2))
     lines = table(ROWS, cfg)
-    assert lines[-1] == "fastest at batch 1: openvino int8, 0.40 of ONNX Runtime's time"
+    assert lines[-2] == "fastest at batch 1: openvino int8, 0.40 of ONNX Runtime's time"
+    assert lines[-1] == "fastest within 0.5 px of torch cpu: torch cpu, 1.00 of ONNX Runtime's time"
     (int8,) = [line for line in lines if line.startswith("openvino int8") and "+0.050" in line]
     assert int8.split() == ["openvino", "int8", "3.0", "29.0", "0.20", "1.500", "4.05", "+0.050"]
     assert any(line.split() == ["openvino", "int8", "8.00", "/", "9.00", "15.00", "/", "16.00"] for line in lines)

@@ -10,7 +10,7 @@ import pytest
 
 from lineament import engines
 from lineament.engines import build, openvino_build
-from lineament.engines.build import BuildConfig, Row, main, run, table, targets
+from lineament.engines.build import BuildConfig, Row, advice, main, run, table, targets
 from lineament.engines.engine_file import ANY_RTX, Gpu, read_header
 from lineament.engines.model_file import read_card
 from lineament.engines.openvino_build import Built
@@ -176,9 +176,12 @@ def test_b5_streams_by_its_name_from_the_file_that_was_fastest(tmp_path: Path, m
     for row in rows:
         row.path.write_bytes(b"x")
     # ranges of one portrait do not make it the B5 of its name
-    assert build._how_to_stream("b5", rows, calibrated=False) == "MODEL=b5"
+    assert advice("b5", rows, calibrated=False) == [
+        "fastest here: make stream MODEL=b5",
+        "b5-int8.onnx is faster, but calibrated on one portrait; add DATA=/path/to/WFLW",
+    ]
     assert engines.fastest_built("b5") == tmp_path / "b5-bf16.onnx"
-    assert build._how_to_stream("b5", rows, calibrated=True) == "MODEL=b5"
+    assert advice("b5", rows, calibrated=True) == ["fastest here: make stream MODEL=b5"]
     assert engines.fastest_built("b5") == tmp_path / "b5-int8.onnx" and "b5" in engines.ready()
     # what was built of other weights, or is gone, does not count
     (tmp_path / "b5-int8.onnx").unlink()
@@ -187,6 +190,46 @@ def test_b5_streams_by_its_name_from_the_file_that_was_fastest(tmp_path: Path, m
     assert engines.fastest_built("b5") is None
     (tmp_path / "b5.json").write_text("half a li")
     assert engines.fastest_built("b5") is None
+
+
+def recommended_of(folder: Path, *figures: tuple[str, float, float], calibrated: bool = True) -> list[str]:
+    """figures: a runtime or precision, px from PyTorch, ms; the first is ONNX Runtime's."""
+    rows = [
+        Row(folder / f"{name}.onnx", "ONNX Runtime" if i == 0 else "OpenVINO", name, 0, px, ms=ms)
+        for i, (name, px, ms) in enumerate(figures)
+    ]
+    return advice(str(folder / "own.safetensors"), rows, calibrated)
+
+
+def test_the_fastest_engine_within_half_a_pixel_is_recommended_and_a_faster_one_is_named(tmp_path: Path) -> None:
+    found = recommended_of(tmp_path, ("ort", 0.0, 9.0), ("fp32", 0.0, 8.0), ("bf16", 0.5, 5.0), ("int8", 2.5, 4.0))
+    assert found == [
+        f"fastest here: make stream MODEL={tmp_path}/bf16.onnx",
+        "int8.onnx is faster, but puts 1 of 20 points 2.50 px or more from PyTorch's",
+    ]
+    by_ort = recommended_of(tmp_path, ("ort", 0.0, 7.0), ("fp32", 0.0, 8.0), ("bf16", 0.51, 6.9))
+    assert by_ort == [f'fastest here: make stream MODEL={tmp_path}/ort.onnx ARGS="--device onnxruntime"']
+
+
+def test_of_engines_that_take_the_same_time_the_more_accurate_is_recommended(tmp_path: Path) -> None:
+    found = recommended_of(tmp_path, ("ort", 0.0, 9.0), ("bf16", 0.08, 5.04), ("int8", 0.4, 5.0))
+    assert found == [f"fastest here: make stream MODEL={tmp_path}/bf16.onnx"]
+    same = recommended_of(tmp_path, ("ort", 0.0001, 5.01), ("fp32", 0.0002, 5.0))
+    assert same == [f"fastest here: make stream MODEL={tmp_path}/fp32.onnx"], "both compute in f32"
+
+
+@pytest.mark.parametrize("px", [0.7, float("nan")])
+def test_without_an_engine_within_half_a_pixel_f32_is_recommended_and_a_line_says_so(px: float, tmp_path: Path) -> None:
+    said, why = recommended_of(tmp_path, ("ort", px, 9.0), ("bf16", px, 5.0))
+    assert said.startswith("no engine is within 0.5 px of PyTorch, so in f32: make stream MODEL=")
+    assert said.endswith('ort.onnx ARGS="--device onnxruntime"') and f"{px:.2f} px" in why
+
+
+def test_int8_of_one_portrait_is_not_recommended(tmp_path: Path) -> None:
+    figures = (("ort", 0.0, 9.0), ("bf16", 0.1, 5.0), ("int8", 0.4, 4.0))
+    said, why = recommended_of(tmp_path, *figures, calibrated=False)
+    assert said.endswith("bf16.onnx") and "one portrait" in why
+    assert recommended_of(tmp_path, *figures)[0].endswith("int8.onnx")
 
 
 def test_a_b5_that_is_not_built_says_how_to_build_it_where_pytorch_is_absent(
@@ -231,14 +274,12 @@ def test_the_b5_becomes_a_real_engine_in_half_precision(tmp_path: Path) -> None:
     """The model that this project is about, by NVIDIA's own compiler: no GPU is needed to build."""
     from lineament.engines.export import graph_of, put_card
     from lineament.engines.tensorrt_build import build as build_engine
-    from lineament.train.model import write_atomically
 
     torch.manual_seed(0)
     net = LandmarkNet(NetSpec()).eval()
     graph = graph_of(net)
     put_card(graph, new_card(net, "b5", 1.3))
-    data = graph.SerializeToString()
-    write_atomically(tmp_path / "b5.onnx", lambda temp: temp.write_bytes(data))
+    n_bytes = (tmp_path / "b5.onnx").write_bytes(graph.SerializeToString())
     report = build_engine(tmp_path / "b5.onnx", tmp_path / "b5.engine", "tensorrt-rtx", progress=False)
     assert (report.n_half, report.n_single) == (195, 1)
-    assert report.n_bytes < 0.6 * len(data)
+    assert report.n_bytes < 0.6 * n_bytes

@@ -28,7 +28,7 @@ from lineament.stream.read.video import VideoSource
 from lineament.stream.run.cameras import Camera
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.write.files import VideoSink
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-cluster.txt")
 
@@ -261,7 +261,7 @@ cameras:
     command = [sys.executable, "-m", "stream.cluster", "--cameras", str(folder / "cameras.yaml")]
     mark = uuid.uuid4().hex
     environment = {**os.environ, "LINEAMENT_TEST": mark}
-    with subprocess.Popen(
+    with started(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         points = folder / "door.jsonl"

@@ -40,7 +40,7 @@ from lineament.landmarks.types import U8
 from lineament.stream.local_cameras import mjpeg_server, turning_head
 from lineament.stream.read.sample import Sample
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 Points = NDArray[np.float64]
 
@@ -76,15 +76,15 @@ def serving(folder: Path, *args: str, **env: str) -> Iterator[Server]:
     port, log = free_port(), folder / "log"
     command = [sys.executable, "-c", SERVER, "--port", str(port), *args]
     environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **env}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    try:
-        until(lambda: "open http" in log.read_text() or process.poll() is not None, log.read_text)
-        assert process.poll() is None, log.read_text()
-        yield Server(f"http://127.0.0.1:{port}/", folder, log)
-    finally:
-        process.terminate()
-        code = process.wait(WAIT_S)
+    options = {"stderr": subprocess.STDOUT, "env": environment}
+    with log.open("w") as out, started(command, cwd=ROOT, stdout=out, **options) as process:
+        try:
+            until(lambda: "open http" in log.read_text() or process.poll() is not None, log.read_text)
+            assert process.poll() is None, log.read_text()
+            yield Server(f"http://127.0.0.1:{port}/", folder, log)
+        finally:
+            process.terminate()
+            code = process.wait(WAIT_S)
     assert code == 0, log.read_text()
     assert not list(folder.glob("lineament-*"))
 

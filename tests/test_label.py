@@ -283,7 +283,7 @@ def test_a_run_that_fails_leaves_the_old_file_and_no_part(
     monkeypatch.setattr(label_module, "label_faces", interrupted)
     assert main([str(photos), "--out", str(out)]) == 130
     assert out.read_text() == "old"
-    assert not list(tmp_path.glob("*.part"))
+    assert [path for path in tmp_path.iterdir() if "labels" in path.name] == [out]
 
 
 @pytest.mark.parametrize(

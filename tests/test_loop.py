@@ -211,11 +211,27 @@ def interrupt_and_resume(folder: Path, workers: int, device: str = "cpu") -> Non
     with recorded() as resumed_losses:
         resumed = fit(cfg, samples, [])
     assert resumed.epochs == 3
+    with recorded() as more:
+        assert fit(cfg, samples, [])[:2] == resumed[:2] and not more, "a finished run takes no step"
     if device != "cpu":  # it adds up in no fixed order
         assert resumed_losses == pytest.approx(losses[5:], rel=0.02)
         return
     ours, theirs = weights(resumed.best), weights(whole.best)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_says_that_it_is_resumed_or_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lineament.train.loop")
+    samples, cfg = faces(tmp_path, 12), config(tmp_path, epochs=2)
+    fit(replace(cfg, minutes=1e-6), samples, [])
+    assert not [record for record in caplog.records if "resum" in record.message or "finished" in record.message]
+    caplog.clear()
+    done = fit(cfg, samples, samples[:3])
+    assert caplog.messages[0] == f"resuming {cfg.run} at epoch 2 of 2; another --run starts over"
+    caplog.clear()
+    assert fit(cfg, samples, samples[:3]) == done
+    says = f"{cfg.run} is finished, all 2 epochs; to train further, give another --run and --init {done.best}"
+    assert caplog.messages == [says]
 
 
 @pytest.mark.gpu

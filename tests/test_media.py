@@ -25,7 +25,7 @@ from lineament.stream.write.network import Background
 from lineament.stream.write.open import open_sink
 from tests.published import feed, nothing_left, result
 from tests.rtsp import rtsp_recorder
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ with av.open(sys.argv[1], options={"listen": "1"}) as container:
     url = f"rtmp://127.0.0.1:{port}/live/door"
     # it listens once, so a probe before would be its only guest
     told: list[str] = []
-    with subprocess.Popen([sys.executable, "-c", listener, url], stdout=subprocess.PIPE, text=True) as server:
+    with started([sys.executable, "-c", listener, url], stdout=subprocess.PIPE, text=True) as server:
         out = server.stdout
         assert out is not None
         reader = threading.Thread(target=lambda: told.append(out.readline()))

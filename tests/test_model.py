@@ -112,19 +112,6 @@ def test_damaged_foreign_and_absent_files_are_refused(net: LandmarkNet, tmp_path
         model.load(path)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "kept"
-    path.write_text("old")
-
-    def fail(temp: Path) -> None:
-        temp.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        model.write_atomically(path, fail)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_unknown_and_unfit_backbones_are_named() -> None:
     with pytest.raises(LineamentError, match=r"did you mean one of .*efficientnet_b5"):
         LandmarkNet(replace(TINY, backbone="my_efficientnet_b5"))

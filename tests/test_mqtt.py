@@ -24,7 +24,7 @@ from lineament.stream.write.files import JsonlSink
 from lineament.stream.write.network import MESSAGES, Background
 from lineament.stream.write.open import open_sink
 from tests.published import feed, nothing_left, result
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 MOSQUITTO = next((path for path in ("/usr/sbin/mosquitto", "/opt/homebrew/sbin/mosquitto") if Path(path).exists()), "")
 pytestmark = pytest.mark.skipif(not MOSQUITTO, reason="needs a broker: apt install mosquitto")
@@ -49,12 +49,9 @@ def broker(folder: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes
     config = folder / "mosquitto.conf"
     user = "user root\n" if os.geteuid() == 0 else ""
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\n{user}")
-    with subprocess.Popen([MOSQUITTO, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            until(lambda: answers(port))
-            yield process, port
-        finally:
-            process.kill()
+    with started([MOSQUITTO, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(lambda: answers(port))
+        yield process, port
 
 
 def answers(port: int) -> bool:

@@ -30,7 +30,7 @@ from lineament.stream.write.network import Background, parsed
 from lineament.stream.write.open import open_sink
 from tests.blobs import CARD, BlobLandmarker
 from tests.published import feed, nothing_left, result
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -257,20 +257,17 @@ def test_the_command_line_serves_a_socket_and_a_playlist_and_says_what_was_lost(
     command = [sys.executable, "-m", "stream", "--source", "sample", "--no-window"]
     for out in outs:
         command += ["--out", out]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
-        try:
-            assert run.stderr is not None
-            for line in run.stderr:
-                if "landmarks: ws://" in line:
-                    break
-            with connect(f"ws://127.0.0.1:{port}/a") as client:
-                lines = [json.loads(client.recv(WAIT_S)) for _ in range(5)]
-            assert all(line["source"] == "sample" and len(line["faces"][0]["points"]) == 98 for line in lines)
-            run.send_signal(signal.SIGTERM)
-            said = run.stderr.read()
-            assert run.wait(WAIT_S) == 0
-        finally:
-            run.kill()
+    with started(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if "landmarks: ws://" in line:
+                break
+        with connect(f"ws://127.0.0.1:{port}/a") as client:
+            lines = [json.loads(client.recv(WAIT_S)) for _ in range(5)]
+        assert all(line["source"] == "sample" and len(line["faces"][0]["points"]) == 98 for line in lines)
+        run.send_signal(signal.SIGTERM)
+        said = run.stderr.read()
+        assert run.wait(WAIT_S) == 0
     assert "not delivered to mqtt://***@127.0.0.1:1/a" in said and "hunter2" not in said
     assert (tmp_path / "live/x.m3u8").read_text().endswith("#EXT-X-ENDLIST\n")
     assert os.stat(tmp_path / "live/x.m3u8").st_mode & 0o077 == 0

@@ -28,7 +28,7 @@ from lineament.stream.read.reconnect import ReconnectingSource, RetryConfig
 from lineament.stream.read.video import VideoSource
 from lineament.stream.run.pipeline import Pipeline
 from tests.rtsp import H265, rtsp_server, tcp_server
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -289,7 +289,7 @@ def test_the_command_line_goes_on_after_an_outage_and_sums_it_up(tmp_path: Path)
     with rtsp_server() as (server, port):
         url = f"rtsp://admin:p%40ss@127.0.0.1:{port}/cam"
         command = [sys.executable, "-m", "stream", "--source", url, "--no-window", "--jsonl", str(points)]
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        with started(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             until(lambda: lines() > 3 or process.poll() is not None)
             server.kill()
             server.wait()
@@ -403,9 +403,7 @@ VideoSource(sys.argv[1], 600.0, 600.0).__enter__()
 """
     with socket.create_server(("127.0.0.1", 0)) as hole:
         url = f"rtsp://127.0.0.1:{hole.getsockname()[1]}/x"
-        with subprocess.Popen(
-            [sys.executable, "-c", code, url], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        ) as process:
+        with started([sys.executable, "-c", code, url], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             caller, _ = hole.accept()
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=WAIT_S)

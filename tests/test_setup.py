@@ -76,6 +76,19 @@ def test_without_a_supported_python_make_says_which_it_needs(tmp_path: Path) -> 
     assert done.returncode and line.startswith("no Python 3.11 to 3.14 found, python3 is Python 3.9.2; install one")
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_pip_is_quiet_unless_it_fails_and_then_tells_all(code: int, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f"#!/bin/sh\necho 'WARNING: connection broken' >&2\necho 'ERROR: no %s'\nexit {code}\n")
+    python.chmod(0o755)
+    done = make(f"VENV={tmp_path}", f"{tmp_path}/.serve")
+    assert "installing the serving packages, once; takes half a minute\n" in done.stdout
+    assert "WARNING" not in done.stdout and "ERROR" not in done.stdout
+    assert done.stderr.startswith("WARNING: connection broken\nERROR: no %s\n") if code else not done.stderr
+    assert (tmp_path / ".serve").exists() == (code == 0), "the next make tries again"
+
+
 def test_without_mediapipe_the_mesh_says_how_to_install_it_and_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     for model in ("mesh", "mesh-fast"):

@@ -22,6 +22,7 @@ from lineament.stream.read.sample import Sample
 from lineament.stream.write.files import HlsSink, ImageSink, JsonlSink, VideoSink
 from lineament.stream.write.open import open_sink
 from lineament.stream.write.window import WindowSink, has_display
+from tests.waiting import WAIT_S, started
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,7 +162,7 @@ with open_sink("a.mp4", 30) as video, open_sink("a.jsonl") as lines:
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while int(process.stdout.readline()) < 70 + fault:
             pass
@@ -254,7 +255,8 @@ with open_sink({str(tmp_path / "a.m3u8")!r}, 10.0) as sink:
     input()
 """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
+    with started([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == b"written\n"
         process.kill()
     assert len(read_playlist(tmp_path / "a.m3u8")) == 60  # three segments of two seconds are whole
@@ -453,12 +455,8 @@ with WindowSink() as window:
 )
 def test_keys_quit_pause_and_save_and_a_closed_window_quits(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
-    xvfb = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "1280x1024x24"],
-        pass_fds=[write_end],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    command = ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "1280x1024x24"]
+    with started(command, pass_fds=[write_end], stderr=subprocess.DEVNULL) as xvfb:
         os.close(write_end)
         with os.fdopen(read_end) as number:
             display = f":{number.readline().strip()}"
@@ -466,7 +464,6 @@ def test_keys_quit_pause_and_save_and_a_closed_window_quits(tmp_path: Path) -> N
         env = {**os.environ, "DISPLAY": display, "PYTHONPATH": str(root)}
         done = subprocess.run([sys.executable, "-c", WINDOW], cwd=tmp_path, env=env, timeout=60, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
-    finally:
-        xvfb.terminate()
-        xvfb.wait(timeout=10)
+        xvfb.terminate()  # Xvfb removes its lock file
+        xvfb.wait(WAIT_S)
     assert [p.name for p in tmp_path.iterdir()] == ["lineament-y-000001.png"]

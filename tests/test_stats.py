@@ -42,6 +42,15 @@ def test_losses_are_told_when_there_were_some() -> None:
     assert "too old" not in stats.summary(4) and "dropped 4, 3 of them too old" in stats.summary(4, stale=3)
 
 
+def test_the_age_of_frames_is_told_if_they_have_one() -> None:
+    file, live = Stats(), Stats()
+    for _ in range(3):
+        file.add(result_with(draw=2.0))
+        live.add(result_with(draw=2.0, age=5.0))
+    assert "age p50 5.0 p95 5.0 ms" in live.live_line(0) and " age " in live.summary(0)
+    assert " age " not in file.live_line(0) + file.summary(0) and "nan" not in file.live_line(0) + file.summary(0)
+
+
 def test_it_may_be_read_while_it_is_written() -> None:
     stats, done, errors = Stats(), threading.Event(), []
 

@@ -10,6 +10,7 @@ import pytest
 
 from lineament.landmarks.types import Frame, Result
 from lineament.stream.read.open import open_source
+from lineament.stream.read.pictures import PacedSource, SampleSource
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.watch import status as status_module
 from lineament.stream.watch.status import StatusLog, no_picture, status
@@ -42,6 +43,15 @@ def test_a_source_that_was_shown_to_its_end_has_ended_and_one_that_broke_off_has
     broken.fault = "the disk is full"
     assert (status(broken)["state"], status(broken)["why"]) == ("failed", "the disk is full")
     assert no_picture(broken) == "the disk is full"
+
+
+def test_only_a_live_source_has_frames_with_an_age() -> None:
+    for source in (SampleSource(), PacedSource(SampleSource())):
+        with Session(SessionConfig(frames=3), source, BlobLandmarker(), ()) as session:
+            assert {"age" in result.ms for result, _ in session} == {source.live}
+        said = status(session)
+        ages = [said["age_p50_ms"] is not None, "age" in session.stats.histograms(), " age " in session.summary()]
+        assert {*ages, " age " in session.live_line()} == {source.live}, said
 
 
 def test_the_log_tells_of_every_source_again_and_again_until_it_is_over(

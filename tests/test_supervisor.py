@@ -32,7 +32,7 @@ from lineament.stream.run.session import SessionConfig
 from lineament.stream.run.supervisor import Supervisor
 from tests.blobs import BlobLandmarker, template
 from tests.rtsp import rtsp_server
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD_URL = "rtsp://admin:p%40ss@127.0.0.1:{}/cam"
@@ -312,7 +312,7 @@ cameras:
         with socket.create_server(("127.0.0.1", 0)) as free:
             monitor_port = free.getsockname()[1]
         command += ["--tiles", str(tmp_path / "all.mp4"), "--monitor", str(monitor_port)]
-        with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        with started(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
             points = tmp_path / "yard.jsonl"
             until(lambda: process.poll() is not None or lines_in(points) > 10)
             with urllib.request.urlopen(f"http://127.0.0.1:{monitor_port}/metrics", timeout=WAIT_S) as answer:

@@ -1,11 +1,14 @@
-"""Waiting for what happens in another thread or process."""
+"""Waiting for what happens in another thread or process, which ends with its block."""
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 WAIT_S = 120.0
 """a generous bound, for a crowded machine is late: whatever takes longer hangs"""
@@ -30,3 +33,16 @@ def beside(work: Callable[[threading.Event], object], name: str) -> Iterator[thr
     finally:
         stopped.set()
         thread.join(WAIT_S)
+
+
+@contextmanager
+def started(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """The process of a command, as Popen starts it; killed when the block is left.
+
+    Popen's own block waits for the process, so an assertion that fails in it would hang.
+    """
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> int:
 def train(cfg: TrainConfig) -> Fitted:
     """Reads the data, holds out faces, trains, and logs the next command."""
     training, val = held_out(cfg)
-    log.info("training on %d faces, %d held out; run folder: %s", len(training), len(val), cfg.run)
+    log.info("%d faces to train on, %d held out; run folder: %s", len(training), len(val), cfg.run)
     fitted = fit(cfg, training, val)
     log.info("held-out NME %.3f after %d epochs: %s", fitted.nme, fitted.epochs, fitted.best)
     if int(os.environ.get("RANK", 0)) == 0:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lineament.landmarks.card import CropScale, ModelCard, is_crop_scale
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import apply, crop_from_frame, invert, warp
 from lineament.landmarks.schema import Schema
 from lineament.landmarks.types import F32, F64, U8, Floats, LineamentError
@@ -152,9 +152,8 @@ class Crops:
                 f"the crops of {len(self.samples)} faces take {needed / 1e9:.1f} GB in {self.path.parent}, which has "
                 f"{free / 1e9:.1f} GB free; delete the crops of earlier runs there, or lower --crop.margin"
             )
-        temp = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            pixels = np.lib.format.open_memmap(temp, "w+", np.uint8, (len(self.samples), *self._wide_hw, 3))
+        with replaced(self.path) as part:
+            pixels = np.lib.format.open_memmap(part, "w+", np.uint8, (len(self.samples), *self._wide_hw, 3))
             order = sorted(range(len(self.samples)), key=lambda i: str(self.samples[i].image_path))
             picture, opened = np.zeros((1, 1, 3), np.uint8), Path()
             for i in tqdm(order, desc="cutting crops", disable=None, leave=False):
@@ -164,10 +163,7 @@ class Crops:
                 pixels[i] = warp(picture, self._matrices[i], self._wide_hw)
             pixels.flush()
             del pixels
-            os.replace(temp, self.path)
-            log.info("cut %d crops into %s, %.2f GB", len(self.samples), self.path, needed / 1e9)
-        finally:
-            temp.unlink(missing_ok=True)
+        log.info("cut %d crops into %s, %.2f GB", len(self.samples), self.path, needed / 1e9)
 
     def _digest(self, cfg: CropConfig, wide_hw: tuple[int, int]) -> str:
         """A hash of everything the pixels depend on."""

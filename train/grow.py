@@ -24,8 +24,9 @@ import tyro
 from torch import Tensor, nn
 
 from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.files import replaced
 from lineament.landmarks.types import LineamentError
-from lineament.train.model import in_order, read_weights, write_atomically
+from lineament.train.model import in_order, read_weights
 from lineament.train.native import timm
 
 OPEN = 4.0
@@ -57,7 +58,8 @@ def main(args: list[str] | None = None) -> int:
     load_in_order(small, read_weights(cfg.weights), cfg.weights)
     kept = grow(small, large)
     state = {name: tensor.contiguous() for name, tensor in large.state_dict().items()}
-    write_atomically(cfg.out, lambda temp: safetensors.torch.save_file(state, temp))
+    with replaced(cfg.out) as part:
+        safetensors.torch.save_file(state, part)
     total = sum(tensor.numel() for tensor in large.parameters())
     print(f"{cfg.out}: {kept / 1e6:.1f} of {total / 1e6:.1f} million weights come from {cfg.small}")
     return 0

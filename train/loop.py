@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lineament.landmarks.command import stopped_by_signals
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import apply, crop_from_unit
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import F32, F64, LineamentError
@@ -37,15 +38,7 @@ from lineament.train.batches import Augmented, Batch, Batches, collate, quiet_wo
 from lineament.train.config import TrainConfig, differences
 from lineament.train.crops import Crops
 from lineament.train.machine import Here, amp_dtype, draw_on, draws, one_first, processes, seed_all, summed
-from lineament.train.model import (
-    LandmarkNet,
-    load_initial,
-    new_card,
-    offline_weights,
-    predictor,
-    save,
-    write_atomically,
-)
+from lineament.train.model import LandmarkNet, load_initial, new_card, offline_weights, predictor, save
 from lineament.train.native import timm
 from lineament.train.record import Record
 from lineament.train.sample import Sample
@@ -82,8 +75,10 @@ OnEpoch = Callable[[int, float], None]
 
 
 def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEpoch | None = None) -> Fitted:
-    """Trains on `train` and keeps the epoch that is best on `val`. Resumes an interrupted run."""
+    """Trains on `train` and keeps the epoch that is best on `val`. Resumes an interrupted run, not a finished one."""
     with processes(cfg) as here:
+        if done := finished(cfg):
+            return done
         seed_all(cfg.seed)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True  # all batches have one size
@@ -94,6 +89,38 @@ def fit(cfg: TrainConfig, train: list[Sample], val: list[Sample], on_epoch: OnEp
             return run.go(on_epoch)
         finally:
             run.close()
+
+
+def finished(cfg: TrainConfig) -> Fitted | None:
+    """The result of a run that has all its epochs. Logs at which epoch another is resumed, or raises LineamentError."""
+    state = read_checkpoint(cfg)
+    if state is None:
+        return None
+    epoch, nme, best = state["epoch"], state["best_nme"], cfg.run / "best.safetensors"
+    if epoch < cfg.epochs:
+        batch = f", batch {state['batch_in_epoch'] + 1}" if state["batch_in_epoch"] else ""
+        log.info("resuming %s at epoch %d of %d%s; another --run starts over", cfg.run, epoch + 1, cfg.epochs, batch)
+        return None
+    says = "%s is finished, all %d epochs; to train further, give another --run and --init %s"
+    log.info(says, cfg.run, epoch, best)
+    return Fitted(cfg.run, best, nme if math.isfinite(nme) else math.nan, epoch)
+
+
+def read_checkpoint(cfg: TrainConfig, device: torch.device | None = None) -> dict[str, Any] | None:
+    """last.pt of the run; None if there is none. Without a device, weights are read only if they are used."""
+    path = cfg.run / "last.pt"
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True, mmap=device is None)
+    except Exception as error:
+        raise LineamentError(f"cannot read {path}: {error}; delete it to start {cfg.run} over") from error
+    if changed := differences(json.loads(state["config"]), json.loads(cfg.to_json())):
+        raise LineamentError(
+            f"{path} was made with another config ({'; '.join(changed[:5])}); "
+            "use the same config to resume, or another --run to start over"
+        )
+    return state
 
 
 class Run:
@@ -234,7 +261,8 @@ class Run:
     def _not_finite(self, what: str, value: float, batch: Batch) -> LineamentError:
         path = self.cfg.run / f"not-finite-rank{self.here.rank}.pt"
         state = {"batch": tuple(batch), "epoch": self.epoch, "batch_in_epoch": self.batch_in_epoch}
-        write_atomically(path, lambda temp: torch.save(state, temp))
+        with replaced(path) as part:
+            torch.save(state, part)
         return LineamentError(
             f"{what} became {value} in epoch {self.epoch + 1}, batch {self.batch_in_epoch + 1}; "
             f"the batch is in {path}: check its labels, or lower --lr. The last checkpoint is unchanged"
@@ -302,7 +330,8 @@ class Run:
                 "best_nme": self.best_nme,
                 **draws(self.here.device),
             }
-            write_atomically(self.cfg.run / "last.pt", lambda temp: torch.save(state, temp))
+            with replaced(self.cfg.run / "last.pt") as part:
+                torch.save(state, part)
         self.saved_s = time.monotonic()
 
     def start(self) -> None:
@@ -314,18 +343,9 @@ class Run:
 
     def resume(self) -> bool:
         """Restores last.pt; returns False if there is none."""
-        path = self.cfg.run / "last.pt"
-        if not path.exists():
+        state = read_checkpoint(self.cfg, self.here.device)
+        if state is None:
             return False
-        try:
-            state = torch.load(path, map_location=self.here.device, weights_only=True)
-        except Exception as error:
-            raise LineamentError(f"cannot read {path}: {error}; delete it to start {self.cfg.run} over") from error
-        if changed := differences(json.loads(state["config"]), json.loads(self.cfg.to_json())):
-            raise LineamentError(
-                f"{path} was made with another config ({'; '.join(changed[:5])}); "
-                "use the same config to resume, or another --run to start over"
-            )
         self.net.load_state_dict(state["net"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
@@ -336,7 +356,6 @@ class Run:
         if self.here.first:
             self.record = Record(self.cfg, self.epoch * len(self.batches) + self.batch_in_epoch)
             self.record.drop_epochs_after(self.epoch)
-            log.info("resuming %s at epoch %d, batch %d", self.cfg.run, self.epoch + 1, self.batch_in_epoch + 1)
         return True
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lineament.landmarks.card import CropScale, ModelCard
+from lineament.landmarks.files import replaced
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import F32, U8, LineamentError
 from lineament.train.heads import Coordinates, Head, HeadName, Heatmap, SimCC, Star
@@ -229,7 +230,8 @@ def save(net: LandmarkNet, card: ModelCard, path: Path, half: bool = False) -> M
     if half:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     card = replace(card, weights_sha256=_digest(tensors), precision="fp16" if half else "fp32")
-    write_atomically(path, lambda temp: safetensors.torch.save_file(tensors, temp, metadata=_metadata(net.spec, card)))
+    with replaced(path) as part:
+        safetensors.torch.save_file(tensors, part, metadata=_metadata(net.spec, card))
     return card
 
 
@@ -284,7 +286,8 @@ def write_card(path: Path, card: ModelCard) -> None:
     """Replaces the card of a saved model, for `train.evaluate --write-card`."""
     spec, _ = read_header(path)
     tensors = safetensors.torch.load_file(path)
-    write_atomically(path, lambda temp: safetensors.torch.save_file(tensors, temp, metadata=_metadata(spec, card)))
+    with replaced(path) as part:
+        safetensors.torch.save_file(tensors, part, metadata=_metadata(spec, card))
 
 
 def load_initial(net: LandmarkNet, path: Path) -> None:
@@ -384,17 +387,6 @@ def predictor(net: LandmarkNet, device: str = "cpu", flip: bool = False, batch: 
         return np.concatenate(found).astype(np.float32)
 
     return predict
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes path atomically: it is either unchanged or complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temp)
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def _metadata(spec: NetSpec, card: ModelCard) -> dict[str, str]:

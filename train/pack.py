@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import apply
 from lineament.landmarks.schema import SCHEMAS, Schema
 from lineament.landmarks.types import F32, U8, LineamentError
@@ -125,15 +125,10 @@ def pack(samples: list[Sample], cfg: PackConfig) -> list[tuple[Path, int]]:
 
 
 def _write(path: Path, faces: list[Packed]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with ZipFile(part, "w", ZIP_STORED) as zipped:
-            for face in faces:
-                zipped.writestr(face.row["image"], face.jpeg)
-            zipped.writestr(PACKED_LIST, "".join(face.line for face in faces))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replaced(path) as part, ZipFile(part, "w", ZIP_STORED) as zipped:
+        for face in faces:
+            zipped.writestr(face.row["image"], face.jpeg)
+        zipped.writestr(PACKED_LIST, "".join(face.line for face in faces))
 
 
 def _packed_faces(samples: list[Sample], cfg: PackConfig, schema: Schema) -> Iterator[Packed]:

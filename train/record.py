@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from lineament.landmarks.files import replaced
 from lineament.landmarks.geometry import apply, crop_from_unit
 from lineament.train.batches import Augmented
 from lineament.train.config import TrainConfig
 from lineament.train.crops import Crops
 from lineament.train.machine import environment
-from lineament.train.model import write_atomically
 from lineament.train.schedule import plot
 from lineament.train.sheet import Tile, sheet
 
@@ -88,7 +88,8 @@ class Record:
         if self._curves.exists():
             head, *rows = self._curves.read_text().splitlines()
             kept = [head, *(row for row in rows if int(row.partition(",")[0]) <= epoch)]
-            write_atomically(self._curves, lambda temp: temp.write_text("\n".join(kept) + "\n"))
+            with replaced(self._curves) as part:
+                part.write_text("\n".join(kept) + "\n")
 
     def close(self) -> None:
         self._events.close()

@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 
 from lineament.landmarks.command import ends_in_a_line
+from lineament.landmarks.files import replaced
 from lineament.landmarks.schema import SCHEMAS, Schema
 from lineament.landmarks.types import F32, LineamentError
 from lineament.train.config import TrainConfig
@@ -34,7 +35,6 @@ from lineament.train.data import group_of, hold_out, read_sets
 from lineament.train.evaluate import Predict, evaluate, load_predictor, tile
 from lineament.train.label_errors import Suspect, find, rank
 from lineament.train.loop import fit
-from lineament.train.model import write_atomically
 from lineament.train.sample import Sample
 from lineament.train.sheet import sheet
 
@@ -132,7 +132,8 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_atomically(path, lambda temp: temp.write_text(text.getvalue(), encoding="utf-8"))
+    with replaced(path) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
 
 
 def apply(samples: list[Sample], path: Path, policy: Literal["drop", "down-weight"]) -> list[Sample]:
@@ -204,7 +205,8 @@ def save_predictions(path: Path, samples: Sequence[Sample], predictions: F32) ->
     """predictions.npz: points (N, K, 2), and names (N,) of the pictures they are in."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, points=predictions, names=np.array([sample.name for sample in samples]))
-    write_atomically(path, lambda temp: temp.write_bytes(buffer.getvalue()))
+    with replaced(path) as part:
+        part.write_bytes(buffer.getvalue())
 
 
 def load_predictions(path: Path, samples: Sequence[Sample]) -> F32:

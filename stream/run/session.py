@@ -203,10 +203,13 @@ class Session:
             self._pipeline.stop()
 
     def _drawn(self, result: Result) -> tuple[Result, U8]:
-        """The result with the time of drawing and the age of its frame added, and its drawing."""
+        """The result with the time of drawing and, if live, the age of its frame added, and its drawing."""
         stats, began_s = self.stats, time.perf_counter()
-        note = f"{stats.fps:.0f} fps  {stats.age_ms[0]:.0f} ms" if stats.frames > 1 else ""
+        note = f"{stats.fps:.0f} fps" if stats.frames > 1 else ""
+        if note and self.source.live:
+            note += f"  {stats.age_ms[0]:.0f} ms"
         canvas = draw(result, SCHEMAS[self._landmarker.card.schema], self._cfg.view, note)
-        draw_ms = (time.perf_counter() - began_s) * 1e3
-        age_ms = (time.monotonic() - result.frame.captured_s) * 1e3
-        return replace(result, ms={**result.ms, "draw": draw_ms, "age": age_ms}), canvas
+        ms = {**result.ms, "draw": (time.perf_counter() - began_s) * 1e3}
+        if self.source.live:  # a file's frames wait in a queue: the time since they were read is no delay
+            ms["age"] = (time.monotonic() - result.frame.captured_s) * 1e3
+        return replace(result, ms=ms), canvas

@@ -1,7 +1,8 @@
-"""Stats: frame rate, age of frames and time of each stage, for the live line and the summary."""
+"""Stats: frame rate, time of each stage and, if live, age of frames, for the live line and the summary."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_left
@@ -75,7 +76,7 @@ class Stats:
 
     @property
     def age_ms(self) -> tuple[float, float]:
-        """p50 and p95 from capture to drawn; cached for a quarter of a second, because it is slow to compute."""
+        """p50 and p95 from capture to drawn, nan for a file; cached for a quarter of a second, because it is slow."""
         if time.monotonic() >= self._age_until_s:
             self._age_ms = (self.percentile_ms("age", 50), self.percentile_ms("age", 95))
             self._age_until_s = time.monotonic() + 0.25
@@ -93,10 +94,11 @@ class Stats:
         return float(np.percentile(values, percent)) if len(values) else float("nan")
 
     def live_line(self, dropped: int, reconnects: int = 0) -> str:
-        """fps, drops, age and faces in one line."""
+        """fps, drops, age if live, and faces in one line."""
         p50, p95 = self.age_ms
+        age = "" if math.isnan(p50) else f"  age p50 {p50:.1f} p95 {p95:.1f} ms"
         lost = f"  reconnects {reconnects}" if reconnects else ""
-        return f"{self.fps:5.1f} fps  dropped {dropped}  age p50 {p50:.1f} p95 {p95:.1f} ms  faces {self.faces}{lost}"
+        return f"{self.fps:5.1f} fps  dropped {dropped}{age}  faces {self.faces}{lost}"
 
     def summary(self, dropped: int, reconnects: int = 0, lost_s: float = 0.0, stale: int = 0) -> str:
         """Totals, then one line per stage. reconnects, lost_s: how often the source came back, and its downtime.

@@ -26,7 +26,7 @@ from lineament.landmarks.card import ModelCard
 from lineament.landmarks.types import LineamentError
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.run.session import Session
-from lineament.stream.watch.metrics import CONTENT_TYPE, Metrics, resident_bytes
+from lineament.stream.watch.metrics import Metrics, resident_bytes
 from lineament.stream.watch.status import no_picture, status
 from lineament.stream.write.network import is_loopback
 
@@ -106,15 +106,15 @@ class Monitor:
         """
         return not is_loopback(self._host) or all(is_loopback(_without_port(host)) for host in hosts)
 
-    def answer(self, path: str) -> tuple[int, str, str]:
-        """HTTP status, content type and body for a path."""
+    def answer(self, path: str, accept: str) -> tuple[int, str, str]:
+        """HTTP status, content type and body for a path and an Accept header."""
         match path.split("?")[0]:
             case "/":
                 return 200, "text/html; charset=utf-8", _PAGE
             case "/status.json":
                 return 200, "application/json", json.dumps(self._status())
             case "/metrics":
-                return 200, CONTENT_TYPE, self._metrics.text()
+                return 200, *self._metrics.text(accept)
             case "/healthz":
                 sessions = self._sessions()
                 faults = {name: session.fault for name, session in sessions.items() if session.fault}
@@ -153,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         allowed = self._monitor.may_ask(self.headers.get_all("Host", []))
-        code, kind, text = self._monitor.answer(self.path) if allowed else _WRONG_HOST
+        accept = ",".join(self.headers.get_all("Accept", []))
+        code, kind, text = self._monitor.answer(self.path, accept) if allowed else _WRONG_HOST
         body = text.encode()
         self.send_response(code)
         for name, value in _HEADERS.items():

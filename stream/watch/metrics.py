@@ -1,4 +1,4 @@
-"""Metrics: the numbers of a run in Prometheus' text format, collected for each scrape."""
+"""Metrics: the numbers of a run in the text format that Prometheus asks for, collected for each scrape."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 
 from lineament.landmarks.card import ModelCard
 from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.run.session import Session
 from lineament.stream.run.stats import BUCKETS_S
 from lineament.stream.watch.status import no_picture
-
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
 _OF_A_SOURCE: tuple[tuple[_Family, str, str, Callable[[Session], float]], ...] = (
@@ -43,8 +42,13 @@ class Metrics:
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def text(self) -> str:
-        return generate_latest(self._registry).decode()
+    def text(self, accept: str) -> tuple[str, str]:
+        """The content type and the text for an Accept header: OpenMetrics or Prometheus' own format."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # a version that is not a number
+            encode, content_type = choose_encoder("")
+        return content_type, encode(self._registry).decode()
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry for each scrape."""
@@ -81,7 +85,7 @@ def _undelivered(sessions: Mapping[str, Session]) -> Metric:
 
 def _stages(sessions: Mapping[str, Session]) -> Metric:
     family = HistogramMetricFamily(
-        "lineament_stage_seconds", "Time by stage; age is from capture to drawn.", labels=("source", "stage")
+        "lineament_stage_seconds", "Time by stage; age, if live, is from capture to drawn.", labels=("source", "stage")
     )
     for source, session in sessions.items():
         for stage, (counts, sum_s) in session.stats.histograms().items():

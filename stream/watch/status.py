@@ -36,7 +36,10 @@ def no_picture(session: Session) -> str | None:
 
 
 def status(session: Session) -> dict[str, Value]:
-    """state: 'ok', 'down', 'failed' or 'ended' (a file's normal end); why: the reason if it is not ok."""
+    """state: 'ok', 'down', 'failed' or 'ended' (a file's normal end); why: the reason if it is not ok.
+
+    age_p50_ms, age_p95_ms: None for a file.
+    """
     stats, why = session.stats, no_picture(session)
     state = "failed" if session.fault else "ended" if session.ended else "down" if why else "ok"
     p50_ms, p95_ms = (None if math.isnan(ms) else round(ms, 1) for ms in stats.age_ms)
