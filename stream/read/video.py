@@ -58,8 +58,8 @@ class VideoSource(BaseSource):
         max_bytes: int | None = None,
         stream: int | None = None,
     ) -> None:
-        """max_pixels: of a frame; larger ones are skipped undecoded, like damaged ones. max_bytes: to read of an
-        http:// URL, if not all. stream: the number of the video stream to read; by default the largest.
+        """max_pixels: of a frame; larger ones are skipped undecoded, like damaged ones. max_bytes: to read at
+        most of an http:// URL. stream: the number of the video stream to read; by default the largest.
         """
         super().__init__(redacted_spec(str(spec)))
         self._url = spec if isinstance(spec, str) and "://" in spec else None
@@ -69,7 +69,9 @@ class VideoSource(BaseSource):
         self._endless = self._scheme in _LIVE_SCHEMES
         self.live = self._endless or (bool(self._url) and Path(path).suffix in ("", ".m3u8", ".mjpg", ".cgi"))
         self._timeout_s, self._max_pixels = (open_timeout_s, read_timeout_s), max_pixels
-        self._max_bytes, self._stream = max_bytes, stream
+        self._stream, self._max_bytes = stream, max_bytes
+        if max_bytes:
+            self._address = f"subfile,,start,0,end,{max_bytes},,:{self._url}"
         self._wait = Wait(self._closed)
         self._container: InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
@@ -90,6 +92,8 @@ class VideoSource(BaseSource):
         options = {"rtsp_transport": "tcp"} if self._scheme in ("rtsp", "rtsps") else {}
         if self._url:
             options["protocol_whitelist"] = ",".join(sorted(_SCHEMES | _CARRIERS))
+        if self._max_bytes:
+            options["protocol_whitelist"] += ",subfile"
         if self._endless:
             options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
         started = time.monotonic()
@@ -197,6 +201,8 @@ class VideoSource(BaseSource):
             raise LineamentError(f"lost {self.name} after {self._index} frames: the sender ended it; restart it")
         if not self._index:
             raise LineamentError(f"{self.name} contains no frame that can be decoded; it may be damaged or encrypted")
+        if self.still and self._url:
+            log.info("%s is one picture; --poll-s 1 fetches it again and again", self.name)
         if self._broken_packets or self._is_short:
             of = f" of about {self.frame_count}" if self.frame_count else ""
             log.warning("%s is damaged or ends early: %d frames%s decoded", self.name, self._index, of)
@@ -259,7 +265,8 @@ def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: 
         case av.error.ProtocolNotFoundError():
             return _UNKNOWN_PROTOCOL
         case av.error.InvalidDataError():
-            return "not a video that can be decoded; it may be damaged, incomplete or of an unsupported format"
+            what = "video or picture" if is_url else "video"
+            return f"not a {what} that can be decoded; it may be damaged, incomplete or of an unsupported format"
         case av.error.OSError() | av.error.ExitError() if is_url:
             return "no connection; check the host name and the network"
         case _:
