@@ -114,8 +114,9 @@ def stream(
 
     source: as for `lineament stream`: a camera number, a file, a folder of images, an rtsp:// or http:// URL, 'sample',
     or 'auto', the webcam. stream: the number of a file's video stream; by default the largest. poll_s: fetch a picture
-    at an http:// address every so many seconds. A lost live source is reopened for up to retry_s seconds. Closing the iterator or leaving its
-    loop closes the source and ends its threads. Raises LineamentError if the source cannot be read.
+    at an http:// address every so many seconds. A lost live source is reopened for up to retry_s seconds. Closing the
+    iterator or leaving its loop closes the source and ends its threads. Raises LineamentError if the source cannot be
+    read.
     """
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(model, device))

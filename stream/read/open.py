@@ -24,12 +24,13 @@ from lineament.stream.read.video import VideoSource
 log = logging.getLogger(__name__)
 
 
-def open_source(spec: str, cfg: ReadConfig = ReadConfig()) -> Source:
+def open_source(spec: str, cfg: ReadConfig | None = None) -> Source:
     """spec: a camera number, a URL, a path, "sample", or "auto" (also "") for the first camera, else the sample.
 
     Only "auto" opens a device here; all others open on entry. Raises LineamentError if cfg polls what is no http:// or
     https:// URL.
     """
+    cfg = cfg or ReadConfig()
     if cfg.poll_s is not None:
         if not re.match("https?://", spec, re.IGNORECASE):
             raise LineamentError(

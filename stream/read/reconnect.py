@@ -38,7 +38,7 @@ class RetryConfig:
 def reconnecting(
     spec: str,
     cfg: RetryConfig | None = None,
-    read: ReadConfig = ReadConfig(),
+    read: ReadConfig | None = None,
     *,
     patient: bool = False,
     called: str = "",

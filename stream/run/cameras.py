@@ -21,7 +21,6 @@ from lineament.stream.read.spec import ReadConfig, redacted_spec
 from lineament.stream.write.files import check_not_source, numbered
 from lineament.stream.write.open import is_address
 
-
 _READ = ("stream", "poll_s")
 """keys of a camera that say how it is read"""
 
