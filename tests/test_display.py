@@ -269,7 +269,7 @@ def test_interlacing_may_come_and_go_and_the_size_may_change(tmp_path: Path) -> 
     assert [frame.bgr.shape[:2] for frame in frames] == decoded and len(set(decoded)) == 2
     assert [frame.index for frame in frames] == list(range(len(decoded)))
     times_s = [frame.time_s for frame in frames]
-    assert times_s == sorted(set(times_s)) and times_s[-1] == pytest.approx(24 / 25, abs=0.02)
+    assert times_s == sorted(set(times_s)) and times_s[-1] == pytest.approx(24 / 25, abs=0.05)
     assert all(combing(frame.bgr) < 4 for frame in frames[5:10])
 
 

@@ -54,6 +54,9 @@ def end_s(container: InputContainer, stream: VideoStream) -> tuple[float | None,
         return None, False
     start_s = start_of_s(container, stream)
     ends_s = []
+    if container.format.name == "avi" and stream.frames and stream.time_base:
+        # FFmpeg shortens the duration of an AVI that was cut short, but not the number of its frames, dropped ones too
+        return start_s + float(stream.frames * stream.time_base), True
     if stream.duration is not None and stream.time_base:
         ends_s.append(start_s + float(stream.duration * stream.time_base))
     elif stated := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska

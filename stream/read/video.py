@@ -137,7 +137,8 @@ class VideoSource(BaseSource):
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         # without an end of its own, the stream may end before another one does
-        for packet in container.demux(stream) if self._own_end else container.demux():
+        alone = self._own_end or self._end_s is None
+        for packet in container.demux(stream) if alone else container.demux():
             self._reach(packet)
             if packet.stream_index != stream.index:
                 continue
