@@ -140,7 +140,7 @@ class VideoSource(BaseSource):
         alone = self._own_end or self._end_s is None
         for packet in container.demux(stream) if alone else container.demux():
             self._reach(packet)
-            if packet.stream_index != stream.index:
+            if packet.stream.index != stream.index:  # not packet.stream_index: the last, empty one has 0 there
                 continue
             try:
                 yield from packet.decode()
