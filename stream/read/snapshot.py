@@ -63,8 +63,10 @@ class SnapshotSource(BaseSource):
     def _fetch(self) -> U8 | None:
         """(H, W, 3) uint8 BGR; None after close()."""
         self._due_s = time.monotonic() + self._poll_s
-        with VideoSource(self._url, *self._timeout_s, max_bytes=_MAX_BYTES) as source:
-            self._fetching = source
+        source = self._fetching = VideoSource(self._url, *self._timeout_s, max_bytes=_MAX_BYTES)
+        if self._closed.is_set():  # close() may have closed the previous one
+            return None
+        with source:
             if self._closed.is_set():
                 return None
             if not source.still:
