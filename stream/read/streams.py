@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 """covers and thumbnails, which containers keep as video streams"""
-_ESTIMATED = Flags.ts_discont.value | Flags.no_timestamps.value
+_ESTIMATED = cast("int", (Flags.ts_discont | Flags.no_timestamps).value)
 """flags of formats that state no length, such as MPEG-TS; FFmpeg then guesses one"""
 
 

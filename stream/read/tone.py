@@ -49,7 +49,7 @@ def _hlg_nits(signal_N3: F64) -> F64:
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene_N3 = np.where(signal_N3 <= 0.5, signal_N3**2 / 3, (np.exp((signal_N3 - c) / a) + b) / 12)
     luma_N1 = (scene_N3 @ _LUMA_2020)[:, None]
-    return _PEAK_NITS * np.maximum(luma_N1, 1e-9) ** 0.2 * scene_N3
+    return np.asarray(_PEAK_NITS * np.maximum(luma_N1, 1e-9) ** 0.2 * scene_N3, np.float64)
 
 
 _M1, _M2, _C1, _C2, _C3 = 2610 / 16384, 2523 / 4096 * 128, 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import av.error
@@ -143,13 +143,13 @@ class VideoSource(BaseSource):
             if packet.stream.index != stream.index:  # not packet.stream_index: the last, empty one has 0 there
                 continue
             try:
-                yield from packet.decode()
+                yield from cast("list[av.VideoFrame]", packet.decode())
             except av.error.EOFError:
                 raise
             except av.error.FFmpegError:  # the error for a damaged packet depends on the codec
                 self._broken_packets += 1
 
-    def _reach(self, packet: av.Packet) -> None:
+    def _reach(self, packet: av.Packet[Any]) -> None:
         begins = packet.dts if packet.pts is None else packet.pts
         if begins is not None:
             self._reached_s = max(self._reached_s, float((begins + (packet.duration or 0)) * packet.time_base))
