@@ -28,6 +28,7 @@ from lineament.stream.analyse.detect import MIN_SCORE
 from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.read.image import read_image
 from lineament.stream.read.reconnect import RetryConfig, reconnecting
+from lineament.stream.read.spec import ReadConfig
 from lineament.stream.run.pipeline import Pipeline
 
 
@@ -108,17 +109,21 @@ def stream(
     device: str = "auto",
     track: TrackConfig | None = None,
     retry_s: float = float("inf"),
+    stream: int | None = None,
+    poll_s: float | None = None,
 ) -> Iterator[Frame]:
     """Yields the frames of a source with their faces: every frame of a file; the newest of a camera, skipping others.
 
     source: as for `lineament stream`: a camera number, a file, a folder of images, an rtsp:// or http:// URL, 'sample',
-    or 'auto', the webcam. A lost live source is reopened for up to retry_s seconds. Closing the iterator or leaving its
-    loop closes the source and ends its threads. Raises LineamentError if the source cannot be read.
+    or 'auto', the webcam. stream: the number of a file's video stream; by default the largest. poll_s: fetch a picture
+    at an http:// address every so many seconds. A lost live source is reopened for up to retry_s seconds. Closing the
+    iterator or leaving its loop closes the source and ends its threads. Raises LineamentError if the source cannot be
+    read.
     """
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(model, device))
         _check_schema(landmarker, model)
-        one = reconnecting(str(source), RetryConfig(retry_s))
+        one = reconnecting(str(source), RetryConfig(retry_s), ReadConfig(stream, poll_s))
         stack.callback(one.close)
         analyser = stack.enter_context(Analyser(landmarker, track, still=one.still))
         for result in stack.enter_context(Pipeline(one, analyser)):

@@ -121,7 +121,7 @@ def run(cfg: StreamConfig) -> Stats:
     (camera,) = named([spec], [])
     with ExitStack() as stack:
         landmarker = stack.enter_context(engines.load(cfg.model, cfg.device))
-        source = reconnecting(spec, cfg.session.retry, called=camera.name)
+        source = reconnecting(spec, cfg.session.retry, cfg.session.read, called=camera.name)
         stack.callback(source.close)
         paths = _outputs(cfg, source)
         check_outputs([replace(camera, outputs=paths)])
@@ -259,14 +259,14 @@ def _cameras(cfg: StreamConfig) -> list[Camera]:
     wanted = (*cfg.out, *([cfg.jsonl] if cfg.jsonl else ()))
     if cfg.cameras:
         cameras = [
-            Camera(camera.name, camera.spec, (*camera.outputs, *with_name(wanted, camera.name)))
+            replace(camera, outputs=(*camera.outputs, *with_name(wanted, camera.name)))
             for camera in read_cameras(cfg.cameras)
         ]
     else:
         cameras = named(cfg.source, wanted)
     if not any(camera.outputs for camera in cameras) and not cfg.tiles and not (cfg.window and has_display()):
         log.info("no display, writing to out/")
-        cameras = [Camera(camera.name, camera.spec, (f"out/{camera.name}.mp4",)) for camera in cameras]
+        cameras = [replace(camera, outputs=(f"out/{camera.name}.mp4",)) for camera in cameras]
     if cfg.tiles:
         check_outputs([*cameras, Camera("tiles", "", (str(cfg.tiles),))])
     return cameras

@@ -18,7 +18,7 @@ from lineament.landmarks.types import Frame, LineamentError
 from lineament.stream.backoff import Backoff
 from lineament.stream.read.base import Health, Source
 from lineament.stream.read.open import open_source
-from lineament.stream.read.spec import again
+from lineament.stream.read.spec import ReadConfig, again
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,17 @@ class RetryConfig:
 
 
 def reconnecting(
-    spec: str, cfg: RetryConfig | None = None, *, patient: bool = False, called: str = ""
+    spec: str,
+    cfg: RetryConfig | None = None,
+    read: ReadConfig | None = None,
+    *,
+    patient: bool = False,
+    called: str = "",
 ) -> ReconnectingSource:
-    """The source of open_source(spec), reopened if it is live and was lost."""
-    return ReconnectingSource(open_source(spec), lambda: open_source(again(spec)), cfg, patient=patient, called=called)
+    """The source of open_source(spec, read), reopened if it is live and was lost."""
+    return ReconnectingSource(
+        open_source(spec, read), lambda: open_source(again(spec), read), cfg, patient=patient, called=called
+    )
 
 
 class ReconnectingSource:

@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from urllib.parse import unquote
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConfig:
+    """How a source is read."""
+
+    stream: int | None = None
+    """Read this one of several video streams in a file, counted from 0. The default is the largest; the log lists
+    them."""
+    poll_s: float | None = None
+    """Fetch a picture at an http:// or https:// address, such as a camera's snapshot, every so many seconds, as a live
+    source."""
+
+    def __post_init__(self) -> None:
+        if self.stream is not None and self.stream < 0:
+            raise ValueError(f"stream must be 0 or more, got {self.stream}")
+        if self.poll_s is not None and not 0.01 <= self.poll_s <= 86400:
+            raise ValueError(f"poll_s must be 0.01 to 86400 seconds, got {self.poll_s}")
 
 
 def again(spec: str) -> str:

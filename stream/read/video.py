@@ -12,20 +12,19 @@ from typing import Any, cast
 
 import av
 import av.error
-import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
+from av.stream import Discard
 from av.video.stream import VideoStream
 
-from lineament.landmarks.types import U8, Frame, LineamentError
+from lineament.landmarks.types import Frame, LineamentError
 from lineament.stream import MAX_PIXELS
 from lineament.stream.backoff import RefusedError
 from lineament.stream.read.base import OPEN_TIMEOUT_S, READ_TIMEOUT_S, BaseSource
-from lineament.stream.read.image import check_file, turned
+from lineament.stream.read.display import Display
+from lineament.stream.read.image import check_file
 from lineament.stream.read.interrupt import Wait
 from lineament.stream.read.spec import redacted_spec
+from lineament.stream.read.streams import end_s, start_of_s, video_stream
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +32,8 @@ _PICTURE_TIMEOUT_S = 20.0
 """longest time without a picture while a live stream sends data: some cameras send a key frame only every 10 s"""
 _LEAP_S, _LEAP_BACK_S = 600.0, 1.0
 """a jump of a file's timestamps, forwards and back, beyond which another recording begins"""
+_MISSING_SHARE, _MISSING_S = 0.1, 5.0
+"""a file that ends before its stated end by more than this share of its length, or by so many seconds, is cut short"""
 _LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
 _SCHEMES = _LIVE_SCHEMES | {"http", "https", "ftp", "mmsh", "mmst"}
 _CARRIERS = frozenset({"tls", "srtp", "crypto", "data", "hls", "httpproxy", "ffrtmphttp", "rtmpt", "rtmpts"})
@@ -45,7 +46,7 @@ _UNKNOWN_PROTOCOL = "unknown protocol; use rtsp://, rtsps://, rtmp://, srt://, u
 
 
 class VideoSource(BaseSource):
-    """A video file or a stream, by FFmpeg. Rotation and mirroring are honoured, alpha is dropped."""
+    """A video file or a stream, by FFmpeg, shown as its metadata asks; alpha is dropped."""
 
     def __init__(
         self,
@@ -54,8 +55,12 @@ class VideoSource(BaseSource):
         read_timeout_s: float = READ_TIMEOUT_S,
         *,
         max_pixels: int = MAX_PIXELS,
+        max_bytes: int | None = None,
+        stream: int | None = None,
     ) -> None:
-        """max_pixels: of a frame; larger ones are skipped undecoded, like damaged ones."""
+        """max_pixels: of a frame; larger ones are skipped undecoded, like damaged ones. max_bytes: to read at
+        most of an http:// URL. stream: the number of the video stream to read; by default the largest.
+        """
         super().__init__(redacted_spec(str(spec)))
         self._url = spec if isinstance(spec, str) and "://" in spec else None
         # the prefix stops FFmpeg from taking "a:b.mp4" for a protocol
@@ -64,12 +69,18 @@ class VideoSource(BaseSource):
         self._endless = self._scheme in _LIVE_SCHEMES
         self.live = self._endless or (bool(self._url) and Path(path).suffix in ("", ".m3u8", ".mjpg", ".cgi"))
         self._timeout_s, self._max_pixels = (open_timeout_s, read_timeout_s), max_pixels
+        self._stream, self._max_bytes = stream, max_bytes
+        if max_bytes:
+            self._address = f"subfile,,start,0,end,{max_bytes},,:{self._url}"
         self._wait = Wait(self._closed)
         self._container: InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
-        # reused, because creating one costs as much as a conversion
-        self._to_bgr = VideoReformatter()
+        self._display: Display | None = None
         self._broken_packets = 0
+        self._end_s: float | None = None
+        """when the file states that it ends; as _reached_s, on the clock of its packets"""
+        self._own_end = True
+        self._start_s = self._reached_s = 0.0
         self._first_s: float | None = None
         self._last_s = 0.0
 
@@ -81,6 +92,8 @@ class VideoSource(BaseSource):
         options = {"rtsp_transport": "tcp"} if self._scheme in ("rtsp", "rtsps") else {}
         if self._url:
             options["protocol_whitelist"] = ",".join(sorted(_SCHEMES | _CARRIERS))
+        if self._max_bytes:
+            options["protocol_whitelist"] += ",subfile"
         if self._endless:
             options |= {"fflags": "nobuffer", "analyzeduration": "1000000"}
         started = time.monotonic()
@@ -95,12 +108,10 @@ class VideoSource(BaseSource):
             raise LineamentError(
                 f"cannot open {self.name}: it contains an invalid character; check the address"
             ) from None
-        pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not pictures:
-            kinds = " and ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
-            raise LineamentError(f"{self.name} contains only {kinds}; give a file with video")
-        self._describe(self._container, pictures[0])
-        self._frames = self._decode(self._container, pictures[0])
+        stream = video_stream(self._container, self.name, self._stream)
+        self._describe(self._container, stream)
+        self._display = Display(stream, self.name, self._max_pixels)
+        self._frames = self._display.filtered(self._decode(self._container, stream))
 
     def _describe(self, container: InputContainer, stream: VideoStream) -> None:
         """Sets live, still, fps, frame_count and the threads to decode with."""
@@ -109,9 +120,14 @@ class VideoSource(BaseSource):
         self.live = self._endless or (self._url is not None and duration_s is None and not self.still)
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else None
+        if self._url:
+            for other in container.streams.video:  # spares the network the other variants of a playlist
+                other.discard = Discard.default if other is stream else Discard.all
         if not self.live:
-            estimate = round(duration_s * self.fps) if duration_s and self.fps else None
-            self.frame_count = stream.frames or estimate
+            self._end_s, self._own_end = end_s(container, stream)
+            self._start_s = self._reached_s = start_of_s(container, stream)
+            length_s = self._end_s - self._start_s if self._end_s is not None else duration_s
+            self.frame_count = stream.frames or (round(length_s * self.fps) if length_s and self.fps else None)
         # frame threads are faster, but each adds a frame of delay
         stream.thread_type = "SLICE" if self.live else "AUTO"
         if (
@@ -120,13 +136,23 @@ class VideoSource(BaseSource):
             codec.options = {"max_pixels": str(self._max_pixels)}
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-        for packet in container.demux(stream):
+        # without an end of its own, the stream may end before another one does
+        alone = self._own_end or self._end_s is None
+        for packet in container.demux(stream) if alone else container.demux():
+            self._reach(packet)
+            if packet.stream.index != stream.index:  # not packet.stream_index: the last, empty one has 0 there
+                continue
             try:
-                yield from packet.decode()
+                yield from cast("list[av.VideoFrame]", packet.decode())
             except av.error.EOFError:
                 raise
             except av.error.FFmpegError:  # the error for a damaged packet depends on the codec
                 self._broken_packets += 1
+
+    def _reach(self, packet: av.Packet[Any]) -> None:
+        begins = packet.dts if packet.pts is None else packet.pts
+        if begins is not None:
+            self._reached_s = max(self._reached_s, float((begins + (packet.duration or 0)) * packet.time_base))
 
     def _next(self) -> Frame | None:
         started = time.monotonic()
@@ -143,14 +169,15 @@ class VideoSource(BaseSource):
         if picture is None:
             self._end(time.monotonic() - started)
             return None
+        assert self._display is not None
         try:
-            bgr = np.asarray(self._to_bgr.reformat(picture, format="bgr24").to_ndarray(), np.uint8)
+            bgr = self._display.bgr(picture)
         except (av.error.FFmpegError, ValueError) as error:
             raise LineamentError(
                 f"lost {self.name} after {self._index} frames: its pictures, {picture.width}x{picture.height} "
                 f"{picture.format.name}, cannot be converted to BGR ({error}); check whether another player shows it"
             ) from None
-        return self._frame(_upright(bgr, picture), self._time_s(picture))
+        return self._frame(bgr, self._time_s(picture))
 
     def _time_s(self, picture: av.VideoFrame) -> float:
         """Seconds since the first frame, increasing: from the clock if live, else from the container."""
@@ -175,11 +202,20 @@ class VideoSource(BaseSource):
             raise LineamentError(f"lost {self.name} after {self._index} frames: the sender ended it; restart it")
         if not self._index:
             raise LineamentError(f"{self.name} contains no frame that can be decoded; it may be damaged or encrypted")
-        expected = self.frame_count or 0
-        if self._broken_packets or self._index < 0.9 * expected - 2:
-            of = f" of about {expected}" if expected else ""
+        if self.still and self._url:
+            log.info("%s is one picture; --poll-s 1 fetches it again and again", self.name)
+        if self._broken_packets or self._is_short:
+            of = f" of about {self.frame_count}" if self.frame_count else ""
             log.warning("%s is damaged or ends early: %d frames%s decoded", self.name, self._index, of)
         self._broken_packets, self.frame_count = 0, self._index
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether the file ends well before its stated end. Frames are not counted: their number is an estimate."""
+        if self._end_s is None:
+            return False
+        slack_s = min(_MISSING_SHARE * (self._end_s - self._start_s), _MISSING_S) + 2 / (self.fps or 30.0)
+        return self._reached_s < self._end_s - slack_s
 
     def _release(self) -> None:
         self._frames = iter(())
@@ -230,7 +266,8 @@ def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: 
         case av.error.ProtocolNotFoundError():
             return _UNKNOWN_PROTOCOL
         case av.error.InvalidDataError():
-            return "not a video that can be decoded; it may be damaged, incomplete or of an unsupported format"
+            what = "video or picture" if is_url else "video"
+            return f"not a {what} that can be decoded; it may be damaged, incomplete or of an unsupported format"
         case av.error.OSError() | av.error.ExitError() if is_url:
             return "no connection; check the host name and the network"
         case _:
@@ -239,26 +276,3 @@ def _reason(error: av.error.FFmpegError, is_url: bool, timed_out: bool, took_s: 
 
 def _no_picture(took_s: float) -> str:
     return f"data but no picture for {took_s:.0f} s; check whether another player shows it, or restart the camera"
-
-
-def _upright(bgr: U8, picture: av.VideoFrame) -> U8:
-    """bgr rotated and mirrored as the container asks, to the nearest quarter turn; phone cameras set this."""
-    matrix = _display_matrix(picture)
-    if matrix is None:
-        return bgr
-    # (x, y) is shown at (a x + c y, b x + d y)
-    a, b, c, d = matrix
-    return turned(bgr, True, c < 0, b < 0) if abs(b) > abs(a) else turned(bgr, False, a < 0, d < 0)
-
-
-def _display_matrix(picture: av.VideoFrame) -> tuple[float, float, float, float] | None:
-    """(a, b, c, d) of FFmpeg's display matrix; None if the picture is shown as it is."""
-    try:
-        beside: Any = picture.side_data
-    except ValueError:  # PyAV fails on a frame with side data of an unknown kind, but knows the angle
-        turn_rad = math.radians(-picture.rotation)
-        return (math.cos(turn_rad), math.sin(turn_rad), -math.sin(turn_rad), math.cos(turn_rad))
-    if (data := beside.get(SideData.DISPLAYMATRIX)) is None:
-        return None
-    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-    return a, b, c, d

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from lineament.landmarks.types import LineamentError
-from lineament.stream.read.spec import redacted_spec
+from lineament.stream.read.spec import ReadConfig, redacted_spec
 from lineament.stream.write.files import check_not_source, numbered
 from lineament.stream.write.open import is_address
+
+_READ = ("stream", "poll_s")
+"""keys of a camera that say how it is read"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Camera:
     """as open_source takes it; may contain a password"""
     outputs: tuple[str, ...] = ()
     """as open_sink takes them; may contain a password"""
+    read: ReadConfig | None = None
+    """how it is read; None: as the session's config says"""
 
 
 def named(specs: Sequence[str], outputs: Sequence[str]) -> list[Camera]:
@@ -123,9 +128,11 @@ def _refuse_duplicates(path: Path, node: Any, checked: set[int] | None = None) -
 
 def _camera(path: Path, number: int, entry: Any) -> Camera:
     where = f"camera {number} of {path}"
-    if not isinstance(entry, dict) or not {"name", "source"} <= set(entry) <= {"name", "source", "out"}:
+    if not isinstance(entry, dict) or not {"name", "source"} <= set(entry) <= {"name", "source", "out", *_READ}:
         got = ", ".join(_shown(key) for key in entry) if isinstance(entry, dict) else type(entry).__name__
-        raise LineamentError(f"{where} has {got or 'nothing'}, expected name, source and optionally out")
+        raise LineamentError(
+            f"{where} has {got or 'nothing'}, expected name, source and optionally out, stream, poll_s"
+        )
     if not all(isinstance(entry[key], str) or _is_number(entry[key]) for key in ("name", "source")):
         raise LineamentError(f"{where} has a name or a source that is not text")
     name, spec, out = str(entry["name"]), str(entry["source"]), entry.get("out") or []
@@ -134,7 +141,23 @@ def _camera(path: Path, number: int, entry: Any) -> Camera:
     outputs = [out] if isinstance(out, str) else out
     if not isinstance(outputs, list) or not all(isinstance(output, str) for output in outputs):
         raise LineamentError(f"{where} has an 'out' that is not a list of paths")
-    return Camera(name, _filled_in(spec, where), tuple(_confined(output, path.parent, where) for output in outputs))
+    paths = tuple(_confined(output, path.parent, where) for output in outputs)
+    return Camera(name, _filled_in(spec, where), paths, _read(where, entry))
+
+
+def _read(where: str, entry: dict[Any, Any]) -> ReadConfig | None:
+    given = {key: entry[key] for key in _READ if key in entry}
+    if not given:
+        return None
+    stream, poll_s = given.get("stream"), given.get("poll_s")
+    if not (stream is None or _is_number(stream)):
+        raise LineamentError(f"{where} has a 'stream' that is not 0, 1, 2 ...")
+    if not (poll_s is None or _is_number(poll_s) or type(poll_s) is float):
+        raise LineamentError(f"{where} has a 'poll_s' that is not a number of seconds")
+    try:
+        return ReadConfig(stream, poll_s)
+    except ValueError as error:
+        raise LineamentError(f"{where}: {error}") from None
 
 
 def _shown(key: Any) -> str:

@@ -27,7 +27,7 @@ from lineament.stream.analyse.track import Tracker
 from lineament.stream.mailbox import Closed, Mailbox
 from lineament.stream.read.base import Source
 from lineament.stream.read.reconnect import RetryConfig
-from lineament.stream.read.spec import redacted_spec
+from lineament.stream.read.spec import ReadConfig, redacted_spec
 from lineament.stream.run.pipeline import Pipeline
 from lineament.stream.run.stats import Stats
 from lineament.stream.write.base import Sink
@@ -52,6 +52,7 @@ class SessionConfig:
     max_age_s: float = 1.0
     """Drop and count live frames older than this many seconds. One per second is shown at any age, so that a slow
     machine shows something. 'inf' keeps all; files never drop frames."""
+    read: Annotated[ReadConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ReadConfig)
     retry: Annotated[RetryConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=RetryConfig)
     view: Annotated[DrawConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=DrawConfig)
     track: Annotated[TrackConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrackConfig)

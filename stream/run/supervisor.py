@@ -45,7 +45,8 @@ class Worker:
         """the error that ended it; None while it runs and after a normal end"""
         self.drawn_bgr: U8 | None = None
         """(H, W, 3) the newest frame with its drawing"""
-        source = reconnecting(camera.spec, cfg.retry, patient=bool(cfg.retry.retry_s), called=camera.name)
+        patient = bool(cfg.retry.retry_s)
+        source = reconnecting(camera.spec, cfg.retry, camera.read or cfg.read, patient=patient, called=camera.name)
         self.session = Session(cfg, source, landmarker, outputs, camera.spec)
         self.thread = threading.Thread(target=self._run, name=f"watch {camera.name}", daemon=True)
 
