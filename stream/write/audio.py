@@ -52,6 +52,8 @@ _WAIT_S = 10.0
 """of video, for a jump that the audio had"""
 _LATE_S = 1.0
 """FFmpeg writes no fragment of an MP4 before it has audio: audio that begins later is encoded with silence before it"""
+_ASTRAY_S = 1.0
+"""from the timestamp before, beyond which one may be damaged"""
 _GAP_S = 10.0
 """longest silence to insert where audio is missing; a longer gap stays a gap"""
 
@@ -125,7 +127,7 @@ class AudioTrack:
         if self._writer is not None:
             self._writer.finish(self._last_s + self._step_s - self._reader.zero_s)
         if self._reader.damaged:
-            log.warning("some of the audio of %s is damaged, and was left out", self._name)
+            log.warning("some of the audio of %s is damaged or changes its format, and was left out", self._name)
 
     def close(self) -> None:
         self._reader.close()
@@ -147,8 +149,8 @@ class _Reader:
     def __init__(self, container: InputContainer, stream: AudioStream) -> None:
         self._container, self._stream = container, stream
         self._packets: Iterator[Packet] = container.demux(stream)
-        self._head: Packet | None = None
-        """read, but not due"""
+        self._ahead: deque[Packet] = deque()
+        """read, but not due: at most two"""
         self.damaged = 0
         self.zero_s = 0.0
         """time_s of the first frame"""
@@ -164,14 +166,12 @@ class _Reader:
 
     @property
     def first(self) -> Packet:
-        head = self._peek()
-        assert head is not None
-        return head
+        assert self._fill()
+        return self._ahead[0]
 
     def begins_s(self) -> float | None:
         """When its first packet plays; None if there is none."""
-        head = self._peek()
-        return None if head is None else self._stamp_of(head) - self._offset_s
+        return self._stamp_of(self._ahead[0]) - self._offset_s if self._fill() else None
 
     def follow(self, frame: Frame) -> None:
         """Takes the clock of a frame: the following ones, until the next call, have no other."""
@@ -186,21 +186,33 @@ class _Reader:
 
     def until(self, time_s: float) -> Iterator[_Sound]:
         """The packets that begin before that time and were not delivered yet."""
-        while (packet := self._peek()) is not None:
+        while self._fill():
+            packet = self._ahead[0]
             stamp_s, duration_s = self._stamp_of(packet), self._duration_of(packet)
+            if self._is_astray(stamp_s):
+                self._ahead.popleft()
+                self.damaged += 1
+                continue
             if self._has_jumped(stamp_s):
                 assert self._video_offset_s is not None
                 self._offset_s = self._video_offset_s
             begins_s = stamp_s - self._offset_s
             if begins_s >= time_s or self._waits(begins_s, time_s):
                 return
-            self._head, self._stamp_s = None, stamp_s
+            self._ahead.popleft()
+            self._stamp_s = stamp_s
             # a decoder needs the packet before the first one that is heard
             too_early_s = -2 * duration_s if self._ended_s is None else self._ended_s - duration_s / 2
             if begins_s < too_early_s:
                 continue
             self._ended_s, self._waits_since_s = begins_s + duration_s, None
             yield _Sound(packet, begins_s, duration_s)
+
+    def _is_astray(self, stamp_s: float) -> bool:
+        """Whether the timestamp is damaged: far from the one before, which the one after continues."""
+        if self._stamp_s is None or len(self._ahead) < 2 or abs(stamp_s - self._stamp_s) < _ASTRAY_S:
+            return False
+        return abs(self._stamp_of(self._ahead[1]) - self._stamp_s) < abs(stamp_s - self._stamp_s) / 2
 
     def _has_jumped(self, stamp_s: float) -> bool:
         """Whether the audio's timestamps jump as the video's did."""
@@ -218,17 +230,19 @@ class _Reader:
         self._waits_since_s = time_s if self._waits_since_s is None else self._waits_since_s
         return time_s < self._waits_since_s + _WAIT_S
 
-    def _peek(self) -> Packet | None:
+    def _fill(self) -> bool:
+        """Reads ahead; False at the end."""
         try:
-            while self._head is None:
+            while len(self._ahead) < 2:
                 packet = next(self._packets)
-                self._head = packet if packet.size else None
+                if packet.size:
+                    self._ahead.append(packet)
         except StopIteration:
             pass
         except av.error.FFmpegError:
             self.damaged += 1
             self._packets = iter(())
-        return self._head
+        return bool(self._ahead)
 
     def _stamp_of(self, packet: Packet) -> float:
         ticks = packet.pts if packet.pts is not None else packet.dts
