@@ -46,8 +46,8 @@ class SessionConfig:
     blur_faces: bool = False
     """Blur every face beyond recognition, and run the detector on every frame. Only a face that is found is blurred."""
     audio: bool = True
-    """Write a file's audio to the video outputs too: copied, or encoded to AAC (Opus in .webm) where the format demands
-    it. Blurred faces keep their voices. Cameras and addresses are recorded without audio."""
+    """Write a file's audio to video files too: copied if possible, else as AAC, or Opus in .webm. Blurred faces keep
+    their voices. Live sources and URLs are recorded without audio."""
     frames: int | None = None
     """Stop after this many frames of each source."""
     min_score: float = MIN_SCORE

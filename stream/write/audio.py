@@ -15,6 +15,7 @@ is left out, with one warning.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -61,7 +62,7 @@ _GAP_S = 10.0
 class _Sound(NamedTuple):
     """A packet and when it plays, in seconds since the first frame."""
 
-    packet: Packet
+    packet: Packet[AudioStream]
     time_s: float
     duration_s: float
 
@@ -148,8 +149,8 @@ class _Reader:
 
     def __init__(self, container: InputContainer, stream: AudioStream) -> None:
         self._container, self._stream = container, stream
-        self._packets: Iterator[Packet] = container.demux(stream)
-        self._ahead: deque[Packet] = deque()
+        self._packets: Iterator[Packet[AudioStream]] = container.demux(stream)
+        self._ahead: deque[Packet[AudioStream]] = deque()
         """read, but not due: at most two"""
         self.damaged = 0
         self.zero_s = 0.0
@@ -165,7 +166,7 @@ class _Reader:
         self._waits_since_s: float | None = None
 
     @property
-    def first(self) -> Packet:
+    def first(self) -> Packet[AudioStream]:
         assert self._fill()
         return self._ahead[0]
 
@@ -244,13 +245,13 @@ class _Reader:
             self._packets = iter(())
         return bool(self._ahead)
 
-    def _stamp_of(self, packet: Packet) -> float:
+    def _stamp_of(self, packet: Packet[AudioStream]) -> float:
         ticks = packet.pts if packet.pts is not None else packet.dts
         if ticks is not None:
             return float(ticks * packet.time_base)
         return (self._ended_s or 0.0) + self._offset_s
 
-    def _duration_of(self, packet: Packet) -> float:
+    def _duration_of(self, packet: Packet[AudioStream]) -> float:
         codec = self._stream.codec_context
         return float((packet.duration or 0) * packet.time_base) or (codec.frame_size or 1024) / codec.sample_rate
 
@@ -262,7 +263,9 @@ class _Reader:
 class _Copied:
     """Writes packets as they are, stamped in samples."""
 
-    def __init__(self, container: OutputContainer, stream: AudioStream, first: Packet, headless: bool) -> None:
+    def __init__(
+        self, container: OutputContainer, stream: AudioStream, first: Packet[AudioStream], headless: bool
+    ) -> None:
         """headless: the container describes AAC once, as MPEG-TS does in every packet. Raises ValueError if refused."""
         codec = stream.codec_context
         self._strip = None
@@ -302,7 +305,7 @@ class _Copied:
     def finish(self, time_s: float) -> None: ...
 
 
-def _adts(packet: Packet) -> int:
+def _adts(packet: Packet[AudioStream]) -> int:
     """The profile, rate and channels in the header of an AAC packet of MPEG-TS."""
     return int.from_bytes(bytes(packet)[2:4]) & 0xFDC0
 
@@ -321,7 +324,6 @@ class _Encoded:
         self._resampler: AudioResampler | None = None
         self._kind: tuple[str, str, int] | None = None
         """format of what is decoded, which may change"""
-        self._ends_s = 0.0
         self._ready: deque[AudioFrame] = deque()
         """resampled, but not due"""
         self._next = 0
@@ -335,12 +337,14 @@ class _Encoded:
         for frame in frames:
             assert isinstance(frame, AudioFrame)
             delay_s = 0.0
-            if frame.pts is not None and sound.packet.pts is not None:
-                delay_s = float(frame.pts * frame.time_base - sound.packet.pts * sound.packet.time_base)
+            if frame.time is not None and sound.packet.pts is not None:
+                delay_s = frame.time - float(sound.packet.pts * sound.packet.time_base)
             self._resample(frame, sound.time_s + delay_s)
 
     def advance(self, time_s: float) -> None:
-        while self._ready and self._ready[0].pts < time_s * self._rate:
+        while self._resampler is None and self._next + self._size <= time_s * self._rate:
+            self._keep([self._silence()])  # until the audio begins
+        while self._ready and (self._ready[0].pts or 0) < time_s * self._rate:
             self._container.mux(self.out.encode(self._ready.popleft()))
 
     def finish(self, time_s: float) -> None:
@@ -350,20 +354,29 @@ class _Encoded:
 
     def _resample(self, frame: AudioFrame, begins_s: float) -> None:
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if self._resampler is None or kind != self._kind or begins_s > self._ends_s + _GAP_S:
+        if self._resampler is None or kind != self._kind or begins_s > self._next / self._rate + _GAP_S:
             # only the very last frame of a stream may be short
             rest = self._resampler.resample(None) if self._resampler else []
             self._keep([full for full in rest if full.samples == self._size])
-            begin = max(self._next, round(begins_s * self._rate)) if self._resampler else 0
-            self._resampler, self._kind = self._new_resampler(begin), kind
+            begin_s = self._next / self._rate
+            if begins_s > begin_s + _GAP_S:
+                begin_s = begins_s
+            # FFmpeg counts first_pts in samples of the input
+            self._resampler, self._kind = self._new_resampler(math.ceil(begin_s * frame.sample_rate)), kind
         frame.time_base = Fraction(1, frame.sample_rate)
         frame.pts = round(begins_s * frame.sample_rate)
-        self._ends_s = begins_s + frame.samples / frame.sample_rate
         self._keep(self._resampler.resample(frame))
 
     def _new_resampler(self, begin: int) -> AudioResampler:
         options = {"async": "1", "min_hard_comp": "0.02", "first_pts": str(begin)}
         return AudioResampler(self.out.format, self._layout, self._rate, self._size, options)
+
+    def _silence(self) -> AudioFrame:
+        frame = AudioFrame(self.out.format.name, self._layout, self._size)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        frame.sample_rate, frame.time_base, frame.pts = self._rate, Fraction(1, self._rate), self._next
+        return frame
 
     @property
     def _size(self) -> int:
@@ -373,4 +386,4 @@ class _Encoded:
     def _keep(self, frames: list[AudioFrame]) -> None:
         self._ready.extend(frames)
         if frames:
-            self._next = frames[-1].pts + frames[-1].samples
+            self._next = (frames[-1].pts or 0) + frames[-1].samples
