@@ -30,6 +30,7 @@ from av.audio.stream import AudioStream
 from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
+from av.stream import Discard
 
 from lineament.landmarks.types import Frame
 
@@ -76,6 +77,11 @@ def open_audio(path: Path, suffix: str) -> AudioTrack | None:
         return None
     stream = container.streams.best("audio")
     if isinstance(stream, AudioStream) and stream.codec_context is not None and stream.codec_context.sample_rate:
+        if len(container.streams.audio) > 1:
+            log.info("%s has %d audio streams; the default one is written", path.name, len(container.streams.audio))
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all  # spares reading the video again
         return AudioTrack(container, stream, path.name, suffix)
     if stream is not None:
         log.warning("the audio of %s is of an unknown codec, and is left out", path.name)

@@ -63,11 +63,15 @@ def open_sink(
 
 
 def _audio_of(source: str, live: bool) -> Path | None:
-    """The file to read audio from, which is read a second time for it: no address is."""
-    path = Path(os.path.expanduser(without_file_scheme(source)))
-    if "://" in str(path) and not live:
-        log.info("audio of %s is not written; download it, as only that of files is", redacted_spec(source))
-    return path if not live and os.path.isfile(path) and path.suffix.lower() not in IMAGE_SUFFIXES else None
+    """The file to read audio from. Live sources and URLs have none, because it is read a second time."""
+    if live:
+        return None
+    spec = without_file_scheme(source)
+    if "://" in spec:
+        log.info("the audio of %s, if any, is not written; download it first", redacted_spec(spec))
+        return None
+    path = Path(os.path.expanduser(spec))
+    return path if os.path.isfile(path) and path.suffix.lower() not in IMAGE_SUFFIXES else None
 
 
 def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
