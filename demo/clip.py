@@ -64,7 +64,7 @@ def annotate(
     cfg = SessionConfig(view=settings.view, track=settings.track)
     rows: list[Row] = []
     landmark_ms: list[float] = []
-    with Session(cfg, source, models[settings.model], (str(video), str(jsonl))) as session:
+    with Session(cfg, source, models[settings.model], (str(video), str(jsonl)), str(path)) as session:
         for result, _ in session:
             if cancelled.is_set():
                 raise Cancelled

@@ -40,6 +40,8 @@ class Frame:
     """seconds since the source began: the container's timestamp for a file, the clock for a camera"""
     captured_s: float
     """time.monotonic() when the source delivered it; a frame's age counts from then"""
+    stamp_s: float | None = None
+    """its timestamp in its file, on the clock of the file's audio; None for all others"""
 
 
 @dataclass(frozen=True, slots=True)

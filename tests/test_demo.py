@@ -44,6 +44,7 @@ from tests.demo_files import (
     sample_clip,
     tiff_of_two_sizes,
 )
+from tests.test_audio import make_clip
 from tests.waiting import WAIT_S
 
 LIMITS = Limits()
@@ -296,6 +297,14 @@ def test_a_cancelled_clip_ends_at_the_next_frame(tmp_path: Path, models: Models)
         annotate(clip, tmp_path / "out", Settings(), models, LIMITS, cancelled, told)
     assert frames == [1, 2, 3]
     assert not [thread for thread in threading.enumerate() if "clip" in thread.name]
+
+
+def test_a_clip_keeps_its_audio(tmp_path: Path, models: Models) -> None:
+    made = annotate(
+        make_clip(tmp_path / "a.mp4", seconds=0.4), tmp_path / "out", Settings(), models, LIMITS, threading.Event()
+    )
+    with av.open(str(made.video)) as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
 
 
 # ---- faces

@@ -116,7 +116,7 @@ class BaseSource:
             finally:
                 self._busy.release()
 
-    def _frame(self, bgr: U8, time_s: float, source: str | None = None) -> Frame:
+    def _frame(self, bgr: U8, time_s: float, source: str | None = None, stamp_s: float | None = None) -> Frame:
         """A frame with the next number, stamped with the clock."""
         if max(bgr.shape) > MAX_SIDE_PX:
             wide = f"{bgr.shape[1]}x{bgr.shape[0]}"
@@ -124,7 +124,7 @@ class BaseSource:
                 f"{source or self.name} is {wide}, expected sides up to {MAX_SIDE_PX} px; downscale it"
             )
         self._index += 1
-        return Frame(bgr, source or self.name, self._index - 1, time_s, time.monotonic())
+        return Frame(bgr, source or self.name, self._index - 1, time_s, time.monotonic(), stamp_s)
 
     def _open(self) -> None:
         raise NotImplementedError

@@ -177,7 +177,8 @@ class VideoSource(BaseSource):
                 f"lost {self.name} after {self._index} frames: its pictures, {picture.width}x{picture.height} "
                 f"{picture.format.name}, cannot be converted to BGR ({error}); check whether another player shows it"
             ) from None
-        return self._frame(bgr, self._time_s(picture))
+        stamp_s = None if self.live else picture.time
+        return self._frame(bgr, self._time_s(picture), stamp_s=stamp_s)
 
     def _time_s(self, picture: av.VideoFrame) -> float:
         """Seconds since the first frame, increasing: from the clock if live, else from the container."""

@@ -45,6 +45,9 @@ class SessionConfig:
 
     blur_faces: bool = False
     """Blur every face beyond recognition, and run the detector on every frame. Only a face that is found is blurred."""
+    audio: bool = True
+    """Write a file's audio to video files too: copied if possible, else as AAC, or Opus in .webm. Blurred faces keep
+    their voices. Live sources and URLs are recorded without audio."""
     frames: int | None = None
     """Stop after this many frames of each source."""
     min_score: float = MIN_SCORE
@@ -167,7 +170,7 @@ class Session:
                 tracker.resume(*self.before)
             self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
             for path in self._outputs:
-                sink = open_sink(path, source.fps, cfg.view.schema, self._spec, source.live)
+                sink = open_sink(path, source.fps, cfg.view.schema, self._spec, source.live, cfg.audio)
                 self._sinks.append(stack.enter_context(sink))
             self._stack = stack.pop_all()
         return self

@@ -21,6 +21,7 @@ from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import U8, Frame, LineamentError, Result
 from lineament.stream.read.image import IMAGE_SUFFIXES, cannot_write, write_image
 from lineament.stream.read.spec import without_file_scheme
+from lineament.stream.write.audio import AudioTrack, open_audio
 from lineament.stream.write.encode import H264, VideoEncoder, even, i420
 from lineament.stream.write.json_line import JsonLine
 
@@ -33,6 +34,10 @@ VIDEO_CODECS = {
     ".webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "row-mt": "1", "crf": "32", "b": "0"}),
 }
 _PLAIN_MP4 = {"movflags": "hybrid_fragmented"}
+_MP4_WITH_AUDIO = {"movflags": "hybrid_fragmented+delay_moov"}
+"""the header waits for the first fragment: only then is known by how much audio begins before the video"""
+_WITH_AUDIO = {"max_interleave_delta": "1000000"}
+"""microseconds for which video waits in memory for audio, after audio has ended"""
 _LIVE_MP4 = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "video_track_timescale": "1000"}
 """FFmpeg's default timescale overflows in a gap of 7 hours and loses all later times; this one lasts 24 days"""
 _SEGMENT_S, _SEGMENTS = 2, 6
@@ -71,51 +76,88 @@ class VideoSink(_FileSink):
     a plain one, except for a live source, whose index would grow in memory without end.
     """
 
-    def __init__(self, path: str | Path, fps: float | None = None, live: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, fps: float | None = None, live: bool = False, audio: Path | None = None
+    ) -> None:
         """fps: None if unknown; a hint for the encoder only.
 
         live: it may run for weeks, with gaps of days.
+        audio: a file whose audio is written, too, if the frames carry its timestamps.
         """
         super().__init__(Path(path))
-        self._fps, self._live = fps, live
+        self._fps, self._live, self._audio_path = fps, live, audio
+        self._audio: AudioTrack | None = None
         self._codec = VIDEO_CODECS.get(self.path.suffix.lower())
         self._container: OutputContainer | None = None
         self._encoder: VideoEncoder | None = None
 
     def _open(self) -> None:
+        self._check()
+        if self._audio_path:
+            self._audio = open_audio(self._audio_path, self.path.suffix.lower())
+        self._container = self._new_container()
+
+    def _check(self) -> None:
         if self._codec is None:
             raise LineamentError(f"cannot write {self.path}: expected a video suffix: {', '.join(VIDEO_CODECS)}")
         with self.path.open("wb"):
             pass
-        flags = (_LIVE_MP4 if self._live else _PLAIN_MP4) if self.path.suffix.lower() in (".mp4", ".mov") else {}
-        self._container = av.open(f"file:{self.path}", "w", options={"flush_packets": "1", **flags})
+
+    def _new_container(self) -> OutputContainer:
+        options = {"flush_packets": "1"}
+        if self._audio:
+            options |= _WITH_AUDIO
+        if self.path.suffix.lower() in (".mp4", ".mov"):
+            options |= _LIVE_MP4 if self._live else _MP4_WITH_AUDIO if self._audio else _PLAIN_MP4
+        return av.open(f"file:{self.path}", "w", options=options)
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
         if self._container is None:
             raise RuntimeError(f"{self.path} is not open; use it in a with block")
         try:
-            self._encoder = self._encoder or self._begin(self._container, drawn_bgr)
+            self._encoder = self._encoder or self._begin(self._container, result.frame, drawn_bgr)
+            if self._audio:
+                self._audio.before(result.frame)
             self._encoder.add(i420(drawn_bgr, (self._encoder.height, self._encoder.width)), result.frame.time_s)
         except (av.error.FFmpegError, OSError) as error:
             self._container = None
             raise cannot_write(self.path, error) from None
 
-    def _begin(self, container: OutputContainer, first_bgr: U8) -> VideoEncoder:
+    def _begin(self, container: OutputContainer, first: Frame, first_bgr: U8) -> VideoEncoder:
         assert self._codec is not None
-        return VideoEncoder(container, self._codec, self._fps, even(first_bgr))
+        encoder = VideoEncoder(container, self._codec, self._fps, even(first_bgr))
+        if self._audio is None:
+            return encoder
+        try:
+            if first.stamp_s is not None:
+                self._audio.begin(container, first, self._fps)
+                container.start_encoding()
+                return encoder
+        except ValueError:  # FFmpeg's error for invalid arguments is one, too
+            log.warning("%s cannot hold the audio of %s, which is left out", self.path, first.source)
+        self._audio.close()
+        self._audio = None
+        self._container = self._new_container()
+        return self._begin(self._container, first, first_bgr)
 
     def close(self) -> None:
         container, self._container = self._container, None
-        if container is None:
-            return
-        if self._encoder is None:
-            log.warning("%s was not written: no frames", self.path)
-            self.path.unlink(missing_ok=True)
-            return
+        audio, self._audio = self._audio, None
         try:
+            if container is None:
+                return
+            if self._encoder is None:
+                log.warning("%s was not written: no frames", self.path)
+                self.path.unlink(missing_ok=True)
+                return
+            if audio:
+                audio.finish()
             self._encoder.finish()
         except (av.error.FFmpegError, OSError) as error:
             raise cannot_write(self.path, error) from None
+        finally:
+            if audio:
+                audio.close()
 
 
 class HlsSink(VideoSink):
@@ -125,7 +167,7 @@ class HlsSink(VideoSink):
     under these names are deleted at the start; the numbers always increase, also from run to run.
     """
 
-    def _open(self) -> None:
+    def _check(self) -> None:
         stem, folder = self.path.stem, self.path.parent
         if re.search(r"%\d*d", str(self.path)):  # FFmpeg would replace it by numbers
             raise LineamentError(
@@ -138,14 +180,16 @@ class HlsSink(VideoSink):
         with tempfile.TemporaryFile(dir=folder):  # tests the folder; an empty playlist would be invalid
             pass
         self._codec = H264
+
+    def _new_container(self) -> OutputContainer:
         options = {
             "hls_time": str(_SEGMENT_S),
             "hls_list_size": str(_SEGMENTS),
             "hls_flags": "delete_segments+temp_file+independent_segments",
             "hls_start_number_source": "epoch",
-            "hls_segment_filename": f"{folder}/{stem}-%d.ts",
+            "hls_segment_filename": f"{self.path.parent}/{self.path.stem}-%d.ts",
         }
-        self._container = av.open(f"file:{self.path}", "w", format="hls", options=options)
+        return av.open(f"file:{self.path}", "w", format="hls", options=options)
 
 
 class JsonlSink(_FileSink):

@@ -6,6 +6,7 @@ with open_sink("out.mp4", fps=30) as sink:
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -13,10 +14,13 @@ from pathlib import Path
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import LineamentError
 from lineament.stream.read.image import IMAGE_SUFFIXES
+from lineament.stream.read.spec import redacted_spec, without_file_scheme
 from lineament.stream.write.base import Sink
 from lineament.stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
 from lineament.stream.write.json_line import JsonLine
 from lineament.stream.write.network import MESSAGES, Background, parsed
+
+log = logging.getLogger(__name__)
 
 _STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
@@ -29,11 +33,12 @@ def open_sink(
     schema: str = WFLW98.name,
     source: str = "",
     live: bool = False,
+    audio: bool = True,
 ) -> Sink:
     """The sink of a path, by its suffix, or of an address, by its scheme. It opens on entry.
 
     A folder ends in "/"; "-" is JSON lines on standard output. source: the spec being read, never overwritten. live: as
-    VideoSink takes it.
+    VideoSink takes it. audio: also write the source's audio to a video, if the source is a file.
     """
     if is_address(path):
         return _open_address(path, fps, JsonLine(schema))
@@ -48,13 +53,25 @@ def open_sink(
     if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir, accepts any name
         return ImageSink(target, folder=True)
     if suffix == ".m3u8":
-        return HlsSink(target, fps)
+        return HlsSink(target, fps, live, _audio_of(source, live) if audio else None)
     if suffix in VIDEO_CODECS:
-        return VideoSink(target, fps, live)
+        return VideoSink(target, fps, live, _audio_of(source, live) if audio else None)
     if suffix in _STILL_SUFFIXES:
         return ImageSink(target, folder=False)
     known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
     raise LineamentError(f"unknown output format of {path!r}; use {known}, or end a folder in '/'")
+
+
+def _audio_of(source: str, live: bool) -> Path | None:
+    """The file to read audio from. Live sources and URLs have none, because it is read a second time."""
+    if live:
+        return None
+    spec = without_file_scheme(source)
+    if "://" in spec:
+        log.info("the audio of %s, if any, is not written; download it first", redacted_spec(spec))
+        return None
+    path = Path(os.path.expanduser(spec))
+    return path if os.path.isfile(path) and path.suffix.lower() not in IMAGE_SUFFIXES else None
 
 
 def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
