@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
+PAGE = "#page="
+"""between the path of a file and the number of a page, in the source of a frame"""
+
 
 def again(spec: str) -> str:
     """The spec to reopen a lost source: an "auto" that chose a camera must not fall back to the sample."""
@@ -14,6 +17,11 @@ def again(spec: str) -> str:
 def without_file_scheme(spec: str) -> str:
     """The path of a file:// URL; any other spec as it is."""
     return unquote(re.sub(r"^file://[^/]*|[?#].*$", "", spec)) if spec.startswith("file://") else spec
+
+
+def without_page(source: str) -> str:
+    """The path of a page's file; any other source as it is."""
+    return re.sub(rf"{PAGE}\d+$", "", source)
 
 
 def redacted(text: str) -> str:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import LineamentError
-from lineament.stream.read.image import IMAGE_SUFFIXES
+from lineament.stream.read.image import WRITTEN_SUFFIXES
 from lineament.stream.write.base import Sink
 from lineament.stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
 from lineament.stream.write.json_line import JsonLine
 from lineament.stream.write.network import MESSAGES, Background, parsed
 
-_STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
 """how an address begins"""
 
@@ -29,11 +28,12 @@ def open_sink(
     schema: str = WFLW98.name,
     source: str = "",
     live: bool = False,
+    still: bool = False,
 ) -> Sink:
     """The sink of a path, by its suffix, or of an address, by its scheme. It opens on entry.
 
     A folder ends in "/"; "-" is JSON lines on standard output. source: the spec being read, never overwritten. live: as
-    VideoSink takes it.
+    VideoSink takes it. still: as ImageSink takes it.
     """
     if is_address(path):
         return _open_address(path, fps, JsonLine(schema))
@@ -46,14 +46,14 @@ def open_sink(
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema)
     if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir, accepts any name
-        return ImageSink(target, folder=True)
+        return ImageSink(target, folder=True, still=still)
     if suffix == ".m3u8":
         return HlsSink(target, fps)
     if suffix in VIDEO_CODECS:
         return VideoSink(target, fps, live)
-    if suffix in _STILL_SUFFIXES:
+    if suffix in WRITTEN_SUFFIXES:
         return ImageSink(target, folder=False)
-    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
+    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(WRITTEN_SUFFIXES)])
     raise LineamentError(f"unknown output format of {path!r}; use {known}, or end a folder in '/'")
 
 
