@@ -43,11 +43,12 @@ MAX_SIDE_PX = 32766
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names. It reads others, some by starting programs"""
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+_JPEG_VIDEOS = frozenset({".mjpeg", ".mjpg"})
 _JPEG_END = b"\xff\xd9"
 _FLOAT_BYTES = 4
 _PREVIEW, _MASK = 1, 4
 """bits of a TIFF page's NewSubfileType"""
-_DAMAGED = (
+DAMAGED = (
     OSError,
     ValueError,
     SyntaxError,
@@ -158,7 +159,7 @@ class Picture:
                 formats = ("AVIF", "HEIF")
             try:
                 return Image.open(self._path, formats=formats)
-            except _DAMAGED:
+            except DAMAGED:
                 if self._float_size() is None:
                     raise
         return None
@@ -250,7 +251,7 @@ class Picture:
             raise
         except Image.DecompressionBombError:
             raise self._too_large(self._max_pixels) from None
-        except _DAMAGED:
+        except DAMAGED:
             why, then = _other(self._head)
             raise UnreadableError(self._called, why, then) from None
 
@@ -268,6 +269,8 @@ def kind_of(path: Path) -> Literal["picture", "animation", "video", "other"]:
     """What a file is, by its content; a video also by its name."""
     if not os.path.isfile(path):
         return "other"
+    if path.suffix.lower() in _JPEG_VIDEOS:  # which begins like a JPEG
+        return "video"
     try:
         with Picture(path) as picture:
             return "animation" if picture.moving else "picture"
