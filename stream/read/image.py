@@ -42,10 +42,14 @@ MAX_SIDE_PX = 32766
 """cv2.warpAffine accepts no longer side"""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names. It reads others, some by starting programs"""
+_HEIF = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+"""how a HEIC begins; with the last two also an AVIF"""
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _JPEG_VIDEOS = frozenset({".mjpeg", ".mjpg"})
 _JPEG_END = b"\xff\xd9"
 _FLOAT_BYTES = 4
+_MAX_PAGES = 10_000
+"""of a TIFF; the time to find them grows with their square"""
 _PREVIEW, _MASK = 1, 4
 """bits of a TIFF page's NewSubfileType"""
 DAMAGED = (
@@ -153,12 +157,10 @@ class Picture:
     def _opened(self) -> Image.Image | None:
         """None if OpenCV reads it."""
         with self._explained():
-            formats = _FORMATS
-            if self._head[4:8] == b"ftyp":
+            if is_heif := self._head[4:12] in _HEIF:
                 _add_heif()
-                formats = ("AVIF", "HEIF")
             try:
-                return Image.open(self._path, formats=formats)
+                return Image.open(self._path, formats=("AVIF", "HEIF") if is_heif else _FORMATS)
             except DAMAGED:
                 if self._float_size() is None:
                     raise
@@ -177,11 +179,16 @@ class Picture:
     def _tiff_pages(self, picture: TiffImageFile) -> tuple[int, ...]:
         """Without previews and masks."""
         pages, raw = [], Tag.DNGVersion in picture.tag_v2 or Tag.SubIFDs in picture.tag_v2
-        for page in range(picture.n_frames):
-            picture.seek(page)
-            kind = picture.tag_v2.get(Tag.NewSubfileType, 0)
-            if not (isinstance(kind, int) and kind & (_PREVIEW | _MASK)):
-                pages.append(page)
+        try:
+            for page in range(_MAX_PAGES):
+                picture.seek(page)
+                kind = picture.tag_v2.get(Tag.NewSubfileType, 0)
+                if not (isinstance(kind, int) and kind & (_PREVIEW | _MASK)):
+                    pages.append(page)
+        except EOFError:  # there is no such page
+            pass
+        except DAMAGED:
+            self.cut_short = True
         if not pages and raw:
             raise UnreadableError(self._called, "a camera's raw photo", "export it as JPEG or TIFF")
         return tuple(pages) or (0,)

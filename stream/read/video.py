@@ -99,6 +99,8 @@ class VideoSource(BaseSource):
         if not pictures:
             kinds = " and ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
             raise LineamentError(f"{self.name} contains only {kinds}; give a file with video")
+        if pictures[0].disposition & Disposition.dependent:  # FFmpeg would show the first tile
+            raise LineamentError(f"{self.name} is a picture in tiles (HEIC or AVIF); download it and give the file")
         self._describe(self._container, pictures[0])
         self._frames = self._decode(self._container, pictures[0])
 
