@@ -13,6 +13,8 @@ from lineament.demo.settings import Settings
 from lineament.demo.uploads import check_clip
 from lineament.landmarks.pose import aspect_ratios, head_pose
 from lineament.landmarks.types import LineamentError, Result
+from lineament.stream.read.image import kind_of
+from lineament.stream.read.pictures import AnimationSource
 from lineament.stream.read.video import VideoSource
 from lineament.stream.run.session import Session, SessionConfig
 from lineament.stream.write.json_line import known
@@ -58,7 +60,8 @@ def annotate(
     Raises Cancelled soon after the event is set, LineamentError if the file is not a clip or exceeds a limit.
     """
     check_clip(path, limits)
-    source = VideoSource(path, max_pixels=int(limits.clip_megapixels * 1e6))
+    reader = AnimationSource if kind_of(path) == "animation" else VideoSource
+    source = reader(path, max_pixels=int(limits.clip_megapixels * 1e6))
     source.name = "clip"  # errors and results must not contain the server's path
     video, jsonl = folder / "annotated.mp4", folder / "points.jsonl"
     cfg = SessionConfig(view=settings.view, track=settings.track)

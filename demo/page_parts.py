@@ -50,8 +50,8 @@ def note(text: str) -> str:
     return f'<p class="ln-status" role="status">{escape(text)}</p>'
 
 
-def picture(result: Result, settings: Settings) -> str:
-    """A zoomable drawing, a summary, and downloads of the points."""
+def picture(result: Result, settings: Settings, left_out: str = "") -> str:
+    """A zoomable drawing, a summary, and downloads of the points. left_out: what of the file is not shown."""
     faces = len(result.tracks)
     height, width = result.frame.bgr.shape[:2]
     spent_ms = sum(result.ms.values())
@@ -62,11 +62,13 @@ def picture(result: Result, settings: Settings) -> str:
         f'<a class="ln-button" download="{escape(name)}" href="{url}">{escape(name)}</a>'
         for name, url in downloads(result, settings)
     )
-    return f'{_zoom(drawn_url(result, settings), found)}<div class="ln-bar">{links}</div>'
+    return f'{_left_out(left_out)}{_zoom(drawn_url(result, settings), found)}<div class="ln-bar">{links}</div>'
 
 
-def compared(first: Timed, second: Timed, apart_percent: float, settings: Settings) -> tuple[str, str, str]:
-    """Both drawings, and a table of their times."""
+def compared(
+    first: Timed, second: Timed, apart_percent: float, settings: Settings, left_out: str = ""
+) -> tuple[str, str, str]:
+    """Both drawings, and a table of their times. left_out: what of the file is not shown."""
     rows = "".join(
         f"<tr><td>{escape(timed.model)}</td><td>{len(timed.result.tracks)}</td><td>{_number(timed.landmark_ms)}</td>"
         f"<td>{_number(sum(timed.result.ms.values()))}</td></tr>"
@@ -83,7 +85,7 @@ def compared(first: Timed, second: Timed, apart_percent: float, settings: Settin
             f"Mean distance between their points: {apart_percent:.2f} % of the distance between the outer eye corners."
         )
     drawings = [_zoom(drawn_url(timed.result, settings), timed.model) for timed in (first, second)]
-    return drawings[0], drawings[1], table + note(text)
+    return drawings[0], drawings[1], _left_out(left_out) + table + note(text)
 
 
 def clip(made: Annotated, folder_url: str) -> str:
@@ -99,6 +101,10 @@ def clip(made: Annotated, folder_url: str) -> str:
         f'<video class="ln-video" controls muted autoplay loop playsinline src="{source}"></video>'
         f'{note(found)}<div class="ln-bar">{links}</div>'
     )
+
+
+def _left_out(what: str) -> str:
+    return note(f"Only a part of the file is shown: {what}.") if what else ""
 
 
 def _zoom(url: str, caption: str) -> str:

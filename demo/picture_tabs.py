@@ -13,8 +13,8 @@ from lineament.demo import page_parts
 from lineament.demo.context import Demo, session
 from lineament.demo.controls import Controls, Values
 from lineament.demo.picture import compare, find
-from lineament.demo.uploads import read_picture
-from lineament.landmarks.types import U8, LineamentError
+from lineament.demo.uploads import Upload, read_upload
+from lineament.landmarks.types import LineamentError
 from lineament.stream.read.sample import Sample
 
 _FILE = "file"
@@ -31,10 +31,10 @@ def image_tab(demo: Demo, controls: Controls) -> None:
 
     def show(values: Values, request: gr.Request) -> str:
         try:
-            if (bgr := chooser.picture(demo, values, request)) is None:
+            if (chosen := chooser.picture(demo, values, request)) is None:
                 return page_parts.empty(_EMPTY)
             settings = controls.picture_settings(values)
-            return page_parts.picture(find(bgr, settings, demo.models), settings)
+            return page_parts.picture(find(chosen.bgr, settings, demo.models), settings, chosen.left_out)
         except LineamentError as error:
             return page_parts.error(error)
 
@@ -59,10 +59,11 @@ def compare_tab(demo: Demo, controls: Controls) -> None:
 
     def show(values: Values, request: gr.Request) -> tuple[str, str, str]:
         try:
-            if (bgr := chooser.picture(demo, values, request)) is None:
+            if (chosen := chooser.picture(demo, values, request)) is None:
                 return "", "", page_parts.empty(_EMPTY)
             settings = controls.picture_settings(values)
-            return page_parts.compared(*compare(bgr, (values[left], values[right]), settings, demo.models), settings)
+            compared = compare(chosen.bgr, (values[left], values[right]), settings, demo.models)
+            return page_parts.compared(*compared, settings, chosen.left_out)
         except LineamentError as error:
             return "", "", page_parts.error(error)
 
@@ -100,17 +101,17 @@ class _Chooser:
         for event, value in choices:
             event(_always(value), None, self.choice, queue=False, api_visibility="private").then(**work)
 
-    def picture(self, demo: Demo, values: Values, request: gr.Request) -> U8 | None:
-        """(H, W, 3) BGR of the chosen picture; None before anything is chosen."""
+    def picture(self, demo: Demo, values: Values, request: gr.Request) -> Upload | None:
+        """The chosen picture; None before anything is chosen."""
         source, path = values[self.choice], values[self.file]
         if not source:
             return None
         if source != _FILE:
-            return _SAMPLES[source].render(_SAMPLE_FRAME)
+            return Upload(_SAMPLES[source].render(_SAMPLE_FRAME), "")
         demo.tabs.uploaded(session(request), path)
         if path is None:
             raise LineamentError("the picture has been deleted; upload it again")
-        return read_picture(Path(path), demo.cfg.limits)
+        return read_upload(Path(path), demo.cfg.limits)
 
 
 def _always(value: str) -> Callable[[], str]:

@@ -3,58 +3,48 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import av.error
 import cv2
 import numpy as np
 from av.stream import Disposition
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lineament.demo.config import Limits
 from lineament.landmarks.types import U8, LineamentError
-from lineament.stream.read.image import bgr_of
+from lineament.stream.read.image import DAMAGED, Picture, kind_of
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of a webcam frame; the page sends much smaller ones"""
-_PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
-"""names in Pillow. JPEG 2000 is excluded, because a damaged file can crash the decoder"""
-_DAMAGED = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    LookupError,
-    EOFError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-)
-"""what Pillow raises for damaged files"""
 _CLIPS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,ogg,flv,asf,mjpeg,h264,hevc,apng"
 """FFmpeg's names of containers that cannot refer to other files, unlike playlists"""
 _LOCAL_ONLY = {"format_whitelist": _CLIPS, "protocol_whitelist": "file"}
 
 
-def read_picture(path: Path, limits: Limits) -> U8:
-    """(H, W, 3) uint8 BGR, upright. Raises LineamentError if the file is not a valid picture within the limits."""
+class Upload(NamedTuple):
+    """A picture, and what of its file is left out."""
+
+    bgr: U8
+    """(H, W, 3), upright"""
+    left_out: str
+    """empty if nothing is"""
+
+
+def read_upload(path: Path, limits: Limits) -> Upload:
+    """The first picture in a file. Raises LineamentError if it is not a valid picture within the limits."""
     _check_size(path, limits, "picture")
-    with _opened(path) as picture:
-        width, height = picture.size
-        if width * height > limits.picture_megapixels * 1e6:
-            raise LineamentError(
-                f"the picture has {width} x {height} pixels, more than {limits.picture_megapixels:g} million; "
-                "use a smaller one"
-            )
-        # OpenCV decodes what is there of a truncated JPEG. For other formats the two libraries may read different
-        # sizes, so Pillow, which checked the size, also decodes
-        bgr = _by_opencv(path) if picture.format in ("JPEG", "MPO") else None
-        return _by_pillow(picture) if bgr is None else bgr
+    # errors must not contain the server's path
+    with Picture(path, int(limits.picture_megapixels * 1e6), called="the picture") as picture:
+        return Upload(picture.read(), picture.left_out())
+
+
+def read_picture(path: Path, limits: Limits) -> U8:
+    """(H, W, 3) uint8 BGR, as read_upload."""
+    return read_upload(path, limits).bgr
 
 
 def decode_frame(data: bytes) -> U8:
@@ -66,7 +56,7 @@ def decode_frame(data: bytes) -> U8:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
                 width, height = header.size
-    except (*_DAMAGED, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         raise LineamentError("the frame is not a JPEG") from None
     if width * height > MAX_FRAME_PIXELS:
         raise LineamentError(f"the frame is {width} x {height}; the limit is {MAX_FRAME_PIXELS} pixels")
@@ -77,8 +67,14 @@ def decode_frame(data: bytes) -> U8:
 
 
 def check_clip(path: Path, limits: Limits) -> None:
-    """Raises LineamentError if the file is not a video or exceeds a limit. Decodes nothing."""
+    """Raises LineamentError if the file is not a video or animation, or exceeds a limit. Decodes nothing."""
     _check_size(path, limits, "clip")
+    kind = kind_of(path)
+    if kind == "picture":
+        raise LineamentError("the file is a picture, not a video; use the Image tab")
+    if kind == "animation":
+        _check_animation(path, limits)
+        return
     try:
         # without the prefix, FFmpeg would parse "a:b.mp4" as a protocol
         with av.open(f"file:{path}", options=_LOCAL_ONLY, metadata_errors="replace") as container:
@@ -105,6 +101,14 @@ def check_clip(path: Path, limits: Limits) -> None:
         )
 
 
+def _check_animation(path: Path, limits: Limits) -> None:
+    with Picture(path, called="the animation") as picture:
+        if (frames := len(picture.moving)) > limits.clip_frames:
+            raise LineamentError(
+                f"the animation has {frames} frames; the limit is {limits.clip_frames} frames; use a part of it"
+            )
+
+
 def _check_size(path: Path, limits: Limits, what: str) -> None:
     try:
         size = path.stat().st_size
@@ -114,37 +118,3 @@ def _check_size(path: Path, limits: Limits, what: str) -> None:
         raise LineamentError(f"the {what} is empty (0 bytes); upload it again")
     if size > limits.upload_mb * 1e6:
         raise LineamentError(f"the {what} has {size / 1e6:.0f} MB; the limit is {limits.upload_mb} MB")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Opens the picture without decoding it. Raises LineamentError if it is not one."""
-    with path.open("rb") as file:
-        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith((b"<svg", b"<?xml", b"<!doctype", b"<html")):
-        raise LineamentError("this is an SVG or a web page, not a photo; use PNG, JPEG or WebP")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about large pictures and odd metadata
-        try:
-            picture = Image.open(path, formats=_PICTURES)
-        except Image.DecompressionBombError as error:
-            raise LineamentError("the picture has too many pixels; use a smaller one") from error
-        except _DAMAGED:
-            raise LineamentError("the file is not a supported picture, or is damaged; use PNG, JPEG or WebP") from None
-        with picture:
-            yield picture
-
-
-def _by_opencv(path: Path) -> U8 | None:
-    try:
-        bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        return None
-    return None if bgr is None else np.asarray(bgr, np.uint8)
-
-
-def _by_pillow(picture: Image.Image) -> U8:
-    try:
-        return bgr_of(ImageOps.exif_transpose(picture))
-    except (*_DAMAGED, Image.DecompressionBombError):
-        raise LineamentError("the picture is damaged; check that another program opens it") from None

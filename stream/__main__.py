@@ -59,7 +59,7 @@ class StreamConfig:
     """
 
     source: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-s"], metavar="SOURCE"), tyro.conf.UseAppendAction] = ()
-    """A camera number, file, image, folder of images, rtsp:// or http:// URL, or 'sample' (a clip made from a public
+    """A camera number, video, image, folder of images, rtsp:// or http:// URL, or 'sample' (a clip made from a public
     domain portrait). The default 'auto' is the webcam if one opens, else the sample. Can be repeated."""
     cameras: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """YAML file of several sources, each with a name and outputs; docs/cameras.md has an example."""

@@ -43,7 +43,14 @@ from lineament.landmarks.geometry import apply, bounds, crop_from_frame, iou, wa
 from lineament.landmarks.schema import Schema
 from lineament.landmarks.types import F64, U8, Face, Floats, Frame, LineamentError, Result, Track
 from lineament.stream.analyse.detect import ImageDetector
-from lineament.stream.read.image import IMAGE_SUFFIXES, cannot_write, read_image, write_image
+from lineament.stream.read.image import (
+    IMAGE_SUFFIXES,
+    WRITTEN_SUFFIXES,
+    Picture,
+    UnreadableError,
+    cannot_write,
+    write_image,
+)
 from lineament.stream.teachers import Label, Teacher, checked, label_faces, open_teachers, schema_of
 from lineament.stream.write.draw import DrawConfig, draw
 
@@ -93,7 +100,7 @@ class LabelConfig:
         for name, low, high in (("max_disagreement", 0, np.inf), ("min_face_px", 0, np.inf), ("min_score", 0, 1)):
             if not low < getattr(self, name) < high:
                 raise LineamentError(f"{name} is {getattr(self, name)}, expected a number over {low}, under {high}")
-        if self.sheet and self.sheet.suffix.lower() not in IMAGE_SUFFIXES:
+        if self.sheet and self.sheet.suffix.lower() not in WRITTEN_SUFFIXES:
             raise LineamentError(f"sheet is {self.sheet}, expected a picture; use .png or .jpg")
 
 
@@ -276,12 +283,23 @@ def _pictures(paths: Sequence[Path]) -> Iterator[tuple[Path, U8 | None]]:
         ahead: list[Future[U8]] = []
         for i, path in enumerate(paths):
             while len(ahead) < _READ_AHEAD and i + len(ahead) < len(paths):
-                ahead.append(pool.submit(read_image, paths[i + len(ahead)]))
+                ahead.append(pool.submit(_picture, paths[i + len(ahead)]))
             try:
                 yield path, ahead.pop(0).result()
             except LineamentError as error:
                 log.warning("skipped: %s", error)
                 yield path, None
+
+
+def _picture(path: Path) -> U8:
+    """The first picture in a file. Raises LineamentError if training, which reads by OpenCV, could not read it."""
+    with Picture(path) as picture:
+        if picture.kind == "HEIF":
+            raise UnreadableError(path, "training reads no HEIC", "convert it to JPEG")
+        bgr = picture.read()
+        if picture.cut_short:
+            raise UnreadableError(path, "its end is missing", "copy it again")
+        return bgr
 
 
 def _image(path: Path, out: Path) -> str:

@@ -20,9 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pillow_heif import register_heif_opener
 from starlette.types import Message, Receive, Scope, Send
 
 from lineament import engines
+from lineament.demo import page_parts
 from lineament.demo.analyst import Analyst
 from lineament.demo.clip import Cancelled, annotate
 from lineament.demo.config import DemoConfig, Limits
@@ -32,9 +34,10 @@ from lineament.demo.models import Models
 from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.picture import compare, downloads, drawn_url, find, pts
 from lineament.demo.settings import Settings
-from lineament.demo.uploads import check_clip, decode_frame, read_picture
+from lineament.demo.uploads import check_clip, decode_frame, read_picture, read_upload
 from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import U8, Frame, LineamentError
+from lineament.stream.read.sample import Sample
 from tests.demo_files import (
     WRONG_CLIPS,
     WRONG_PICTURES,
@@ -46,6 +49,8 @@ from tests.demo_files import (
 )
 from tests.test_audio import make_clip
 from tests.waiting import WAIT_S
+
+register_heif_opener()
 
 LIMITS = Limits()
 
@@ -141,12 +146,14 @@ def test_the_demo_selects_the_model_that_it_was_started_with(monkeypatch: pytest
 # ---- pictures
 
 
-@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif", ".ppm"])
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif", ".ppm", ".avif", ".heic", ".jp2"])
 def test_common_picture_formats_are_accepted_whatever_the_file_name(tmp_path: Path, ending: str) -> None:
     rgb = np.zeros((40, 60, 3), np.uint8)
     rgb[:, :30] = (250, 0, 0)
     path = tmp_path / "picture"
-    Image.fromarray(rgb).save(path, {".jpg": "JPEG", ".ppm": "PPM"}.get(ending, ending[1:].upper()))
+    Image.fromarray(rgb).save(
+        path, {".jpg": "JPEG", ".heic": "HEIF", ".jp2": "JPEG2000"}.get(ending, ending[1:].upper())
+    )
     bgr = read_picture(path, LIMITS)
     assert bgr.shape == (40, 60, 3)
     assert bgr[20, 10, 2] > 200 and bgr[20, 50, 2] < 60
@@ -168,7 +175,7 @@ def test_a_picture_with_two_sizes_is_decoded_at_the_size_that_was_checked(tmp_pa
         assert "damaged" in str(error)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000"])
 def test_a_damaged_picture_is_decoded_or_refused_in_one_sentence(tmp_path: Path, kind: str) -> None:
     held, chance = io.BytesIO(), np.random.default_rng(0)
     Image.fromarray(chance.integers(0, 256, (20, 30, 3), np.uint8)).save(held, kind)
@@ -188,6 +195,18 @@ def test_a_16_bit_grey_picture_keeps_its_brightness(tmp_path: Path, kind: str) -
     Image.fromarray(np.full((40, 60), 100 * 256 + 7, np.uint16)).save(tmp_path / "a", kind)
     bgr = read_picture(tmp_path / "a", LIMITS)
     assert bgr.shape == (40, 60, 3) and (bgr == 100).all()
+
+
+@pytest.mark.parametrize(("kind", "left"), [("TIFF", "pages"), ("WEBP", "frames"), ("GIF", "frames")])
+def test_of_several_pictures_in_a_file_the_first_is_shown_with_a_note(
+    tmp_path: Path, models: Models, kind: str, left: str
+) -> None:
+    first, second = (Image.new("RGB", (60, 40), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a", kind, save_all=True, append_images=[second])
+    upload = read_upload(tmp_path / "a", LIMITS)
+    assert upload.left_out == f"the first of 2 {left}" and upload.bgr[..., 2].mean() > 200
+    page = page_parts.picture(find(upload.bgr, Settings(), models), Settings(), upload.left_out)
+    assert f"Only a part of the file is shown: the first of 2 {left}." in page
 
 
 @pytest.mark.parametrize("name", WRONG_PICTURES)
@@ -282,6 +301,19 @@ def test_a_clip_becomes_a_video_json_lines_and_signals(tmp_path: Path, models: M
     assert seconds == pytest.approx(11 / 30, abs=0.01)
     assert set(signals) == {"left eye", "right eye", "mouth", "yaw", "pitch", "roll"}
     assert str(tmp_path) not in made.jsonl.read_text()
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "AVIF", "GIF"])
+def test_an_animation_is_a_clip(tmp_path: Path, models: Models, kind: str) -> None:
+    sample = Sample((240, 320), noise=0.0)
+    first, *others = [Image.fromarray(sample.render(index)[..., ::-1]) for index in range(4)]
+    first.save(tmp_path / "a", kind, save_all=True, append_images=others, duration=100)
+    made = annotate(tmp_path / "a", tmp_path / "out", Settings(), models, LIMITS, threading.Event())
+    assert made.frames == 4 and made.faces == 1 and str(tmp_path) not in made.jsonl.read_text()
+    with pytest.raises(LineamentError, match="the animation has 4 frames; the limit is 3 frames"):
+        check_clip(tmp_path / "a", Limits(clip_frames=3))
+    with pytest.raises(LineamentError, match="cannot read clip: it has over"):
+        annotate(tmp_path / "a", tmp_path / "out", Settings(), models, Limits(clip_megapixels=0.01), threading.Event())
 
 
 def test_a_cancelled_clip_ends_at_the_next_frame(tmp_path: Path, models: Models) -> None:

@@ -31,6 +31,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from lineament import engines
 from lineament.engines.engine_file import MAGIC, read_header, read_plans
@@ -545,10 +546,24 @@ def pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
         mode = {"cmyk": "CMYK", "palette": "P"}.get(name.split(".")[0], "RGB")
         picture.convert(mode).save(folder / name, **options)  # type: ignore[arg-type]
         yield name, (folder / name).read_bytes()
+    register_heif_opener()
+    later = [picture.transpose(Image.Transpose.ROTATE_180), picture.convert("L").convert("RGB")]
+    for name, options in {
+        "one.heic": {}, "several.heic": {"save_all": True, "append_images": later}, "tiled.heic": {"tile_size": 16},
+        "one.avif": {}, "moving.avif": {"save_all": True, "append_images": later, "duration": 50},
+        "moving.webp": {"save_all": True, "append_images": later, "duration": 50},
+        "moving.png": {"save_all": True, "append_images": later, "duration": 50},
+        "moving.gif": {"save_all": True, "append_images": later, "duration": 50},
+        "pages.tif": {"save_all": True, "append_images": later, "compression": "tiff_lzw"},
+    }.items():  # fmt: skip
+        picture.save(folder / name, **options)  # type: ignore[arg-type]
+        yield name, (folder / name).read_bytes()
+    for name in ("light.hdr", "float.tif"):
+        yield name, cv2.imencode(Path(name).suffix, bgr.astype(np.float32) / 255)[1].tobytes()
 
 
 def try_picture(path: Path) -> None:
-    """Its folder is no picture; as a file it goes to OpenCV and, without its ending, to FFmpeg."""
+    """As one picture, and as a source of all its frames."""
     with suppress(LineamentError):
         bgr = read_image(path)
         assert bgr.ndim == 3 and bgr.dtype == np.uint8 and bgr.shape[2] == 3

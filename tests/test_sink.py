@@ -315,8 +315,10 @@ def test_pictures_never_replace_the_pictures_they_came_from(tmp_path: Path) -> N
     bgr = np.zeros((32, 32, 3), np.uint8)
     original = tmp_path / "face.jpg"
     original.write_bytes(b"precious")
-    with pytest.raises(LineamentError, match="is the source itself"), ImageSink(tmp_path, folder=True) as sink:
-        sink.write(result_of(bgr, source=str(original)), bgr)
+    for source in (f"{original}", f"{original}#page=1"):
+        sink = ImageSink(tmp_path, folder=True, still=True)
+        with pytest.raises(LineamentError, match="is the source itself"), sink:
+            sink.write(result_of(bgr, source=source), bgr)
     assert original.read_bytes() == b"precious"
 
 
@@ -390,10 +392,19 @@ def test_a_dash_is_standard_output_and_leaves_it_open(capsys: pytest.CaptureFixt
 
 
 def test_a_folder_of_pictures_is_named_after_its_sources(tmp_path: Path) -> None:
-    with open_sink(f"{tmp_path}/out/") as sink:
-        for index, source in enumerate(["in/a-2.png", "in/a.png", "in/a.jpg", "clip.mp4"]):
+    sources = ["in/a-2.png", "in/a.png", "in/a.heic", "in/b.tif#page=1", "in/b.tif#page=2", "in/c"]
+    with open_sink(f"{tmp_path}/out/", still=True) as sink:
+        for index, source in enumerate(sources):
             sink.write(result_of(BGR, index, source=source), BGR)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000003.jpg", "a-2.jpg", "a-3.jpg", "a.jpg"]
+    names = ["a-2.jpg", "a-3.jpg", "a.jpg", "b-2.jpg", "b.jpg", "c.jpg"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+
+
+def test_frames_of_a_video_in_a_folder_are_numbered(tmp_path: Path) -> None:
+    with open_sink(f"{tmp_path}/out/") as sink:
+        for index in range(2):
+            sink.write(result_of(BGR, index, source="a.gif"), BGR)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.jpg", "000001.jpg"]
 
 
 def test_one_picture_takes_one_frame(tmp_path: Path) -> None:

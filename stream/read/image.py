@@ -1,51 +1,289 @@
-"""Reads and writes one picture: any path, any bit depth, checked before it is decoded."""
+"""Reads and writes pictures: any path, any bit depth, checked before they are decoded.
+
+with Picture(path) as picture:
+    bgr = picture.read()
+"""
 
 from __future__ import annotations
 
 import io
+import logging
+import mimetypes
 import os
+import re
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, Self
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import Base as Tag
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from lineament.landmarks.types import U8, LineamentError
 from lineament.stream import MAX_PIXELS
+from lineament.stream.read.pixels import bgr_of, eight_bit, exposed
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"})
+log = logging.getLogger(__name__)
+
+WRITTEN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2"})
+IMAGE_SUFFIXES = WRITTEN_SUFFIXES.union(
+    {".apng", ".jpe", ".jfif", ".mpo", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif"},
+    {".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".hdr"},
+)
+"""of pictures that can be read; what a file is, its content tells"""
 MAX_SIDE_PX = 32766
 """cv2.warpAffine accepts no longer side"""
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
+"""Pillow's names. It reads others, some by starting programs"""
+_HEIF = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+"""how a HEIC begins; with the last two also an AVIF"""
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+_JPEG_VIDEOS = frozenset({".mjpeg", ".mjpg"})
+_JPEG_END = b"\xff\xd9"
+_FLOAT_BYTES = 4
+_MAX_PAGES = 10_000
+"""of a TIFF; the time to find them grows with their square"""
+_PREVIEW, _MASK = 1, 4
+"""bits of a TIFF page's NewSubfileType"""
+DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    cv2.error,
+)
+"""what Pillow and OpenCV raise for damaged files"""
+
+
+class UnreadableError(LineamentError):
+    """A file that cannot be read."""
+
+    def __init__(self, name: object, why: str, then: str, verb: str = "read") -> None:
+        super().__init__(f"cannot {verb} {name}: {why}; {then}")
+        self.why = why
+
+
+class Picture:
+    """A picture file, opened but not decoded. Its kind follows from its content, not its name. A context manager.
+
+    It may have several frames: the pages of a TIFF, the frames of an animation, the images of a HEIC.
+    """
+
+    def __init__(self, path: Path, max_pixels: int = MAX_PIXELS, called: str = "") -> None:
+        """max_pixels: larger frames are refused undecoded. called: its name in errors, else the path.
+
+        Raises LineamentError if the file is not a picture.
+        """
+        self._path, self._max_pixels, self._called = path, max_pixels, called or str(path)
+        check_file(path)
+        self.first, self.frames = 0, 1
+        """the frame that stands for the file, and the number of all"""
+        self.pages: tuple[int, ...] = (0,)
+        """the frames that are pictures of their own"""
+        self.cut_short = False
+        """True once a frame was read whose end is missing"""
+        self._head = _head(path)
+        self._picture = self._opened()
+        try:
+            if self._picture is not None:
+                with self._explained():
+                    self._count(self._picture)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def kind(self) -> str:
+        """Pillow's name of the format; "" for one that OpenCV reads."""
+        return (self._picture and self._picture.format) or ""
+
+    @property
+    def moving(self) -> range:
+        """The frames that follow each other in time; empty for pictures that do not move."""
+        if self.kind not in _ANIMATED or self._picture is None:
+            return range(0)
+        # programs that know no animations show a picture of its own, which is the first
+        frames = range(int(bool(self._picture.info.get("default_image"))), self.frames)
+        return frames if len(frames) > 1 else range(0)
+
+    def left_out(self, read: int = 1) -> str:
+        """What is missing after a number of frames was read; "" if nothing is."""
+        if read < self.frames:
+            which, several = {"TIFF": ("first", "pages"), "HEIF": ("main one", "images")}.get(
+                self.kind, ("first", "frames")
+            )
+            return f"the {which} of {self.frames} {several}"
+        return "its end is missing" if self.cut_short else ""
+
+    def read(self, frame: int | None = None) -> U8:
+        """(H, W, 3) uint8 BGR, upright, without alpha. frame: None is the first.
+
+        Raises LineamentError if the frame is too large or damaged.
+        """
+        with self._explained():
+            bgr = self._decoded(self.first if frame is None else frame)
+        self._check_size(bgr.shape[1], bgr.shape[0])  # a HEIC's header may state another
+        return bgr
+
+    def duration_ms(self) -> float:
+        """How long the frame that was read last is shown; 0 if the file does not say."""
+        value = self._picture.info.get("duration") if self._picture else None
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    def close(self) -> None:
+        if self._picture is not None:
+            self._picture.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _opened(self) -> Image.Image | None:
+        """None if OpenCV reads it."""
+        with self._explained():
+            if is_heif := self._head[4:12] in _HEIF:
+                _add_heif()
+            try:
+                return Image.open(self._path, formats=("AVIF", "HEIF") if is_heif else _FORMATS)
+            except DAMAGED:
+                if self._float_size() is None:
+                    raise
+        return None
+
+    def _count(self, picture: Image.Image) -> None:
+        self.first = picture.tell()
+        if isinstance(picture, TiffImageFile):
+            self.pages = self._tiff_pages(picture)
+            self.first, self.frames = self.pages[0], len(self.pages)
+            return
+        if self.kind not in ("JPEG", "MPO"):  # whose others show the same scene, for another eye or screen
+            self.frames = getattr(picture, "n_frames", 1)
+        self.pages = (self.first,)
+
+    def _tiff_pages(self, picture: TiffImageFile) -> tuple[int, ...]:
+        """Without previews and masks."""
+        pages, raw = [], Tag.DNGVersion in picture.tag_v2 or Tag.SubIFDs in picture.tag_v2
+        try:
+            for page in range(_MAX_PAGES):
+                picture.seek(page)
+                kind = picture.tag_v2.get(Tag.NewSubfileType, 0)
+                if not (isinstance(kind, int) and kind & (_PREVIEW | _MASK)):
+                    pages.append(page)
+        except EOFError:  # there is no such page
+            pass
+        except DAMAGED:
+            self.cut_short = True
+        if not pages and raw:
+            raise UnreadableError(self._called, "a camera's raw photo", "export it as JPEG or TIFF")
+        return tuple(pages) or (0,)
+
+    def _decoded(self, frame: int) -> U8:
+        if self._picture is None:
+            return self._floats()
+        self._picture.seek(frame)
+        self._check_size(*self._picture.size, _FLOAT_BYTES if self._picture.mode == "F" else 1)
+        return self._jpeg(self._picture) if self.kind in ("JPEG", "MPO") else bgr_of(self._picture)
+
+    def _jpeg(self, picture: Image.Image) -> U8:
+        """By OpenCV, which is faster; one that is cut short by Pillow, which reads what is there."""
+        data = self._path.read_bytes()
+        if data.endswith(_JPEG_END):
+            bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            if bgr is not None:
+                return np.asarray(bgr, np.uint8)
+        try:
+            return bgr_of(picture)
+        except OSError:
+            with Image.open(io.BytesIO(data + _JPEG_END), formats=("JPEG",)) as ended:
+                bgr = bgr_of(ended)
+            self.cut_short = True
+            return bgr
+
+    def _floats(self) -> U8:
+        """A picture of floating-point colours, by OpenCV: Pillow has none."""
+        self._check_size(*(self._float_size() or (0, 0)), _FLOAT_BYTES)
+        data = np.frombuffer(self._path.read_bytes(), np.uint8)
+        colours = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if colours is None:
+            raise ValueError
+        return exposed(colours) if self._head.startswith(b"#?") else eight_bit(colours)
+
+    def _float_size(self) -> tuple[int, int] | None:
+        """Width and height of a Radiance HDR or TIFF; None if it is neither."""
+        with self._path.open("rb") as file:
+            if self._head.startswith((b"#?RADIANCE", b"#?RGBE")):
+                size = re.search(rb"\n-Y (\d{1,9}) \+X (\d{1,9})\n", file.read(4096))
+                return (int(size[2]), int(size[1])) if size else None
+            if not self._head.startswith((b"II*\0", b"MM\0*")):
+                return None
+            directory = ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+        width, height = directory.get(Tag.ImageWidth), directory.get(Tag.ImageLength)
+        return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+    def _check_size(self, width: int, height: int, value_bytes: int = 1) -> None:
+        if width * height > (most := self._max_pixels // value_bytes):
+            raise self._too_large(most)
+        if max(width, height) > MAX_SIDE_PX:
+            why = f"it is {width}x{height}, expected sides up to {MAX_SIDE_PX} px"
+            raise UnreadableError(self._called, why, "crop it first")
+
+    def _too_large(self, most: int) -> UnreadableError:
+        return UnreadableError(self._called, f"it has over {most / 1e6:g} megapixels", "downscale it first")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raises UnreadableError for what Pillow and OpenCV raise, and closes the file."""
+        try:
+            with warnings.catch_warnings(action="ignore"):  # about large pictures and odd metadata
+                yield
+        except LineamentError:
+            raise
+        except Image.DecompressionBombError:
+            raise self._too_large(self._max_pixels) from None
+        except DAMAGED:
+            why, then = _other(self._head)
+            raise UnreadableError(self._called, why, then) from None
 
 
 def read_image(path: Path) -> U8:
-    """(H, W, 3) uint8 BGR. EXIF rotation is honoured, alpha dropped, 16 bit and grey made 8 bit colour."""
-    check_file(path)
+    """(H, W, 3) uint8 BGR of the first picture in a file, as Picture reads it. Logs what is left out."""
+    with Picture(path) as picture:
+        bgr = picture.read()
+        if left_out := picture.left_out():
+            log.warning("%s is read in part: %s", path, left_out)
+        return bgr
+
+
+def kind_of(path: Path) -> Literal["picture", "animation", "video", "other"]:
+    """What a file is, by its content; a video also by its name."""
+    if not os.path.isfile(path):
+        return "other"
+    if path.suffix.lower() in _JPEG_VIDEOS:  # which begins like a JPEG
+        return "video"
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LineamentError(f"cannot read {path}: {error.strerror or error}") from None
-    header = _header(data)
-    if header is not None and header.width * header.height > MAX_PIXELS:
-        raise LineamentError(f"{path} has over {MAX_PIXELS // 10**6} megapixels; downscale it first")
-    if header is not None and max(header.width, header.height) > MAX_SIDE_PX:
-        wide = f"{header.width}x{header.height}"
-        raise LineamentError(f"{path} is {wide}, expected sides up to {MAX_SIDE_PX} px; crop it first")
-    # without a size in its header, a picture might take all memory
-    bgr = _decoded(data, header) if header is not None else None
-    if bgr is None:
-        raise LineamentError(f"cannot read {path}: not a picture, or damaged; check whether another program opens it")
-    return bgr
-
-
-def bgr_of(picture: Image.Image) -> U8:
-    """(H, W, 3) uint8 BGR of a picture opened by Pillow. Raises Pillow's error if it is damaged."""
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to 8 bits
-        grey = np.clip(np.asarray(picture) // 256, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    return np.ascontiguousarray(np.asarray(picture.convert("RGB"), np.uint8)[..., ::-1])
+        with Picture(path) as picture:
+            return "animation" if picture.moving else "picture"
+    except LineamentError:
+        named = (mimetypes.guess_type(path.name)[0] or "").startswith("video/")
+        return "video" if named or _is_video(_head(path)) else "other"
 
 
 def write_image(path: Path, bgr: U8) -> None:
@@ -64,13 +302,13 @@ def check_file(path: Path) -> None:
     """Raises a clearer LineamentError than FFmpeg and OpenCV would; folders are left to them."""
     if not os.path.exists(path):  # unlike Path.exists, accepts any name
         near = f"{path.parent} does not exist" if not os.path.exists(path.parent) else "check the spelling"
-        raise LineamentError(f"cannot open {path}: no such file; {near}")
+        raise UnreadableError(path, "no such file", near, "open")
     if not os.access(path, os.R_OK):
-        raise LineamentError(f"cannot open {path}: no permission to read it; try chmod u+r, or another user")
+        raise UnreadableError(path, "no permission to read it", "try chmod u+r, or another user", "open")
     if not (path.is_file() or path.is_dir()):  # reading one could block forever
-        raise LineamentError(f"cannot open {path}: a pipe or a device, not a file; copy it to a file first")
+        raise UnreadableError(path, "a pipe or a device, not a file", "copy it to a file first", "open")
     if path.is_file() and not path.stat().st_size:
-        raise LineamentError(f"cannot open {path}: the file is empty (0 bytes); copy or record it again")
+        raise UnreadableError(path, "the file is empty (0 bytes)", "copy or record it again", "open")
 
 
 def cannot_write(path: Path, error: Exception) -> LineamentError:
@@ -79,38 +317,32 @@ def cannot_write(path: Path, error: Exception) -> LineamentError:
     return LineamentError(f"cannot write {path}: {reason.lower()}; check the path, its permissions and the free space")
 
 
-class _Header(NamedTuple):
-    """A picture's header."""
-
-    width: int
-    height: int
-    kind: str | None
-    """Pillow's format name"""
-
-
-def _header(data: bytes) -> _Header | None:
-    """None if it cannot be read."""
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, which tell its kind."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoding reports what is wrong
-            with Image.open(io.BytesIO(data)) as picture:
-                return _Header(picture.width, picture.height, picture.format)
-    except Image.DecompressionBombError:
-        return _Header(MAX_PIXELS + 1, 1, None)
-    except (OSError, ValueError, SyntaxError):
-        return None
+        with path.open("rb") as file:
+            return file.read(64)
+    except (OSError, ValueError):  # it is a folder, or locked
+        return b""
 
 
-def _decoded(data: bytes, header: _Header) -> U8 | None:
-    """(H, W, 3) uint8 BGR, upright; None if it cannot be decoded."""
-    try:
-        if header.kind == "JPEG2000":  # a damaged one crashes OpenCV
-            with Image.open(io.BytesIO(data)) as picture:
-                return bgr_of(picture)
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (cv2.error, OSError, ValueError, SyntaxError):
-        return None
-    return None if bgr is None else np.asarray(bgr, np.uint8)
+@cache
+def _add_heif() -> None:
+    """Lets Pillow read HEIC. Only when one is met: this loads a library of 20 MB."""
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+
+def _is_video(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3") or (head[:4], head[8:12]) == (b"RIFF", b"AVI ")
+
+
+def _other(head: bytes) -> tuple[str, str]:
+    """Why a file is not a picture, and what to do."""
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<svg", b"<?xml", b"<!doctype", b"<html")):
+        return "an SVG or a web page, not a photo", "use PNG, JPEG or HEIC"
+    return "not a picture, or damaged", "check whether another program opens it"
 
 
 def turned(bgr: U8, transposed: bool, mirror_x: bool, mirror_y: bool) -> U8:

@@ -15,8 +15,8 @@ from pathlib import Path
 from lineament.landmarks.types import LineamentError
 from lineament.stream.read.base import Source
 from lineament.stream.read.camera import CameraSource
-from lineament.stream.read.image import IMAGE_SUFFIXES
-from lineament.stream.read.pictures import ImageSource, SampleSource
+from lineament.stream.read.image import IMAGE_SUFFIXES, kind_of
+from lineament.stream.read.pictures import AnimationSource, ImageSource, SampleSource
 from lineament.stream.read.snapshot import SnapshotSource
 from lineament.stream.read.spec import ReadConfig, redacted_spec, without_file_scheme
 from lineament.stream.read.video import VideoSource
@@ -53,6 +53,11 @@ def open_source(spec: str, cfg: ReadConfig | None = None) -> Source:
     if "://" in spec:
         return VideoSource(spec, stream=cfg.stream)
     path = Path(os.path.expanduser(spec))  # unlike Path.expanduser, accepts an unknown user
-    if os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES:
+    if os.path.isdir(path):
+        return ImageSource(path)
+    kind = kind_of(path)
+    if kind == "animation":
+        return AnimationSource(path)
+    if kind == "picture" or (kind == "other" and path.suffix.lower() in IMAGE_SUFFIXES):
         return ImageSource(path)
     return VideoSource(path, stream=cfg.stream)

@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+PAGE = "#page="
+"""between the path of a file and the number of a page, in the source of a frame"""
+
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig:
@@ -33,6 +36,11 @@ def again(spec: str) -> str:
 def without_file_scheme(spec: str) -> str:
     """The path of a file:// URL; any other spec as it is."""
     return unquote(re.sub(r"^file://[^/]*|[?#].*$", "", spec)) if spec.startswith("file://") else spec
+
+
+def without_page(source: str) -> str:
+    """The path of a page's file; any other source as it is."""
+    return re.sub(rf"{PAGE}\d+$", "", source)
 
 
 def redacted(text: str) -> str:

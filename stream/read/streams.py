@@ -32,6 +32,8 @@ def video_stream(container: InputContainer, name: str, number: int | None = None
     if not videos:
         kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise LineamentError(f"{name} contains only {kinds}; give a file with video")
+    if videos[0].disposition & Disposition.dependent:  # FFmpeg would show the first tile
+        raise LineamentError(f"{name} is a picture in tiles (HEIC or AVIF); download it and give the file")
     listed = ", ".join(f"{i} ({_described(stream)})" for i, stream in enumerate(videos))
     if number is None:
         chosen = max(videos, key=lambda s: (_pixels(s), bool(s.disposition & Disposition.default)))

@@ -170,7 +170,9 @@ class Session:
                 tracker.resume(*self.before)
             self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
             for path in self._outputs:
-                sink = open_sink(path, source.fps, cfg.view.schema, self._spec, source.live, cfg.audio)
+                sink = open_sink(
+                    path, source.fps, cfg.view.schema, self._spec, source.live, still=source.still, audio=cfg.audio
+                )
                 self._sinks.append(stack.enter_context(sink))
             self._stack = stack.pop_all()
         return self

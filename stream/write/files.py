@@ -19,8 +19,8 @@ from av.container import OutputContainer
 
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import U8, Frame, LineamentError, Result
-from lineament.stream.read.image import IMAGE_SUFFIXES, cannot_write, write_image
-from lineament.stream.read.spec import without_file_scheme
+from lineament.stream.read.image import cannot_write, write_image
+from lineament.stream.read.spec import without_file_scheme, without_page
 from lineament.stream.write.audio import AudioTrack, open_audio
 from lineament.stream.write.encode import H264, VideoEncoder, even, i420
 from lineament.stream.write.json_line import JsonLine
@@ -240,9 +240,10 @@ class JsonlSink(_FileSink):
 class ImageSink(_FileSink):
     """Pictures: in a folder, named after a still's file or the frame number; or one, at the path itself."""
 
-    def __init__(self, path: str | Path, folder: bool) -> None:
+    def __init__(self, path: str | Path, folder: bool, still: bool = False) -> None:
+        """still: the frames are pictures with names of their own."""
         super().__init__(Path(path))
-        self._folder = folder
+        self._folder, self._still = folder, still
         self._names: set[str] = set()
 
     def _open(self) -> None:
@@ -256,15 +257,15 @@ class ImageSink(_FileSink):
         if self._names and not self._folder:
             raise LineamentError(f"{self.path} is one picture and got a second frame; use a folder/ or a video")
         self._names.add(target.name)
-        check_not_source(target, result.frame.source)
+        check_not_source(target, without_page(result.frame.source))
         write_image(target, drawn_bgr)
 
     def _name(self, frame: Frame) -> str:
-        source = Path(frame.source)
-        if source.suffix.lower() not in IMAGE_SUFFIXES:
+        if not self._still:
             return f"{frame.index:06d}.jpg"
-        # a.png and a.jpg may be in one folder
-        return next(name for name in numbered(source.stem, ".jpg") if name not in self._names)
+        stem = Path(without_page(frame.source)).stem
+        # a.png and a.jpg may be in one folder, and a file may have several pages
+        return next(name for name in numbered(stem, ".jpg") if name not in self._names)
 
 
 def numbered(stem: str, suffix: str = "", first: int = 1) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import LineamentError
-from lineament.stream.read.image import IMAGE_SUFFIXES
+from lineament.stream.read.image import IMAGE_SUFFIXES, WRITTEN_SUFFIXES
 from lineament.stream.read.spec import redacted_spec, without_file_scheme
 from lineament.stream.write.base import Sink
 from lineament.stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
@@ -22,7 +22,6 @@ from lineament.stream.write.network import MESSAGES, Background, parsed
 
 log = logging.getLogger(__name__)
 
-_STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
 """how an address begins"""
 
@@ -33,12 +32,15 @@ def open_sink(
     schema: str = WFLW98.name,
     source: str = "",
     live: bool = False,
+    *,
+    still: bool = False,
     audio: bool = True,
 ) -> Sink:
     """The sink of a path, by its suffix, or of an address, by its scheme. It opens on entry.
 
     A folder ends in "/"; "-" is JSON lines on standard output. source: the spec being read, never overwritten. live: as
-    VideoSink takes it. audio: also write the source's audio to a video, if the source is a file.
+    VideoSink takes it. still: as ImageSink takes it. audio: also write the audio of the source to a video, if it is a
+    file.
     """
     if is_address(path):
         return _open_address(path, fps, JsonLine(schema))
@@ -51,14 +53,14 @@ def open_sink(
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema)
     if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir, accepts any name
-        return ImageSink(target, folder=True)
+        return ImageSink(target, folder=True, still=still)
     if suffix == ".m3u8":
         return HlsSink(target, fps, live, _audio_of(source, live) if audio else None)
     if suffix in VIDEO_CODECS:
         return VideoSink(target, fps, live, _audio_of(source, live) if audio else None)
-    if suffix in _STILL_SUFFIXES:
+    if suffix in WRITTEN_SUFFIXES:
         return ImageSink(target, folder=False)
-    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
+    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(WRITTEN_SUFFIXES)])
     raise LineamentError(f"unknown output format of {path!r}; use {known}, or end a folder in '/'")
 
 
