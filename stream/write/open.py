@@ -17,6 +17,7 @@ from lineament.stream.write.base import Sink
 from lineament.stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
 from lineament.stream.write.json_line import JsonLine
 from lineament.stream.write.network import MESSAGES, Background, parsed
+from lineament.stream.write.table import CsvSink, ParquetSink
 
 _STILL_SUFFIXES = IMAGE_SUFFIXES - {".jfif", ".pgm", ".ppm"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
@@ -45,6 +46,10 @@ def open_sink(
     check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema)
+    if suffix == ".csv":
+        return CsvSink(path, schema)
+    if suffix == ".parquet":
+        return ParquetSink(path, schema)
     if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir, accepts any name
         return ImageSink(target, folder=True)
     if suffix == ".m3u8":
@@ -53,7 +58,7 @@ def open_sink(
         return VideoSink(target, fps, live)
     if suffix in _STILL_SUFFIXES:
         return ImageSink(target, folder=False)
-    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(_STILL_SUFFIXES)])
+    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", ".csv", ".parquet", *sorted(_STILL_SUFFIXES)])
     raise LineamentError(f"unknown output format of {path!r}; use {known}, or end a folder in '/'")
 
 
