@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from lineament.landmarks.pose import aspect_ratios, camera_angles, head_pose
 from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, convert
-from lineament.landmarks.types import U8, LineamentError, Result, Track
+from lineament.landmarks.types import F32, U8, LineamentError, Result, Track
 from lineament.stream.read.image import cannot_write
 from lineament.stream.read.spec import redacted
 from lineament.stream.write.files import AppendSink
@@ -56,20 +56,22 @@ def columns(schema: Schema) -> dict[str, str]:
     return _COLUMNS | dict.fromkeys(points, "float")
 
 
-def rows(result: Result, schema: Schema) -> list[dict[str, Cell]]:
-    """A row for each face, with some or all of columns(schema); a frame without a face is one row with success 0."""
+def rows(result: Result, schema: Schema) -> list[list[Cell]]:
+    """The cells of columns(schema) for each face; a frame without a face is one row, with success 0."""
     frame, (height, width) = result.frame, result.frame.bgr.shape[:2]
-    source = redacted(frame.source).encode("utf-8", "backslashreplace").decode()  # a file name may be invalid
     common: dict[str, Cell] = {
-        "source": source,
+        "source": redacted(frame.source).encode("utf-8", "backslashreplace").decode(),  # a file name may be invalid
         "frame": frame.index + 1,
         "timestamp": round(frame.time_s, 6),
+        "success": int(bool(result.tracks)),
         "width": width,
         "height": height,
     }
-    if not result.tracks:
-        return [{**common, "success": 0}]
-    return [{**common, **_face(track, (height, width), schema)} for track in result.tracks]
+    found = [(_face(t, (height, width)), _points(convert(t.points, WFLW98, schema))) for t in result.tracks]
+    return [
+        [(common | face).get(name) for name in _COLUMNS] + points
+        for face, points in found or [({}, [None] * 2 * len(schema))]
+    ]
 
 
 class CsvSink(AppendSink):
@@ -78,14 +80,13 @@ class CsvSink(AppendSink):
     def __init__(self, path: str, schema: str = WFLW98.name) -> None:
         super().__init__(Path(path).expanduser())
         self._schema = SCHEMAS[schema]
-        self._names = list(columns(self._schema))
 
     def _open(self) -> None:
         super()._open()
-        self.append(_csv([self._names]))
+        self.append(_csv([list(columns(self._schema))]))
 
     def write(self, result: Result, drawn_bgr: U8) -> None:
-        self.append(_csv([[row.get(name) for name in self._names] for row in rows(result, self._schema)]))
+        self.append(_csv(rows(result, self._schema)))
 
 
 class ParquetSink(AppendSink):
@@ -105,7 +106,7 @@ class ParquetSink(AppendSink):
         super().__init__(Path(path).expanduser())
         self._schema, self._arrow = SCHEMAS[schema], pyarrow
         self._types = columns(self._schema)
-        self._rows: list[dict[str, Cell]] = []
+        self._rows: list[list[Cell]] = []
         self._since_s = 0.0
         """when the oldest of the rows came"""
 
@@ -127,9 +128,8 @@ class ParquetSink(AppendSink):
             self._write_batch()
 
     def _write_batch(self) -> None:
-        arrays = {
-            name: self._arrow.array([row.get(name) for row in self._rows], kind) for name, kind in self._types.items()
-        }
+        columns = zip(self._types.items(), zip(*self._rows))
+        arrays = {name: self._arrow.array(cells, kind) for (name, kind), cells in columns}
         self._rows = []
         self.append(self._arrow.RecordBatch.from_pydict(arrays).serialize().to_pybytes())
 
@@ -160,11 +160,13 @@ def to_parquet(part: Path, path: Path) -> None:
         parquet.ParquetWriter(path, stream.schema, compression="zstd") as writer,
     ):
         group: list[Any] = []
+        size = 0
         for batch in _whole(stream, part):
             group.append(batch)
-            if sum(one.nbytes for one in group) >= _GROUP_BYTES:
+            size += batch.nbytes
+            if size >= _GROUP_BYTES:
                 writer.write_table(pa.Table.from_batches(group))
-                group = []
+                group, size = [], 0
         if group:
             writer.write_table(pa.Table.from_batches(group))
 
@@ -180,29 +182,31 @@ def _whole(stream: Any, part: Path) -> Iterator[Any]:
             return
 
 
-def _face(track: Track, frame_hw: tuple[int, int], schema: Schema) -> dict[str, Cell]:
+def _face(track: Track, frame_hw: tuple[int, int]) -> dict[str, Cell]:
     pose, ratios = head_pose(track.points, frame_hw), aspect_ratios(track.points)
     x1, y1, x2, y2 = (float(v) for v in track.face.box_xyxy)
-    radians = camera_angles(track.points, frame_hw)
-    points = convert(track.points, WFLW98, schema).T.astype(np.float64)
     return {
         "face_id": track.id,
-        "success": 1,
         "confidence": _cell(track.confidence, 4),
         "score": _cell(track.face.score, 4),
-        **{f"pose_R{axis}": _cell(angle, 4) for axis, angle in zip("xyz", radians)},
+        **{f"pose_R{axis}": _cell(v, 4) for axis, v in zip("xyz", camera_angles(track.points, frame_hw))},
         **{name: _cell(angle, 4) for name, angle in pose._asdict().items()},
         **{f"{part}_aspect": _cell(ratio, 4) for part, ratio in ratios._asdict().items()},
         **{f"face_{name}": _cell(v, 2) for name, v in zip("xywh", (x1, y1, x2 - x1, y2 - y1))},
-        **{f"{axis}_{i}": _cell(v, 2) for axis, values in zip("xy", points.tolist()) for i, v in enumerate(values)},
     }
+
+
+def _points(points: F32) -> list[Cell]:
+    """(K, 2) px -> 2 K cells, first all x."""
+    numbers: list[float] = np.round(points.T.astype(np.float64), 2).ravel().tolist()
+    return [number if math.isfinite(number) else None for number in numbers]
 
 
 def _cell(value: float, digits: int) -> float | None:
     return round(float(value), digits) if math.isfinite(value) else None
 
 
-def _csv(lines: list[list[Any]]) -> str:
+def _csv(lines: Sequence[Sequence[Cell]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
