@@ -64,6 +64,8 @@ class Track:
     """(K, 2) frame px, in the order of the model's schema"""
     confidence: float
     """0..1, the landmark model's own confidence that there is a face"""
+    mesh: F32 | None = None
+    """(468, 2) frame px, the points of schema.MESH468; None unless they are wanted"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, isnan, radians, sin
+from math import cos, isnan, radians, sin, sqrt
 from typing import Literal
 
 import cv2
 import numpy as np
 
 from lineament.landmarks.pose import aspect_ratios, head_pose
-from lineament.landmarks.schema import SCHEMAS, Schema, convert
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, points_of
 from lineament.landmarks.types import F32, U8, Floats, Result, Track
 
 _COLOURS_BGR = (
@@ -37,8 +37,9 @@ class DrawConfig:
 
     draw: Literal["points", "curves", "both", "none"] = "both"
     """Landmarks as dots, as curves along the parts of the face, both or none."""
-    schema: Literal["wflw98", "ibug68"] = "wflw98"
-    """The 98 points of WFLW or the 68 of iBUG among them, for drawing and JSONL."""
+    schema: Literal["wflw98", "ibug68", "mesh468"] = "wflw98"
+    """The points to draw and write: the 98 of WFLW, the 68 of iBUG among them, or the 468 of MediaPipe's face mesh. Its
+    model then also runs on each face, whichever --model finds it, and needs the package mediapipe."""
     boxes: bool = False
     """Draw each face's box with its confidence."""
     pose: bool = False
@@ -57,7 +58,7 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
         if not np.abs(np.append(track.points, track.face.box_xyxy)).max() <= _FARTHEST * max(canvas.shape[:2]):
             continue
         colour = _COLOURS_BGR[track.id % len(_COLOURS_BGR)]
-        points = convert(track.points, schema, SCHEMAS[cfg.schema])
+        points = points_of(track, schema, SCHEMAS[cfg.schema])
         face_px = float(np.ptp(points, axis=0).max())
         if cfg.draw in ("curves", "both"):
             _curves(canvas, points, SCHEMAS[cfg.schema], colour, face_px)
@@ -81,12 +82,13 @@ def _curves(canvas: U8, points: F32, schema: Schema, colour: Colour, face_px: fl
     fixed = np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
     thick = max(1, round(face_px / 200))
     for closed in (False, True):
-        parts = [fixed[list(indices)] for name, indices in schema.parts.items() if (name in schema.closed) == closed]
+        parts = [fixed[list(indices)] for name, indices in schema.curves.items() if (name in schema.closed) == closed]
         cv2.polylines(canvas, parts, closed, colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
-    radius = max(0.7, face_px / 150)
+    # dots of a dense mesh would hide the face
+    radius = max(0.7, face_px / 150) * min(1.0, sqrt(len(WFLW98) / len(points)))
     light = _light(colour)
     fixed_radius = round(radius * (1 << _SUBPIXEL_BITS))
     for point in points:

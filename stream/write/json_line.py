@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lineament.landmarks.pose import aspect_ratios, head_pose
-from lineament.landmarks.schema import SCHEMAS, WFLW98, convert
+from lineament.landmarks.schema import SCHEMAS, WFLW98, points_of
 from lineament.landmarks.types import F32, Frame, LineamentError, Result, Track
 from lineament.stream.read.spec import redacted
 
@@ -51,7 +51,7 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
         "score": known(float(track.face.score)),
         "confidence": known(float(track.confidence)),
         "box_xyxy": _rounded(track.face.box_xyxy),
-        "points": _rounded(convert(track.points, WFLW98, SCHEMAS[schema])),
+        "points": _rounded(points_of(track, WFLW98, SCHEMAS[schema])),
         "pose_deg": {"yaw": known(pose.yaw_deg), "pitch": known(pose.pitch_deg), "roll": known(pose.roll_deg)},
         "eye_aspect": [known(ratios.left_eye), known(ratios.right_eye)],
         "mouth_aspect": known(ratios.mouth),

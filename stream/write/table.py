@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lineament.landmarks.pose import aspect_ratios, camera_angles, head_pose
-from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, convert
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, points_of
 from lineament.landmarks.types import F32, U8, LineamentError, Result, Track
 from lineament.stream.read.image import cannot_write
 from lineament.stream.read.spec import redacted
@@ -67,7 +67,7 @@ def rows(result: Result, schema: Schema) -> list[list[Cell]]:
         "width": width,
         "height": height,
     }
-    found = [(_face(t, (height, width)), _points(convert(t.points, WFLW98, schema))) for t in result.tracks]
+    found = [(_face(t, (height, width)), _points(points_of(t, WFLW98, schema))) for t in result.tracks]
     return [
         [(common | face).get(name) for name in _COLUMNS] + points
         for face, points in found or [({}, [None] * 2 * len(schema))]
