@@ -124,8 +124,10 @@ def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colo
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
     x = round(min(max(at[0], 2), canvas.shape[1] - width - 2))
     y = round(min(max(at[1], height + 2), canvas.shape[0] - 3))
-    for tint, width_px in (((20, 20, 20), 3 * thick), (colour, thick)):
-        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, tint, width_px, cv2.LINE_AA)
+    # not one thicker text below: its letters are wider, so it would not end with this one
+    for dx, dy in ((-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1), (0, 0)):
+        tint, at_px = (20, 20, 20) if dx or dy else colour, (x + dx * thick, y + dy * thick)
+        cv2.putText(canvas, text, at_px, cv2.FONT_HERSHEY_SIMPLEX, scale, tint, thick, cv2.LINE_AA)
 
 
 def _light(colour: Colour) -> Colour:
