@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 
 from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.schema import IBUG68
 from lineament.landmarks.types import F32, F64, Face, Frame, LineamentError, Result, Track
 from lineament.stream.__main__ import main
 from lineament.stream.write.open import open_sink
-from lineament.stream.write.table import to_parquet
+from lineament.stream.write.table import columns, to_parquet
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -270,3 +272,11 @@ def test_an_output_that_cannot_be_written_is_said_before_the_source_opens(
     assert main(["--source", f"{tmp_path}/absent.mp4", "--no-window", "--out", f"{tmp_path}/{out}"]) == 1
     assert says.replace("\\", "") in caplog.text and "absent" not in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_describes_every_column() -> None:
+    page = (ROOT / "docs/tables.md").read_text()
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    described = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    names = [name for name in columns(IBUG68) if not re.fullmatch(r"[xy]_\d+", name)]
+    assert described == {*names, "x_0", "x_1", "y_0", "y_1"}
