@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from lineament import engines
-from lineament.landmarks.schema import SCHEMAS, WFLW98
+from lineament.landmarks.schema import IBUG68, WFLW98
 from lineament.landmarks.types import LineamentError
 from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.write.draw import DrawConfig
@@ -35,8 +35,8 @@ class Settings:
             raise LineamentError(f"max faces must be 1 to {MAX_FACES}, or 0 for all, got {self.max_faces}")
         if not 0 <= self.confidence <= 1:
             raise LineamentError(f"confidence must be 0 to 1, got {self.confidence}")
-        if self.schema not in SCHEMAS:
-            raise LineamentError(f"unknown schema {self.schema!r}; choose one of {', '.join(SCHEMAS)}")
+        if self.schema not in (known := (WFLW98.name, IBUG68.name)):
+            raise LineamentError(f"unknown schema {self.schema!r}; choose one of {', '.join(known)}")
         if unknown := set(self.shown) - set(SHOWN):
             raise LineamentError(f"cannot draw {', '.join(sorted(unknown))}; choose from {', '.join(SHOWN)}")
 

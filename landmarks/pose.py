@@ -54,27 +54,23 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
 
     frame_hw gives the focal length: a camera's is about the longer side of its image.
     """
-    if points.shape != (len(WFLW98), 2):
-        raise ValueError(f"head pose needs {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
-    none = HeadPose(math.nan, math.nan, math.nan)
-    if not np.isfinite(points).all():
-        return none
-    extent = float(np.ptp(points.astype(np.float64), axis=0).max())
-    if not extent > 0:
-        return none
-    rigid, shape = _rigid()
-    seen = points[rigid].astype(np.float64)
-    # centred on the face, so that the optical axis is the line of sight
-    seen -= seen.mean(0)
-    focal = max(*frame_hw, NEAREST * extent)
-    camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
-    try:
-        found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
-    except cv2.error:  # nearly coincident points
-        return none
-    if not found or not np.isfinite(turn).all():
-        return none
-    return _angles(np.asarray(cv2.Rodrigues(turn)[0], np.float64))
+    # the optical axis, moved to the face, is the line of sight
+    turn = _turn(points, frame_hw, None)
+    return HeadPose(math.nan, math.nan, math.nan) if turn is None else _angles(turn)
+
+
+def camera_angles(points: Floats, frame_hw: tuple[int, int]) -> tuple[float, float, float]:
+    """Rotation about the camera's axes x (right), y (down) and z (forward), R = Rx Ry Rz, in radians.
+
+    OpenFace's pose_Rx, pose_Ry and pose_Rz: positive are down, to the left of the image, and clockwise; relative to the
+    camera's axis, which passes through the middle of the image. points, frame_hw, nan: as for head_pose.
+    """
+    height, width = frame_hw
+    turn = _turn(points, frame_hw, ((width - 1) / 2, (height - 1) / 2))
+    if turn is None:
+        return math.nan, math.nan, math.nan
+    (xx, xy, xz), (_, _, yz), (_, _, zz) = turn.tolist()
+    return math.atan2(-yz, zz), math.asin(max(-1.0, min(1.0, xz))), math.atan2(-xy, xx)
 
 
 def aspect_ratios(points: Floats, schema: Schema = WFLW98, visibility: Floats | None = None) -> AspectRatios:
@@ -95,8 +91,29 @@ def _openness(ring: Floats) -> float:
     top, bottom = ring[1:half], ring[:half:-1]
     heights = [math.dist(a, b) for a, b in zip(top.tolist(), bottom.tolist(), strict=True)]
     width = math.dist(ring[0], ring[half])
-    ratio = sum(heights) / len(heights) / width if width > 0 else math.nan
+    ratio = sum(heights) / len(heights) / width if 0 < width < math.inf else math.nan
     return ratio if math.isfinite(ratio) else math.nan
+
+
+def _turn(points: Floats, frame_hw: tuple[int, int], axis_px: tuple[float, float] | None) -> F64 | None:
+    """(3, 3) rotation of the mean face into the camera; None if no pose fits. axis_px: None for the face's middle."""
+    if points.shape != (len(WFLW98), 2):
+        raise ValueError(f"head pose needs {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
+    if not np.isfinite(points).all():
+        return None
+    extent = float(np.ptp(points.astype(np.float64), axis=0).max())
+    if not extent > 0:
+        return None
+    rigid, shape = _rigid()
+    seen = points[rigid].astype(np.float64)
+    seen -= seen.mean(0) if axis_px is None else axis_px
+    focal = max(*frame_hw, NEAREST * extent)
+    camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
+    try:
+        found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
+    except cv2.error:  # nearly coincident points
+        return None
+    return np.asarray(cv2.Rodrigues(turn)[0], np.float64) if found and np.isfinite(turn).all() else None
 
 
 def _angles(turn: F64) -> HeadPose:

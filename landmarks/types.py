@@ -69,6 +69,8 @@ class Track:
     visibility: F32 | None = None
     """(K,) 0..1: how surely each point is seen; low behind sunglasses, a mask or a hand, 0 outside the frame; None from
     a model without this output"""
+    mesh: F32 | None = None
+    """(468, 2) frame px, the points of schema.MESH468; None unless they are wanted"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,3 +75,11 @@ def test_a_face_partly_outside_is_drawn_without_complaint() -> None:
     far = given.tracks[0].points - np.float32(220)
     track = Track(1, Face(np.array([-120, -120, 80, 80], np.float32), 0.9), far, 0.8)
     draw(Result(given.frame, (track,)), WFLW98, DrawConfig(boxes=True))
+
+
+def test_the_outline_of_a_text_ends_where_the_text_does() -> None:
+    frame = Frame(np.full((480, 640, 3), 128, np.uint8), "test", 0, 0.0, 0.0)
+    drawn = draw(Result(frame, ()), WFLW98, DrawConfig(), "28 fps  120 ms  30 fps  140 ms")
+    letters, outline = ((drawn > 200).all(2), (drawn < 60).all(2))
+    for a, b in zip(np.nonzero(letters), np.nonzero(outline)):
+        assert 0 <= a.min() - b.min() <= 3 and 0 <= b.max() - a.max() <= 3

@@ -95,6 +95,7 @@ def test_the_package_requires_what_the_requirements_pin() -> None:
 
     wanted = {"": pinned("requirements.txt")}
     wanted |= {extra: pinned(f"requirements-{extra}.txt") for extra in ("demo", "train", "gpu", "cluster")}
+    wanted["parquet"] = {"pyarrow": pinned("requirements-dev.txt")["pyarrow"]}
     del wanted[""]["imageio-ffmpeg"]  # pinned only to install it from source
     lists = {"": PROJECT["project"]["dependencies"], **PROJECT["project"]["optional-dependencies"]}
     for extra, pins in wanted.items():

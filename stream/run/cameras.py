@@ -19,7 +19,7 @@ from typing import Any
 from lineament.landmarks.types import LineamentError
 from lineament.stream.read.spec import ReadConfig, redacted_spec
 from lineament.stream.write.files import check_not_source, numbered
-from lineament.stream.write.open import is_address
+from lineament.stream.write.open import is_address, open_sink
 
 _READ = ("stream", "poll_s")
 """keys of a camera that say how it is read"""
@@ -58,7 +58,8 @@ def with_name(outputs: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def check_outputs(cameras: Sequence[Camera]) -> None:
-    """Raises LineamentError if two outputs are the same place, or if one would overwrite what a camera reads."""
+    """Raises LineamentError if a file has an unknown format, or one that needs a package that is not installed, if two
+    outputs are the same place, or if one would overwrite what a camera reads."""
     places: set[str] = set()
     for output in (output for camera in cameras for output in camera.outputs if output != "-"):
         place = output if is_address(output) else os.path.realpath(os.path.expanduser(output))
@@ -66,6 +67,7 @@ def check_outputs(cameras: Sequence[Camera]) -> None:
             raise LineamentError(f"two outputs would write to {redacted_spec(output)}; give each its own path")
         places.add(place)
         if not is_address(output):
+            open_sink(output)
             for camera in cameras:
                 check_not_source(Path(place), camera.spec)
 

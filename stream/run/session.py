@@ -18,11 +18,13 @@ from typing import Annotated, Self
 
 import tyro
 
-from lineament.landmarks.schema import SCHEMAS
-from lineament.landmarks.types import U8, Landmarker, Result
+from lineament.engines import mesh
+from lineament.landmarks.schema import MESH468, SCHEMAS
+from lineament.landmarks.types import U8, Frame, Landmarker, Result
 from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.analyse.detect import MIN_SCORE
 from lineament.stream.analyse.followed import TrackConfig, TrackerState
+from lineament.stream.analyse.mesh import Mesh
 from lineament.stream.analyse.track import Tracker
 from lineament.stream.mailbox import Closed, Mailbox
 from lineament.stream.read.base import Source
@@ -74,6 +76,7 @@ class Session:
 
     landmarker: borrowed, not closed. outputs: as open_sink takes them; if one is an address, a video file plays in real
     time, like a camera. spec: the source as the user gave it, so that no output overwrites it. idle: as Pipeline's.
+    Raises LineamentError if the wanted points need a package that is not installed.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class Session:
         spec: str = "",
         idle: Callable[[], None] = lambda: None,
     ) -> None:
+        if cfg.view.schema == MESH468.name:
+            mesh.check_installed()
         self.source, self.stats = source, Stats()
         self._cfg, self._landmarker, self._outputs, self._spec, self._idle = cfg, landmarker, outputs, spec, idle
         self.fault: str | None = None
@@ -168,7 +173,10 @@ class Session:
             tracker = self.tracker = stack.enter_context(analyser)
             if self.before is not None:
                 tracker.resume(*self.before)
-            self._pipeline = stack.enter_context(Pipeline(source, tracker, self._idle, cfg.max_age_s))
+            analyse: Callable[[Frame], Result] = tracker
+            if cfg.view.schema == MESH468.name:
+                analyse = Mesh(tracker, smooth=cfg.track.smooth, still=source.still)
+            self._pipeline = stack.enter_context(Pipeline(source, analyse, self._idle, cfg.max_age_s))
             for path in self._outputs:
                 sink = open_sink(
                     path, source.fps, cfg.view.schema, self._spec, source.live, still=source.still, audio=cfg.audio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, isnan, radians, sin
+from math import cos, isnan, radians, sin, sqrt
 from typing import Literal
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineament.landmarks.pose import SEEN, aspect_ratios, head_pose
-from lineament.landmarks.schema import SCHEMAS, Schema, convert
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, points_of, visibility_of
 from lineament.landmarks.types import F32, U8, Floats, Result, Track
 
 _COLOURS_BGR = (
@@ -41,8 +41,9 @@ class DrawConfig:
 
     draw: Literal["points", "curves", "both", "none"] = "both"
     """Landmarks as dots, as curves along the parts of the face, both or none."""
-    schema: Literal["wflw98", "ibug68"] = "wflw98"
-    """The 98 points of WFLW or the 68 of iBUG among them, for drawing and JSONL."""
+    schema: Literal["wflw98", "ibug68", "mesh468"] = "wflw98"
+    """The points to draw and write: the 98 of WFLW, the 68 of iBUG among them, or the 468 of MediaPipe's face mesh. Its
+    model then also runs on each face, whichever --model finds it, and needs the package mediapipe."""
     boxes: bool = False
     """Draw each face's box with its confidence."""
     pose: bool = False
@@ -61,7 +62,7 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
         if not np.abs(np.append(track.points, track.face.box_xyxy)).max() <= _FARTHEST * max(canvas.shape[:2]):
             continue
         colour = _COLOURS_BGR[track.id % len(_COLOURS_BGR)]
-        points = convert(track.points, schema, SCHEMAS[cfg.schema])
+        points = points_of(track, schema, SCHEMAS[cfg.schema])
         face_px = float(np.ptp(points, axis=0).max())
         _shape(canvas, points, _seen(track, schema, SCHEMAS[cfg.schema]), cfg, colour)
         x1, y1, x2, y2 = (float(v) for v in track.face.box_xyxy)
@@ -80,9 +81,8 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
 
 def _seen(track: Track, source: Schema, target: Schema) -> NDArray[np.bool_]:
     """(K,) which points of target are seen; all of them if the model does not say."""
-    if track.visibility is None:
-        return np.ones(len(target), bool)
-    return np.asarray(convert(track.visibility[:, None], source, target)[:, 0] >= SEEN)
+    visibility = visibility_of(track, source, target)
+    return np.ones(len(target), bool) if visibility is None else np.asarray(visibility >= SEEN)
 
 
 def _shape(canvas: U8, points: F32, seen: NDArray[np.bool_], cfg: DrawConfig, colour: Colour) -> None:
@@ -108,7 +108,8 @@ def _curves(canvas: U8, points: F32, edges: Sequence[tuple[int, int]], colour: C
 
 
 def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
-    radius = max(0.7, face_px / 150)
+    # dots of a dense mesh would hide the face
+    radius = max(0.7, face_px / 150) * min(1.0, sqrt(len(WFLW98) / len(points)))
     light = _light(colour)
     fixed_radius = round(radius * (1 << _SUBPIXEL_BITS))
     for point in points:
@@ -144,8 +145,10 @@ def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colo
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
     x = round(min(max(at[0], 2), canvas.shape[1] - width - 2))
     y = round(min(max(at[1], height + 2), canvas.shape[0] - 3))
-    for tint, width_px in (((20, 20, 20), 3 * thick), (colour, thick)):
-        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, tint, width_px, cv2.LINE_AA)
+    # not one thicker text below: its letters are wider, so it would not end with this one
+    for dx, dy in ((-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1), (0, 0)):
+        tint, at_px = (20, 20, 20) if dx or dy else colour, (x + dx * thick, y + dy * thick)
+        cv2.putText(canvas, text, at_px, cv2.FONT_HERSHEY_SIMPLEX, scale, tint, thick, cv2.LINE_AA)
 
 
 def _light(colour: Colour) -> Colour:

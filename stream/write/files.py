@@ -192,35 +192,29 @@ class HlsSink(VideoSink):
         return av.open(f"file:{self.path}", "w", format="hls", options=options)
 
 
-class JsonlSink(_FileSink):
-    """One line of JSON per frame, each in one system call, so that a killed process leaves complete lines."""
+class AppendSink(_FileSink):
+    """Base of the sinks that append to a file: each piece in one system call, so a killed process leaves whole ones."""
 
-    def __init__(self, path: str, schema: str = WFLW98.name) -> None:
-        """path: "-" is standard output."""
-        super().__init__(Path(path).expanduser())
-        self.line = JsonLine(schema)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._file: IO[Any] | None = None
         self._size = 0
 
     def _open(self) -> None:
-        self._file = sys.stdout if str(self.path) == "-" else self.path.open("wb", buffering=0)
+        self._file = self.path.open("wb", buffering=0)
 
-    def write(self, result: Result, drawn_bgr: U8) -> None:
+    def append(self, piece: str | bytes) -> None:
+        """Raises LineamentError, and closes the file, if it cannot be written."""
         if self._file is None:
             raise RuntimeError(f"{self.path} is not open; use it in a with block")
         try:
-            self._append(self._file, self.line(result) + "\n")
+            self._append(self._file, piece.encode() if isinstance(piece, str) else piece)
         except OSError as error:
             with contextlib.suppress(OSError):  # closing writes again
-                self.close()
+                AppendSink.close(self)
             raise cannot_write(self.path, error) from None
 
-    def _append(self, file: IO[Any], line: str) -> None:
-        if file is sys.stdout:
-            file.write(line)
-            file.flush()
-            return
-        data = line.encode()
+    def _append(self, file: IO[Any], data: bytes) -> None:
         try:
             written = file.write(data)
             if written < len(data):  # a full disk writes a part and fails on the next call
@@ -233,8 +227,32 @@ class JsonlSink(_FileSink):
 
     def close(self) -> None:
         file, self._file = self._file, None
-        if file is not None and file is not sys.stdout:
+        if file is not None:
             file.close()
+
+
+class JsonlSink(AppendSink):
+    """One line of JSON per frame."""
+
+    def __init__(self, path: str, schema: str = WFLW98.name) -> None:
+        """path: "-" is standard output."""
+        super().__init__(Path(path).expanduser())
+        self.line = JsonLine(schema)
+
+    def _open(self) -> None:
+        if str(self.path) != "-":
+            super()._open()
+
+    def write(self, result: Result, drawn_bgr: U8) -> None:
+        line = self.line(result) + "\n"
+        if str(self.path) != "-":
+            self.append(line)
+            return
+        try:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
 
 
 class ImageSink(_FileSink):

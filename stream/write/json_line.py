@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lineament.landmarks.pose import aspect_ratios, head_pose
-from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, convert
+from lineament.landmarks.schema import SCHEMAS, WFLW98, points_of, visibility_of
 from lineament.landmarks.types import F32, Frame, LineamentError, Result, Track
 from lineament.stream.read.spec import redacted
 
@@ -45,23 +45,19 @@ def result_json(result: Result, schema: str) -> dict[str, object]:
 def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
     """A face as JSON values: id, scores, box, points and how surely each is seen, head pose in degrees, openness."""
     height, width = frame.bgr.shape[:2]
+    visibility = visibility_of(track, WFLW98, SCHEMAS[schema])
     pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points, visibility=track.visibility)
     return {
         "id": track.id,
         "score": known(float(track.face.score)),
         "confidence": known(float(track.confidence)),
         "box_xyxy": _rounded(track.face.box_xyxy),
-        "points": _rounded(convert(track.points, WFLW98, SCHEMAS[schema])),
-        "visibility": None if track.visibility is None else _visibility(track.visibility, SCHEMAS[schema]),
+        "points": _rounded(points_of(track, WFLW98, SCHEMAS[schema])),
+        "visibility": None if visibility is None else _rounded(visibility),
         "pose_deg": {"yaw": known(pose.yaw_deg), "pitch": known(pose.pitch_deg), "roll": known(pose.roll_deg)},
         "eye_aspect": [known(ratios.left_eye), known(ratios.right_eye)],
         "mouth_aspect": known(ratios.mouth),
     }
-
-
-def _visibility(visibility: F32, schema: Schema) -> object:
-    """(K,) of WFLW98 -> a list of those of schema."""
-    return _rounded(convert(visibility[:, None], WFLW98, schema)[:, 0])
 
 
 def known(value: float) -> float | None:

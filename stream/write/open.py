@@ -19,6 +19,7 @@ from lineament.stream.write.base import Sink
 from lineament.stream.write.files import VIDEO_CODECS, HlsSink, ImageSink, JsonlSink, VideoSink, check_not_source
 from lineament.stream.write.json_line import JsonLine
 from lineament.stream.write.network import MESSAGES, Background, parsed
+from lineament.stream.write.table import CsvSink, ParquetSink
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,10 @@ def open_sink(
     check_not_source(target, source)
     if path == "-" or suffix == ".jsonl":
         return JsonlSink(path, schema)
+    if suffix == ".csv":
+        return CsvSink(path, schema)
+    if suffix == ".parquet":
+        return ParquetSink(path, schema)
     if path.endswith(("/", os.sep)) or os.path.isdir(target):  # unlike Path.is_dir, accepts any name
         return ImageSink(target, folder=True, still=still)
     if suffix == ".m3u8":
@@ -60,7 +65,7 @@ def open_sink(
         return VideoSink(target, fps, live, _audio_of(source, live) if audio else None)
     if suffix in WRITTEN_SUFFIXES:
         return ImageSink(target, folder=False)
-    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", *sorted(WRITTEN_SUFFIXES)])
+    known = ", ".join([*VIDEO_CODECS, ".m3u8", ".jsonl", ".csv", ".parquet", *sorted(WRITTEN_SUFFIXES)])
     raise LineamentError(f"unknown output format of {path!r}; use {known}, or end a folder in '/'")
 
 
