@@ -46,15 +46,44 @@ class AspectRatios(NamedTuple):
     """of the inner lips"""
 
 
+class Fit(NamedTuple):
+    """The mean face as seen by the camera: x_camera = turn @ x_face + moved. All nan if no pose fits."""
+
+    turn: F64
+    """(3, 3) rotation"""
+    moved: F64
+    """(3,) in units of the mean face"""
+    center: F64
+    """(2,) frame px, where the optical axis is assumed: in the middle of the face"""
+    focal_px: float
+
+    @property
+    def pose(self) -> HeadPose:
+        return _angles(self.turn) if math.isfinite(self.focal_px) else HeadPose(math.nan, math.nan, math.nan)
+
+    def frontal(self, points: Floats) -> F64:
+        """points: (98, 2) frame px -> (98, 3) in the space of the mean face, x right, y down, z away: turned to the
+        front, with the depth of the mean face. Nan if no pose fits."""
+        rays = np.ones((len(points), 3))
+        rays[:, :2] = (points - self.center) / self.focal_px
+        depth = mean_shape() @ self.turn[2] + self.moved[2]
+        return np.asarray((rays * depth[:, None] - self.moved) @ self.turn)
+
+
 def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
     """points: (98, 2) of WFLW98, frame px. All nan if no pose fits: coincident, nearly coincident, collinear or
     non-finite points.
 
     frame_hw gives the focal length: a camera's is about the longer side of its image.
     """
+    return fit(points, frame_hw).pose
+
+
+def fit(points: Floats, frame_hw: tuple[int, int]) -> Fit:
+    """The same as rotation and translation of the mean face, for expression and gaze too."""
     if points.shape != (len(WFLW98), 2):
         raise ValueError(f"head pose needs {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
-    none = HeadPose(math.nan, math.nan, math.nan)
+    none = Fit(np.full((3, 3), math.nan), np.full(3, math.nan), np.full(2, math.nan), math.nan)
     if not np.isfinite(points).all():
         return none
     extent = float(np.ptp(points.astype(np.float64), axis=0).max())
@@ -63,16 +92,17 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
     rigid, shape = _rigid()
     seen = points[rigid].astype(np.float64)
     # centred on the face, so that the optical axis is the line of sight
-    seen -= seen.mean(0)
+    center = seen.mean(0)
+    seen -= center
     focal = max(*frame_hw, NEAREST * extent)
     camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
     try:
-        found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
+        found, turn, moved = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
     except cv2.error:  # nearly coincident points
         return none
-    if not found or not np.isfinite(turn).all():
+    if not found or not np.isfinite(turn).all() or not np.isfinite(moved).all():
         return none
-    return _angles(np.asarray(cv2.Rodrigues(turn)[0], np.float64))
+    return Fit(np.asarray(cv2.Rodrigues(turn)[0], np.float64), np.asarray(moved, np.float64)[:, 0], center, focal)
 
 
 def aspect_ratios(points: Floats, schema: Schema = WFLW98) -> AspectRatios:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
-from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import (
     F32,
     F64,
@@ -88,6 +88,7 @@ class Tracker:
         self._on_frame = landmarker.on_frame if isinstance(landmarker, FrameLandmarker) else None
         self._near = detector.near if isinstance(detector, NearDetector) else None
         self._schema = SCHEMAS[landmarker.card.schema]
+        self._learns = self._schema is WFLW98 and not still
         self.unusable = 0
         """faces not seen because a model returned a box or points that cannot be a face's; counted once a frame"""
         self._followed: list[Followed] = []
@@ -329,6 +330,8 @@ class Tracker:
             alone = maybe_cut and (np.delete(between[i], i) > 1).all()  # nobody hides it
             if alone and followed.frames and self._is_another(followed.points, points[i], frame):
                 followed.become_another()
+            if self._learns:
+                followed.neutral.see(points[i], frame.bgr.shape[:2], frame.time_s)
             self._show(followed, points[i], confidences[i], frame.time_s)
             followed.doubtful = (
                 followed.frames < _YOUNG_FRAMES or gaps[i, j] > _SETTLED or share_outside(boxes[i], frame) > _CUT_OFF
@@ -378,7 +381,7 @@ class Tracker:
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
         face = Face(bounds(points), followed.score, self._schema.roll_rad(points))
-        followed.shown = Track(followed.id, face, points, confidence)
+        followed.shown = Track(followed.id, face, points, confidence, neutral=followed.neutral.measures)
 
 
 @contextmanager

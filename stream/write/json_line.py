@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 
-from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.expression import expression
+from lineament.landmarks.gaze import gaze
+from lineament.landmarks.pose import aspect_ratios, fit
 from lineament.landmarks.schema import SCHEMAS, WFLW98, convert
 from lineament.landmarks.types import F32, Frame, LineamentError, Result, Track
 from lineament.stream.read.spec import redacted
@@ -43,9 +45,10 @@ def result_json(result: Result, schema: str) -> dict[str, object]:
 
 
 def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
-    """A face as JSON values: id, scores, box, points, head pose in degrees, openness of eyes and mouth."""
-    height, width = frame.bgr.shape[:2]
-    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points)
+    """A face as JSON values: id, scores, box, points, head pose and gaze in degrees, openness of eyes and mouth,
+    expression."""
+    found, ratios = fit(track.points, frame.bgr.shape[:2]), aspect_ratios(track.points)
+    pose, look = found.pose, gaze(track.points, found, track.neutral)
     return {
         "id": track.id,
         "score": known(float(track.face.score)),
@@ -55,6 +58,8 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
         "pose_deg": {"yaw": known(pose.yaw_deg), "pitch": known(pose.pitch_deg), "roll": known(pose.roll_deg)},
         "eye_aspect": [known(ratios.left_eye), known(ratios.right_eye)],
         "mouth_aspect": known(ratios.mouth),
+        "gaze_deg": {"yaw": known(look.yaw_deg), "pitch": known(look.pitch_deg)},
+        "expression": {name: known(v) for name, v in expression(track.points, found, track.neutral).items()},
     }
 
 

@@ -1,0 +1,65 @@
+"""Expression: coefficients from 0 to 1 with the names of ARKit's blend shapes. numpy.
+
+Left and right in a coefficient's name are the person's own, as in ARKit; everywhere else in Lineament they are those of
+the image. So eyeBlinkLeft is about `schema.parts["right_eye"]`, if the picture is not mirrored.
+
+The points are first turned to the front by the head pose. Then a handful of measures is taken, such as the height of an
+eye over its width, and compared with the same measures of the relaxed face: those of this person, or of people in
+general. 98 points see neither tongue nor cheeks, so ARKit's other coefficients are not there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lineament.landmarks.gaze import gaze_of_head
+from lineament.landmarks.measures import CORNERS, EYES, GAP, INNER_BROWS, OUT, OUTER_BROWS, TYPICAL, measures
+from lineament.landmarks.pose import Fit
+from lineament.landmarks.types import F64, Floats
+
+_SIDEWAYS_DEG, _UPWARDS_DEG = 35.0, 30.0
+"""an eye turned that far has an eyeLook coefficient of 1"""
+
+
+def expression(points: Floats, fit: Fit, neutral: F64 | None = None) -> dict[str, float]:
+    """Coefficients from 0 to 1 by ARKit's names; nan where the points allow none: all of them without a head pose,
+    those of eyeLook while the eyes are closed.
+
+    points: (98, 2) of WFLW98, frame px. fit: of these points. neutral: (M,) measures of this person's relaxed face;
+    without it, that of people in general.
+    """
+    relaxed = TYPICAL if neutral is None else neutral
+    now = measures(points, fit)
+    off, eyes = now - relaxed, now[EYES] / relaxed[EYES]
+    inner, outer, up, out, gap = off[INNER_BROWS], off[OUTER_BROWS], off[CORNERS], off[OUT], off[GAP]
+    narrow, parted, shift = _ramp(-out.sum(), 0.05, 0.3), _ramp(gap, 0.04, 0.2), (out[0] - out[1]) / 2
+    sided = {
+        "eyeBlink": _ramp(-eyes, -0.85, -0.55),
+        "eyeWide": _ramp(eyes, 1.12, 1.5),
+        "browDown": _ramp(-inner, 0.03, 0.12),
+        "browOuterUp": _ramp(outer, 0.03, 0.14),
+        "mouthSmile": _ramp(up + out, 0.05, 0.25),
+        "mouthFrown": _ramp(-up, 0.03, 0.12),
+        "mouthStretch": _ramp(out - 2 * np.maximum(up, 0), 0.04, 0.16),
+    }
+    look = gaze_of_head(points, fit, neutral)
+    to_left, upwards = look.yaw_deg / _SIDEWAYS_DEG, look.pitch_deg / _UPWARDS_DEG
+    values = {
+        **{f"{name}{side}": both[i] for name, both in sided.items() for i, side in enumerate(("Left", "Right"))},
+        "browInnerUp": _ramp(inner.mean(), 0.03, 0.14),
+        "jawOpen": _ramp(gap, 0.02, 0.4),
+        "mouthFunnel": narrow * parted,
+        "mouthPucker": narrow * (1 - parted),
+        "mouthLeft": _ramp(shift, 0.03, 0.15),
+        "mouthRight": _ramp(-shift, 0.03, 0.15),
+        **{name: _ramp(to_left, 0, 1) for name in ("eyeLookOutLeft", "eyeLookInRight")},
+        **{name: _ramp(-to_left, 0, 1) for name in ("eyeLookInLeft", "eyeLookOutRight")},
+        **{name: _ramp(upwards, 0, 1) for name in ("eyeLookUpLeft", "eyeLookUpRight")},
+        **{name: _ramp(-upwards, 0, 1) for name in ("eyeLookDownLeft", "eyeLookDownRight")},
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def _ramp(value: F64 | float, none: float, full: float) -> F64:
+    """0 up to none, 1 from full on, linear between; nan of nan."""
+    return np.clip((value - none) / (full - none), 0.0, 1.0)
