@@ -10,8 +10,6 @@ general. 98 points see neither tongue nor cheeks, so ARKit's other coefficients 
 
 from __future__ import annotations
 
-import numpy as np
-
 from lineament.landmarks.gaze import gaze_of_head
 from lineament.landmarks.measures import CORNERS, EYES, GAP, INNER_BROWS, OUT, OUTER_BROWS, TYPICAL, measures
 from lineament.landmarks.pose import Fit
@@ -30,36 +28,37 @@ def expression(points: Floats, fit: Fit, neutral: F64 | None = None) -> dict[str
     """
     relaxed = TYPICAL if neutral is None else neutral
     now = measures(points, fit)
-    off, eyes = now - relaxed, now[EYES] / relaxed[EYES]
-    inner, outer, up, out, gap = off[INNER_BROWS], off[OUTER_BROWS], off[CORNERS], off[OUT], off[GAP]
-    narrow, parted, shift = _ramp(-out.sum(), 0.05, 0.3), _ramp(gap, 0.04, 0.2), (out[0] - out[1]) / 2
-    sided = {
-        "eyeBlink": _ramp(-eyes, -0.85, -0.55),
-        "eyeWide": _ramp(eyes, 1.12, 1.5),
-        "browDown": _ramp(-inner, 0.03, 0.12),
-        "browOuterUp": _ramp(outer, 0.03, 0.14),
-        "mouthSmile": _ramp(up + out, 0.05, 0.25),
-        "mouthFrown": _ramp(-up, 0.03, 0.12),
-        "mouthStretch": _ramp(out - 2 * np.maximum(up, 0), 0.04, 0.16),
-    }
+    off, eyes = now - relaxed, (now[EYES] / relaxed[EYES]).tolist()
+    inner, outer, up, out, gap = (off[at].tolist() for at in (INNER_BROWS, OUTER_BROWS, CORNERS, OUT, GAP))
     look = gaze_of_head(points, fit, neutral)
     to_left, upwards = look.yaw_deg / _SIDEWAYS_DEG, look.pitch_deg / _UPWARDS_DEG
-    values = {
-        **{f"{name}{side}": both[i] for name, both in sided.items() for i, side in enumerate(("Left", "Right"))},
-        "browInnerUp": _ramp(inner.mean(), 0.03, 0.14),
+    values: dict[str, float] = {}
+    for i, (side, outwards) in enumerate((("Left", to_left), ("Right", -to_left))):
+        values |= {
+            f"eyeBlink{side}": _ramp(-eyes[i], -0.85, -0.55),
+            f"eyeWide{side}": _ramp(eyes[i], 1.12, 1.5),
+            f"eyeLookOut{side}": _ramp(outwards, 0, 1),
+            f"eyeLookIn{side}": _ramp(-outwards, 0, 1),
+            f"eyeLookUp{side}": _ramp(upwards, 0, 1),
+            f"eyeLookDown{side}": _ramp(-upwards, 0, 1),
+            f"browDown{side}": _ramp(-inner[i], 0.03, 0.12),
+            f"browOuterUp{side}": _ramp(outer[i], 0.03, 0.14),
+            f"mouthSmile{side}": _ramp(up[i] + out[i], 0.05, 0.25),
+            f"mouthFrown{side}": _ramp(-up[i], 0.03, 0.12),
+            f"mouthStretch{side}": _ramp(out[i] - 2 * max(up[i], 0.0), 0.04, 0.16),
+        }
+    narrow, parted, shift = _ramp(-sum(out), 0.05, 0.3), _ramp(gap, 0.04, 0.2), (out[0] - out[1]) / 2
+    return values | {
+        "browInnerUp": _ramp(sum(inner) / 2, 0.03, 0.14),
         "jawOpen": _ramp(gap, 0.02, 0.4),
         "mouthFunnel": narrow * parted,
         "mouthPucker": narrow * (1 - parted),
         "mouthLeft": _ramp(shift, 0.03, 0.15),
         "mouthRight": _ramp(-shift, 0.03, 0.15),
-        **{name: _ramp(to_left, 0, 1) for name in ("eyeLookOutLeft", "eyeLookInRight")},
-        **{name: _ramp(-to_left, 0, 1) for name in ("eyeLookInLeft", "eyeLookOutRight")},
-        **{name: _ramp(upwards, 0, 1) for name in ("eyeLookUpLeft", "eyeLookUpRight")},
-        **{name: _ramp(-upwards, 0, 1) for name in ("eyeLookDownLeft", "eyeLookDownRight")},
     }
-    return {name: float(value) for name, value in values.items()}
 
 
-def _ramp(value: F64 | float, none: float, full: float) -> F64:
+def _ramp(value: float, none: float, full: float) -> float:
     """0 up to none, 1 from full on, linear between; nan of nan."""
-    return np.clip((value - none) / (full - none), 0.0, 1.0)
+    share = (value - none) / (full - none)
+    return 0.0 if share < 0 else 1.0 if share > 1 else share

@@ -46,15 +46,15 @@ def gaze(points: Floats, fit: Fit, neutral: F64 | None = None) -> Gaze:
 
     neutral: (M,) measures of this person's relaxed face, which tell a closed eye from a narrow one.
     """
-    return _angles(fit.turn @ _sight(points, fit, neutral))
+    return _angles(fit.turn @ sight(points, fit, neutral))
 
 
 def gaze_of_head(points: Floats, fit: Fit, neutral: F64 | None = None) -> Gaze:
     """Relative to the head: both angles are 0 for eyes that look straight ahead, wherever the head is turned."""
-    return _angles(_sight(points, fit, neutral))
+    return _angles(sight(points, fit, neutral))
 
 
-def _sight(points: Floats, fit: Fit, neutral: F64 | None) -> F64:
+def sight(points: Floats, fit: Fit, neutral: F64 | None) -> F64:
     """(3,) the common direction of both eyes, in the space of the mean face; length 1, or nan."""
     face = fit.frontal(points)
     rings, pupils = face[_EYES], face[_PUPILS]
