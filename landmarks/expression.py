@@ -43,7 +43,7 @@ def expression(points: Floats, fit: Fit, neutral: F64 | None = None) -> dict[str
             f"eyeLookDown{side}": _ramp(-upwards, 0, 1),
             f"browDown{side}": _ramp(-inner[i], 0.03, 0.12),
             f"browOuterUp{side}": _ramp(outer[i], 0.03, 0.14),
-            f"mouthSmile{side}": _ramp(up[i] + out[i], 0.05, 0.25),
+            f"mouthSmile{side}": _ramp(up[i] + out[i] / 2, 0.04, 0.19),
             f"mouthFrown{side}": _ramp(-up[i], 0.03, 0.12),
             f"mouthStretch{side}": _ramp(out[i] - 2 * max(up[i], 0.0), 0.04, 0.16),
         }

@@ -39,8 +39,8 @@ MEASURES = {
     "brow_inner_right": _BROW,
     "brow_outer_left": _BROW,
     "brow_outer_right": _BROW,
-    # the mouth's corners: height over the upper lip, and distance from the middle between the eyes. The effect of an
-    # open mouth is removed
+    # the mouth's corners: height over the upper lip, less what an open mouth lowers it, and distance from the middle
+    # between the eyes
     "corner_left": _CORNER,
     "corner_right": _CORNER,
     "out_left": _OUT,
@@ -91,11 +91,11 @@ def _weights() -> F64:
             _mean(right_eye[4:5], 1) - _mean(right_brow[3:7], 1),
             _mean(left_eye[4:5], 1) - _mean(left_brow[3:6], 1),
             _mean(right_eye[:1], 1) - _mean((*right_brow[:2], right_brow[-1]), 1),
-            # 0.2 and 0.27: fitted to the same photos
+            # 0.2: fitted to the same photos
             _mean(upper_lip, 1) - _mean(left_corner, 1) + 0.2 * gap,
             _mean(upper_lip, 1) - _mean(right_corner, 1) + 0.2 * gap,
-            _mean(left_corner, 0) - middle - 0.27 * gap,
-            middle - _mean(right_corner, 0) - 0.27 * gap,
+            _mean(left_corner, 0) - middle,
+            middle - _mean(right_corner, 0),
             gap,
             *(_mean(eye[4:5], 0) - _mean(eye[:1], 0) for eye in (left_eye, right_eye)),
         ]

@@ -26,6 +26,9 @@ from lineament.landmarks.types import F64, Floats
 NEAREST = 3.0
 """smallest distance of a camera, in extents of the face; a cropped photo would imply a smaller one"""
 
+STEEPEST = 0.35
+"""cosine of the angle, about 70 degrees, up to which the points of a turned face can be turned to the front"""
+
 _NO_DISTORTION = np.zeros(4)
 
 
@@ -63,11 +66,14 @@ class Fit(NamedTuple):
 
     def frontal(self, points: Floats) -> F64:
         """points: (98, 2) frame px -> (98, 3) in the space of the mean face, x right, y down, z away: turned to the
-        front, with the depth of the mean face. Nan if no pose fits."""
+        front, with the depths of the mean face. Nan if no pose fits."""
         rays = np.ones((len(points), 3))
         rays[:, :2] = (points - self.center) / self.focal_px
-        depth = mean_shape() @ self.turn[2] + self.moved[2]
-        return np.asarray((rays * depth[:, None] - self.moved) @ self.turn)
+        rays = rays @ self.turn
+        lens = -self.moved @ self.turn
+        # each ray goes as deep as the mean face has its point; in a profile it would go far beyond
+        away = (mean_shape()[:, 2] - lens[2]) / np.maximum(rays[:, 2], STEEPEST)
+        return np.asarray(lens + away[:, None] * rays)
 
 
 def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
