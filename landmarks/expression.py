@@ -13,24 +13,24 @@ from __future__ import annotations
 from lineament.landmarks.gaze import gaze_of_head
 from lineament.landmarks.measures import CORNERS, EYES, GAP, INNER_BROWS, OUT, OUTER_BROWS, TYPICAL, measures
 from lineament.landmarks.pose import Fit
-from lineament.landmarks.types import F64, Floats
+from lineament.landmarks.types import F32, F64, Floats
 
 _SIDEWAYS_DEG, _UPWARDS_DEG = 35.0, 30.0
 """an eye turned that far has an eyeLook coefficient of 1"""
 
 
-def expression(points: Floats, fit: Fit, neutral: F64 | None = None) -> dict[str, float]:
+def expression(points: Floats, fit: Fit, irises: F32 | None = None, neutral: F64 | None = None) -> dict[str, float]:
     """Coefficients from 0 to 1 by ARKit's names; nan where the points allow none: all of them without a head pose,
-    those of eyeLook while the eyes are closed.
+    those of eyeLook without irises or while the eyes are closed.
 
-    points: (98, 2) of WFLW98, frame px. fit: of these points. neutral: (M,) measures of this person's relaxed face;
-    without it, that of people in general.
+    points: (98, 2) of WFLW98, frame px. fit: of these points. irises: (2, 2) frame px as find_irises returns them.
+    neutral: (M,) measures of this person's relaxed face; without it, that of people in general.
     """
     relaxed = TYPICAL if neutral is None else neutral
     now = measures(points, fit)
     off, eyes = now - relaxed, (now[EYES] / relaxed[EYES]).tolist()
     inner, outer, up, out, gap = (off[at].tolist() for at in (INNER_BROWS, OUTER_BROWS, CORNERS, OUT, GAP))
-    look = gaze_of_head(points, fit, neutral)
+    look = gaze_of_head(points, fit, irises, neutral)
     to_left, upwards = look.yaw_deg / _SIDEWAYS_DEG, look.pitch_deg / _UPWARDS_DEG
     values: dict[str, float] = {}
     for i, (side, outwards) in enumerate((("Left", to_left), ("Right", -to_left))):

@@ -1,10 +1,10 @@
-"""Gaze: where the eyes look, from pupils, eye corners and head pose. numpy.
+"""Gaze: where the eyes look, from irises, eye corners and head pose. numpy.
 
 Signs are those of the head pose: yaw > 0 to the right of the image, pitch > 0 up, both 0 for a look into the camera.
 Unlike a head pose's, the angles do not roll with the head.
 
 Each eyeball is a sphere behind the middle of its corners. The line of sight runs from its centre through the point
-where the ray of the pupil meets it. docs/vtubers.md has the error.
+where the ray of the iris meets it. docs/vtubers.md has the error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lineament.landmarks.adapter import mean_shape
 from lineament.landmarks.measures import EYES
 from lineament.landmarks.pose import Fit
 from lineament.landmarks.schema import WFLW98
-from lineament.landmarks.types import F64, Floats
+from lineament.landmarks.types import F32, F64, Floats
 
 RADIUS = 0.22
 """from an eyeball's centre of rotation to its pupil, in units of the mean face: 10.5 mm where the outer corners of the
 eyes are 90 mm apart"""
 _OPEN, _SHARE_OPEN = 0.12, 0.65
-"""least height over width of an eye whose pupil is used, for a stranger: a closed eye has about 0.1, one in twenty open
+"""least height over width of an eye whose iris is used, for a stranger: a closed eye has about 0.1, one in twenty open
 ones less than 0.15; and its least share of the relaxed eye's"""
 _SEEN = 0.5
 """least share of an eye's width that is seen: a turned head hides its far eye behind the nose"""
@@ -35,35 +35,41 @@ _PUPILS = np.array([*WFLW98.parts["left_pupil"], *WFLW98.parts["right_pupil"]])
 
 
 class Gaze(NamedTuple):
-    """Degrees; nan while the eyes are closed, or without a head pose. The module's docstring defines the signs."""
+    """Degrees, signs as above; nan while the eyes are closed, too small or hidden, or without a head pose."""
 
     yaw_deg: float
     pitch_deg: float
 
 
-def gaze(points: Floats, fit: Fit, neutral: F64 | None = None) -> Gaze:
+def gaze(points: Floats, fit: Fit, irises: F32 | None, neutral: F64 | None = None) -> Gaze:
     """Relative to the camera's line of sight. points: (98, 2) of WFLW98, frame px. fit: of these points.
 
-    neutral: (M,) measures of this person's relaxed face, which tell a closed eye from a narrow one.
+    irises: (2, 2) frame px as find_irises returns them; nan or None for those not seen. neutral: (M,) measures of this
+    person's relaxed face, which tell a closed eye from a narrow one.
     """
-    return _angles(fit.turn @ sight(points, fit, neutral))
+    return _angles(fit.turn @ sight(points, fit, irises, neutral))
 
 
-def gaze_of_head(points: Floats, fit: Fit, neutral: F64 | None = None) -> Gaze:
+def gaze_of_head(points: Floats, fit: Fit, irises: F32 | None, neutral: F64 | None = None) -> Gaze:
     """Relative to the head: both angles are 0 for eyes that look straight ahead, wherever the head is turned."""
-    return _angles(sight(points, fit, neutral))
+    return _angles(sight(points, fit, irises, neutral))
 
 
-def sight(points: Floats, fit: Fit, neutral: F64 | None) -> F64:
+def sight(points: Floats, fit: Fit, irises: F32 | None, neutral: F64 | None) -> F64:
     """(3,) the common direction of both eyes, in the space of the mean face; length 1, or nan."""
-    face = fit.frontal(points)
+    if irises is None or not np.isfinite(irises).any():
+        return np.full(3, math.nan)
+    eyes = np.array(points, np.float64)
+    eyes[_PUPILS] = irises
+    face = fit.frontal(eyes)
     rings, pupils = face[_EYES], face[_PUPILS]
     corners = rings[:, 0], rings[:, 4]
     centers = (corners[0] + corners[1]) / 2 + _to_center()
     # the person's left eye comes first in neutral, and last here
     least_open = np.full(2, _OPEN) if neutral is None else _SHARE_OPEN * neutral[EYES][::-1]
-    weights = _weights(rings, corners[1] - corners[0], least_open, fit)
-    total = weights @ _directions(-fit.turn.T @ fit.moved, pupils, centers)
+    weights = _weights(rings, corners[1] - corners[0], least_open, fit) * np.isfinite(irises).all(1)
+    directions = _directions(-fit.turn.T @ fit.moved, pupils, centers)
+    total = weights @ np.where(weights[:, None] > 0, directions, 0.0)
     length = math.sqrt(total @ total)
     return np.asarray(total / length) if length > 0 else np.full(3, math.nan)
 

@@ -64,6 +64,8 @@ class Track:
     """(K, 2) frame px, in the order of the model's schema"""
     confidence: float
     """0..1, the landmark model's own confidence that there is a face"""
+    irises: F32 | None = None
+    """(2, 2) frame px, that on the left of the image first; nan for one that cannot be seen (landmarks/iris.py)"""
     neutral: F64 | None = None
     """(M,) measures of this person's relaxed face, learnt so far (landmarks/measures.py); None in still pictures"""
 

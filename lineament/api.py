@@ -49,6 +49,8 @@ class Face:
     """0..1: the landmark model's probability that this is a face"""
     image_hw: tuple[int, int]
     """height and width of the image"""
+    irises: F32 | None = None
+    """(2, 2) px, that on the left of the image first; nan for one that cannot be seen"""
     neutral: F64 | None = None
     """measures of this person's relaxed face, learnt while the face is tracked; None in an image"""
 
@@ -70,9 +72,9 @@ class Face:
     def gaze(self) -> Gaze:
         """Degrees: yaw_deg > 0 to the right of the image, pitch_deg > 0 up, both 0 for a look into the camera.
 
-        nan while the eyes are closed.
+        nan while the eyes are closed or less than 18 px wide.
         """
-        return gaze(self.points, self._fit, self.neutral)
+        return gaze(self.points, self._fit, self.irises, self.neutral)
 
     @cached_property
     def expression(self) -> dict[str, float]:
@@ -80,7 +82,7 @@ class Face:
 
         Here Left is the person's left, which is on the right of an image that is not mirrored.
         """
-        return expression(self.points, self._fit, self.neutral)
+        return expression(self.points, self._fit, self.irises, self.neutral)
 
     @cached_property
     def openness(self) -> AspectRatios:
@@ -219,6 +221,6 @@ def _checked(image: U8) -> U8:
 def _faces(result: Result) -> list[Face]:
     hw = result.frame.bgr.shape[:2]
     return [
-        Face(track.points, track.face.box_xyxy, track.id, track.face.score, track.confidence, hw, track.neutral)
-        for track in result.tracks
+        Face(t.points, t.face.box_xyxy, t.id, t.face.score, t.confidence, hw, t.irises, t.neutral)
+        for t in result.tracks
     ]

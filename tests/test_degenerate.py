@@ -23,6 +23,7 @@ from lineament.landmarks.card import ModelCard
 from lineament.landmarks.expression import expression
 from lineament.landmarks.gaze import gaze
 from lineament.landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
+from lineament.landmarks.iris import find_irises
 from lineament.landmarks.pose import aspect_ratios, fit, head_pose
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks, Result, Track
@@ -96,7 +97,8 @@ BROKEN = {
 
 
 def track_of(points: F32, number: int = 7) -> Track:
-    return Track(number, Face(np.concatenate((points.min(0), points.max(0))), 0.9), points, 0.8)
+    box_xyxy = np.concatenate((points.min(0), points.max(0)))
+    return Track(number, Face(box_xyxy, 0.9), points, 0.8, irises=points[[96, 97]])
 
 
 def result_of(*points: F32, index: int = 0) -> Result:
@@ -124,14 +126,22 @@ def test_a_pose_is_of_angles_or_none(points: F32) -> None:
 @some
 @given(degenerate)
 def test_a_gaze_is_of_angles_or_none(points: F32) -> None:
-    look = gaze(points, fit(points, (240, 320)))
+    look = gaze(points, fit(points, (240, 320)), points[[96, 97]])
     assert all(map(isnan, look)) or all(abs(angle) <= 180 for angle in look)
 
 
 @some
 @given(degenerate)
+def test_an_iris_is_found_near_its_eye_or_nowhere(points: F32) -> None:
+    for iris, eye in zip(find_irises(NOISE, points), ("left_eye", "right_eye")):
+        off = np.hypot(*(iris - WFLW98.part(eye, points).astype(float).mean(0)))
+        assert np.isnan(iris).all() or off <= 2 * np.ptp(points.astype(float), axis=0).max()
+
+
+@some
+@given(degenerate)
 def test_an_expression_is_of_shares_or_none(points: F32) -> None:
-    values = expression(points, fit(points, (240, 320))).values()
+    values = expression(points, fit(points, (240, 320)), points[[96, 97]]).values()
     assert all(isnan(value) or 0 <= value <= 1 for value in values)
 
 

@@ -80,7 +80,7 @@ def test_a_face_partly_outside_is_drawn_without_complaint() -> None:
 
 def test_the_gaze_is_drawn_from_the_eyes_towards_where_they_look() -> None:
     points = seen(looking(25, 0))
-    track = Track(1, Face(np.concatenate([points.min(0), points.max(0)]), 0.9), points, 0.8)
+    track = Track(1, Face(np.concatenate([points.min(0), points.max(0)]), 0.9), points, 0.8, irises=points[[96, 97]])
     given = Result(Frame(np.full((*HW, 3), 90, np.uint8), "test", 0, 0.0, 0.0), (track,))
     marks = changed(draw(given, WFLW98, DrawConfig(draw="none", gaze=True)), given)
     for outer, inner in ((60, 64), (72, 68)):
@@ -92,6 +92,6 @@ def test_the_gaze_is_drawn_from_the_eyes_towards_where_they_look() -> None:
 
 def test_closed_eyes_are_drawn_without_a_gaze() -> None:
     points = seen(with_eyes(0.2))
-    track = Track(1, Face(np.concatenate([points.min(0), points.max(0)]), 0.9), points, 0.8)
+    track = Track(1, Face(np.concatenate([points.min(0), points.max(0)]), 0.9), points, 0.8, irises=points[[96, 97]])
     given = Result(Frame(np.full((*HW, 3), 90, np.uint8), "test", 0, 0.0, 0.0), (track,))
     assert not changed(draw(given, WFLW98, DrawConfig(draw="none", gaze=True)), given).any()

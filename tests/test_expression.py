@@ -24,7 +24,7 @@ MEAN = measures(seen(RELAXED), fit(seen(RELAXED), HW))
 
 
 def of(points: F32, neutral: F64 | None = MEAN) -> dict[str, float]:
-    return expression(points, fit(points, HW), neutral)
+    return expression(points, fit(points, HW), points[[96, 97]], neutral)
 
 
 def pulled(right: tuple[float, float], left: tuple[float, float]) -> F64:

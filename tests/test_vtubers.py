@@ -40,7 +40,7 @@ def clean() -> Iterator[None]:
 def result(*points: F32, time_s: float = 1.5) -> Result:
     """Faces with the ids 3, 4 and so on; the newest first."""
     box = np.array([10, 10, 100, 100], np.float32)
-    tracks = [Track(i, Face(box, 0.9), one, 0.75) for i, one in enumerate(points, 3)]
+    tracks = [Track(i, Face(box, 0.9), one, 0.75, irises=one[[96, 97]]) for i, one in enumerate(points, 3)]
     return Result(Frame(PICTURE, "clip.mp4", 0, time_s, 0.0), tuple(reversed(tracks)))
 
 

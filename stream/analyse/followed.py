@@ -88,6 +88,8 @@ class Followed:
     recalled: bool = False
     """taken over from another tracker and not seen yet: how long it has been moving is unknown"""
     neutral: Neutral = field(default_factory=Neutral)
+    irises: F32 | None = None
+    """(2, 2) frame px, in the last result"""
 
     def become_another(self) -> None:
         """Starts again as a new face at the same place."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
+from lineament.landmarks.iris import find_irises
 from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import (
     F32,
@@ -88,7 +89,6 @@ class Tracker:
         self._on_frame = landmarker.on_frame if isinstance(landmarker, FrameLandmarker) else None
         self._near = detector.near if isinstance(detector, NearDetector) else None
         self._schema = SCHEMAS[landmarker.card.schema]
-        self._learns = self._schema is WFLW98 and not still
         self.unusable = 0
         """faces not seen because a model returned a box or points that cannot be a face's; counted once a frame"""
         self._followed: list[Followed] = []
@@ -330,8 +330,7 @@ class Tracker:
             alone = maybe_cut and (np.delete(between[i], i) > 1).all()  # nobody hides it
             if alone and followed.frames and self._is_another(followed.points, points[i], frame):
                 followed.become_another()
-            if self._learns:
-                followed.neutral.see(points[i], frame.bgr.shape[:2], frame.time_s)
+            self._look_into(followed, points[i], frame)
             self._show(followed, points[i], confidences[i], frame.time_s)
             followed.doubtful = (
                 followed.frames < _YOUNG_FRAMES or gaps[i, j] > _SETTLED or share_outside(boxes[i], frame) > _CUT_OFF
@@ -364,6 +363,14 @@ class Tracker:
         large = bool((box_xyxy[2:] - box_xyxy[:2]).min() >= _MIN_FACE_PX)
         return confidence >= self._cfg.min_confidence and large and center_inside(box_xyxy, frame)
 
+    def _look_into(self, followed: Followed, points: F32, frame: Frame) -> None:
+        """What gaze and expression need beyond the points."""
+        if self._schema is not WFLW98:
+            return
+        followed.irises = find_irises(frame.bgr, points)
+        if not self._still:
+            followed.neutral.see(points, frame.bgr.shape[:2], frame.time_s)
+
     def _show(self, followed: Followed, points: F32, confidence: float, time_s: float) -> None:
         """Moves a followed face to its new points and sets the track that the result shows."""
         middle: F32 = np.add.reduce(points, 0) / np.float32(len(points))
@@ -381,7 +388,9 @@ class Tracker:
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
         face = Face(bounds(points), followed.score, self._schema.roll_rad(points))
-        followed.shown = Track(followed.id, face, points, confidence, neutral=followed.neutral.measures)
+        followed.shown = Track(
+            followed.id, face, points, confidence, irises=followed.irises, neutral=followed.neutral.measures
+        )
 
 
 @contextmanager

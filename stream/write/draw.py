@@ -122,7 +122,7 @@ def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: flo
 
 def _gaze(canvas: U8, track: Track, schema: Schema) -> None:
     """A line from the middle of each eye; a look into the camera is a dot."""
-    look = gaze(track.points, fit(track.points, canvas.shape[:2]), track.neutral)
+    look = gaze(track.points, fit(track.points, canvas.shape[:2]), track.irises, track.neutral)
     if isnan(look.yaw_deg):
         return
     yaw, pitch = radians(look.yaw_deg), radians(look.pitch_deg)

@@ -48,7 +48,8 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
     """A face as JSON values: id, scores, box, points, head pose and gaze in degrees, openness of eyes and mouth,
     expression."""
     found, ratios = fit(track.points, frame.bgr.shape[:2]), aspect_ratios(track.points)
-    pose, look = found.pose, gaze(track.points, found, track.neutral)
+    pose, look = found.pose, gaze(track.points, found, track.irises, track.neutral)
+    values = expression(track.points, found, track.irises, track.neutral)
     return {
         "id": track.id,
         "score": known(float(track.face.score)),
@@ -59,7 +60,7 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
         "eye_aspect": [known(ratios.left_eye), known(ratios.right_eye)],
         "mouth_aspect": known(ratios.mouth),
         "gaze_deg": {"yaw": known(look.yaw_deg), "pitch": known(look.pitch_deg)},
-        "expression": {name: known(v) for name, v in expression(track.points, found, track.neutral).items()},
+        "expression": {name: known(value) for name, value in values.items()},
     }
 
 

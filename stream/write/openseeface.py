@@ -42,7 +42,7 @@ def packet(moment: Moment) -> list[bytes]:
 
 def _packed(track: Track, found: Fit, frame_hw: tuple[int, int]) -> bytes:
     height, width = frame_hw
-    values = expression(track.points, found, track.neutral)
+    values = expression(track.points, found, track.irises, track.neutral)
     turn = found.turn[[1, 0, 2]] * ((1,), (1,), (-1,))
     return b"".join(
         [
@@ -91,7 +91,7 @@ def _translation(found: Fit, frame_hw: tuple[int, int]) -> F64:
 def _face_points(track: Track, found: Fit) -> F64:
     """(70, 3): the 68 turned to the front, then the eyeballs, whose direction to the pupils is the gaze."""
     chosen = _chosen(found.frontal(track.points))
-    look = sight(track.points, found, track.neutral)
+    look = sight(track.points, found, track.irises, track.neutral)
     ahead = look if np.isfinite(look).all() else np.array([0.0, 0.0, -1.0])
     both = np.concatenate([chosen, chosen[-2:] - RADIUS * ahead])
     return np.asarray(_UNIT * (mean_shape()[_TIP] - both))

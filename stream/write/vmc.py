@@ -58,11 +58,11 @@ class Vmc:
             return
         for bone in ("Neck", "Head"):
             yield _bone(bone, _half(found))
-        look = gaze_of_head(track.points, found, track.neutral)
+        look = gaze_of_head(track.points, found, track.irises, track.neutral)
         if self._vrm and math.isfinite(look.yaw_deg):
             for bone in ("LeftEye", "RightEye"):
                 yield _bone(bone, _eye(look))
-        values = expression(track.points, found, track.neutral)
+        values = expression(track.points, found, track.irises, track.neutral)
         blends = {**(presets(values) if self._vrm else {}), **(values if self._arkit else {})}
         for name, value in blends.items():
             if math.isfinite(value):  # an avatar keeps its last value, as eyes that are closed do
