@@ -28,6 +28,9 @@ SEEN = 0.5
 NEAREST = 3.0
 """smallest distance of a camera, in extents of the face; a cropped photo would imply a smaller one"""
 
+STEEPEST = 0.35
+"""cosine of the angle, about 70 degrees, up to which the points of a turned face can be turned to the front"""
+
 _NO_DISTORTION = np.zeros(4)
 
 
@@ -48,6 +51,33 @@ class AspectRatios(NamedTuple):
     """of the inner lips"""
 
 
+class Fit(NamedTuple):
+    """The mean face as seen by the camera: x_camera = turn @ x_face + moved. All nan if no pose fits."""
+
+    turn: F64
+    """(3, 3) rotation"""
+    moved: F64
+    """(3,) in units of the mean face"""
+    center: F64
+    """(2,) frame px, where the optical axis is assumed: in the middle of the face"""
+    focal_px: float
+
+    @property
+    def pose(self) -> HeadPose:
+        return _angles(self.turn) if math.isfinite(self.focal_px) else HeadPose(math.nan, math.nan, math.nan)
+
+    def frontal(self, points: Floats) -> F64:
+        """points: (98, 2) frame px -> (98, 3) in the space of the mean face, x right, y down, z away: turned to the
+        front, with the depths of the mean face. Nan if no pose fits."""
+        rays = np.ones((len(points), 3))
+        rays[:, :2] = (points - self.center) / self.focal_px
+        rays = rays @ self.turn
+        lens = -self.moved @ self.turn
+        # each ray goes as deep as the mean face has its point; in a profile it would go far beyond
+        away = (mean_shape()[:, 2] - lens[2]) / np.maximum(rays[:, 2], STEEPEST)
+        return np.asarray(lens + away[:, None] * rays)
+
+
 def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
     """points: (98, 2) of WFLW98, frame px. All nan if no pose fits: coincident, nearly coincident, collinear or
     non-finite points.
@@ -55,8 +85,35 @@ def head_pose(points: Floats, frame_hw: tuple[int, int]) -> HeadPose:
     frame_hw gives the focal length: a camera's is about the longer side of its image.
     """
     # the optical axis, moved to the face, is the line of sight
-    turn = _turn(points, frame_hw, None)
-    return HeadPose(math.nan, math.nan, math.nan) if turn is None else _angles(turn)
+    return fit(points, frame_hw).pose
+
+
+def fit(points: Floats, frame_hw: tuple[int, int], axis_px: tuple[float, float] | None = None) -> Fit:
+    """The same as rotation and translation of the mean face, for expression and gaze too.
+
+    axis_px: where the optical axis passes through the frame; None for the middle of the face.
+    """
+    if points.shape != (len(WFLW98), 2):
+        raise ValueError(f"head pose needs {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
+    none = Fit(np.full((3, 3), math.nan), np.full(3, math.nan), np.full(2, math.nan), math.nan)
+    if not np.isfinite(points).all():
+        return none
+    extent = float(np.ptp(points.astype(np.float64), axis=0).max())
+    if not extent > 0:
+        return none
+    rigid, shape = _rigid()
+    seen = points[rigid].astype(np.float64)
+    center = seen.mean(0) if axis_px is None else np.array(axis_px)
+    seen -= center
+    focal = max(*frame_hw, NEAREST * extent)
+    camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
+    try:
+        found, turn, moved = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
+    except cv2.error:  # nearly coincident points
+        return none
+    if not found or not np.isfinite(turn).all() or not np.isfinite(moved).all():
+        return none
+    return Fit(np.asarray(cv2.Rodrigues(turn)[0], np.float64), np.asarray(moved, np.float64)[:, 0], center, focal)
 
 
 def camera_angles(points: Floats, frame_hw: tuple[int, int]) -> tuple[float, float, float]:
@@ -66,10 +123,8 @@ def camera_angles(points: Floats, frame_hw: tuple[int, int]) -> tuple[float, flo
     camera's axis, which passes through the middle of the image. points, frame_hw, nan: as for head_pose.
     """
     height, width = frame_hw
-    turn = _turn(points, frame_hw, ((width - 1) / 2, (height - 1) / 2))
-    if turn is None:
-        return math.nan, math.nan, math.nan
-    (xx, xy, xz), (_, _, yz), (_, _, zz) = turn.tolist()
+    found = fit(points, frame_hw, ((width - 1) / 2, (height - 1) / 2))
+    (xx, xy, xz), (_, _, yz), (_, _, zz) = found.turn.tolist()
     return math.atan2(-yz, zz), math.asin(max(-1.0, min(1.0, xz))), math.atan2(-xy, xx)
 
 
@@ -93,27 +148,6 @@ def _openness(ring: Floats) -> float:
     width = math.dist(ring[0], ring[half])
     ratio = sum(heights) / len(heights) / width if 0 < width < math.inf else math.nan
     return ratio if math.isfinite(ratio) else math.nan
-
-
-def _turn(points: Floats, frame_hw: tuple[int, int], axis_px: tuple[float, float] | None) -> F64 | None:
-    """(3, 3) rotation of the mean face into the camera; None if no pose fits. axis_px: None for the face's middle."""
-    if points.shape != (len(WFLW98), 2):
-        raise ValueError(f"head pose needs {len(WFLW98)} points (98, 2) of {WFLW98.name}, got shape {points.shape}")
-    if not np.isfinite(points).all():
-        return None
-    extent = float(np.ptp(points.astype(np.float64), axis=0).max())
-    if not extent > 0:
-        return None
-    rigid, shape = _rigid()
-    seen = points[rigid].astype(np.float64)
-    seen -= seen.mean(0) if axis_px is None else axis_px
-    focal = max(*frame_hw, NEAREST * extent)
-    camera = np.array([[focal, 0.0, 0.0], [0.0, focal, 0.0], [0.0, 0.0, 1.0]])
-    try:
-        found, turn, _ = cv2.solvePnP(shape, seen, camera, _NO_DISTORTION, flags=cv2.SOLVEPNP_SQPNP)
-    except cv2.error:  # nearly coincident points
-        return None
-    return np.asarray(cv2.Rodrigues(turn)[0], np.float64) if found and np.isfinite(turn).all() else None
 
 
 def _angles(turn: F64) -> HeadPose:

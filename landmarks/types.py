@@ -71,6 +71,10 @@ class Track:
     a model without this output"""
     mesh: F32 | None = None
     """(468, 2) frame px, the points of schema.MESH468; None unless they are wanted"""
+    irises: F32 | None = None
+    """(2, 2) frame px, that on the left of the image first; nan for one that cannot be seen (landmarks/iris.py)"""
+    neutral: F64 | None = None
+    """(M,) measures of this person's relaxed face, learnt so far (landmarks/measures.py); None in still pictures"""
 
 
 @dataclass(frozen=True, slots=True)

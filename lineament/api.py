@@ -19,9 +19,11 @@ from typing import Self
 import numpy as np
 
 from lineament import engines
-from lineament.landmarks.pose import AspectRatios, HeadPose, aspect_ratios, head_pose
+from lineament.landmarks.expression import expression
+from lineament.landmarks.gaze import Gaze, gaze
+from lineament.landmarks.pose import AspectRatios, Fit, HeadPose, aspect_ratios, fit
 from lineament.landmarks.schema import SCHEMAS, WFLW98
-from lineament.landmarks.types import F32, U8, Landmarker, LineamentError, Result
+from lineament.landmarks.types import F32, F64, U8, Landmarker, LineamentError, Result
 from lineament.landmarks.types import Frame as _Frame
 from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.analyse.detect import MIN_SCORE
@@ -50,6 +52,10 @@ class Face:
     """height and width of the image"""
     visibility: F32 | None = None
     """(98,) 0..1: how surely each point is seen, not hidden; None with a model that does not say"""
+    irises: F32 | None = None
+    """(2, 2) px, that on the left of the image first; nan for one that cannot be seen"""
+    neutral: F64 | None = None
+    """measures of this person's relaxed face, learnt while the face is tracked; None in an image"""
 
     def part(self, name: str) -> F32:
         """(N, 2) px: 'contour', 'left_brow', 'nose_ridge', 'left_eye', 'outer_lips', 'left_pupil' and so on.
@@ -63,12 +69,32 @@ class Face:
     @cached_property
     def pose(self) -> HeadPose:
         """Degrees: yaw_deg > 0 to the right of the image, pitch_deg > 0 up, roll_deg > 0 clockwise; nan if unknown."""
-        return head_pose(self.points, self.image_hw)
+        return self._fit.pose
+
+    @cached_property
+    def gaze(self) -> Gaze:
+        """Degrees: yaw_deg > 0 to the right of the image, pitch_deg > 0 up, both 0 for a look into the camera.
+
+        nan while the eyes are closed or less than 18 px wide.
+        """
+        return gaze(self.points, self._fit, self.irises, self.neutral)
+
+    @cached_property
+    def expression(self) -> dict[str, float]:
+        """Coefficients from 0 to 1 by ARKit's names: "jawOpen", "eyeBlinkLeft" and so on; nan if unknown.
+
+        Here Left is the person's left, which is on the right of an image that is not mirrored.
+        """
+        return expression(self.points, self._fit, self.irises, self.neutral)
 
     @cached_property
     def openness(self) -> AspectRatios:
         """Height over width of left_eye, right_eye and mouth: 0 is closed; an open eye has about 0.3; nan if hidden."""
         return aspect_ratios(self.points, visibility=self.visibility)
+
+    @cached_property
+    def _fit(self) -> Fit:
+        return fit(self.points, self.image_hw)
 
 
 @dataclass(frozen=True)
@@ -200,8 +226,11 @@ def _checked(image: U8) -> U8:
 
 
 def _faces(result: Result) -> list[Face]:
-    height, width = result.frame.bgr.shape[:2]
+    hw = result.frame.bgr.shape[:2]
     return [
-        Face(t.points, t.face.box_xyxy, t.id, t.face.score, t.confidence, (height, width), t.visibility)
+        Face(
+            *(t.points, t.face.box_xyxy, t.id, t.face.score, t.confidence, hw),
+            **{"visibility": t.visibility, "irises": t.irises, "neutral": t.neutral},
+        )
         for t in result.tracks
     ]

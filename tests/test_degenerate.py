@@ -20,8 +20,11 @@ from hypothesis.extra import numpy as hnp
 from lineament.landmarks import adapter
 from lineament.landmarks.adapter import mean_shape
 from lineament.landmarks.card import ModelCard
+from lineament.landmarks.expression import expression
+from lineament.landmarks.gaze import gaze
 from lineament.landmarks.geometry import apply, crop_from_frame, frame_from_unit, warp
-from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.iris import find_irises
+from lineament.landmarks.pose import aspect_ratios, fit, head_pose
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, Face, Frame, Landmarks, Result, Track
 from lineament.stream.analyse.followed import TrackConfig
@@ -32,6 +35,10 @@ from lineament.stream.write.blur import Blur
 from lineament.stream.write.draw import DrawConfig, draw
 from lineament.stream.write.files import JsonlSink
 from lineament.stream.write.json_line import JsonLine
+from lineament.stream.write.network import parsed
+from lineament.stream.write.openseeface import packet
+from lineament.stream.write.udp import Moment
+from lineament.stream.write.vmc import Vmc
 from tests.blobs import BlobDetector, BlobLandmarker, scene
 
 some = settings(deadline=None, max_examples=60)
@@ -41,7 +48,7 @@ CARD = ModelCard(name="test", schema="wflw98", input_hw=(64, 96), crop_scale=1.5
 HEALTHY = np.asarray(mean_shape()[:, :2] * 25 + (240, 100), np.float32)
 """(98, 2) px of a frame of 240 x 320"""
 NOISE = np.random.default_rng(0).integers(0, 256, (240, 320, 3)).astype(np.uint8)
-ALL_DRAWN = DrawConfig(boxes=True, pose=True)
+ALL_DRAWN = DrawConfig(boxes=True, pose=True, gaze=True)
 
 
 # ---- what a broken model may say
@@ -90,7 +97,8 @@ BROKEN = {
 
 
 def track_of(points: F32, number: int = 7) -> Track:
-    return Track(number, Face(np.concatenate((points.min(0), points.max(0))), 0.9), points, 0.8)
+    box_xyxy = np.concatenate((points.min(0), points.max(0)))
+    return Track(number, Face(box_xyxy, 0.9), points, 0.8, irises=points[[96, 97]])
 
 
 def result_of(*points: F32, index: int = 0) -> Result:
@@ -113,6 +121,36 @@ def strictly(line: str) -> dict[str, list[dict[str, object]]]:
 def test_a_pose_is_of_angles_or_none(points: F32) -> None:
     pose = head_pose(points, (240, 320))
     assert all(map(isnan, pose)) or all(abs(angle) <= 180 for angle in pose)
+
+
+@some
+@given(degenerate)
+def test_a_gaze_is_of_angles_or_none(points: F32) -> None:
+    look = gaze(points, fit(points, (240, 320)), points[[96, 97]])
+    assert all(map(isnan, look)) or all(abs(angle) <= 180 for angle in look)
+
+
+@some
+@given(degenerate)
+def test_an_iris_is_found_near_its_eye_or_nowhere(points: F32) -> None:
+    for iris, eye in zip(find_irises(NOISE, points), ("left_eye", "right_eye")):
+        off = np.hypot(*(iris - WFLW98.part(eye, points).astype(float).mean(0)))
+        assert np.isnan(iris).all() or off <= 2 * np.ptp(points.astype(float), axis=0).max()
+
+
+@some
+@given(degenerate)
+def test_an_expression_is_of_shares_or_none(points: F32) -> None:
+    values = expression(points, fit(points, (240, 320)), points[[96, 97]]).values()
+    assert all(isnan(value) or 0 <= value <= 1 for value in values)
+
+
+@some
+@given(degenerate)
+def test_no_face_keeps_an_avatar_from_what_can_be_sent(points: F32) -> None:
+    moment = Moment(track_of(points), (240, 320), 0.0)
+    assert all(len(datagram) <= 1400 for datagram in Vmc(parsed("osc://127.0.0.1"))(moment))
+    assert all(len(datagram) == 1785 for datagram in packet(moment))
 
 
 @some
@@ -169,7 +207,7 @@ def test_a_degenerate_mesh_has_no_points_and_its_neighbour_in_the_batch_its_own(
 @some
 @given(degenerate, st.sampled_from(["points", "curves", "both", "none"]), st.sampled_from(["wflw98", "ibug68"]))
 def test_a_face_that_cannot_be_drawn_is_left_out(points: F32, what: str, schema: str) -> None:
-    cfg = DrawConfig(draw=what, schema=schema, boxes=True, pose=True)  # type: ignore[arg-type]
+    cfg = DrawConfig(draw=what, schema=schema, boxes=True, pose=True, gaze=True)  # type: ignore[arg-type]
     drawn = draw(result_of(points, HEALTHY), WFLW98, cfg)
     assert drawn.shape == NOISE.shape
     if not np.isfinite(points).all():

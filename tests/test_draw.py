@@ -7,6 +7,7 @@ from lineament.landmarks.schema import IBUG68, WFLW98
 from lineament.landmarks.types import U8, Face, Frame, Result, Track
 from lineament.stream.write.draw import DrawConfig, draw
 from tests.blobs import template
+from tests.drawn_faces import HW, looking, seen, with_eyes
 
 
 def result(scale: float = 1.0) -> Result:
@@ -83,3 +84,22 @@ def test_the_outline_of_a_text_ends_where_the_text_does() -> None:
     letters, outline = ((drawn > 200).all(2), (drawn < 60).all(2))
     for a, b in zip(np.nonzero(letters), np.nonzero(outline)):
         assert 0 <= a.min() - b.min() <= 3 and 0 <= b.max() - a.max() <= 3
+
+
+def test_the_gaze_is_drawn_from_the_eyes_towards_where_they_look() -> None:
+    points = seen(looking(25, 0))
+    track = Track(1, Face(np.concatenate([points.min(0), points.max(0)]), 0.9), points, 0.8, irises=points[[96, 97]])
+    given = Result(Frame(np.full((*HW, 3), 90, np.uint8), "test", 0, 0.0, 0.0), (track,))
+    marks = changed(draw(given, WFLW98, DrawConfig(draw="none", gaze=True)), given)
+    for outer, inner in ((60, 64), (72, 68)):
+        x, y = ((points[outer] + points[inner]) / 2).round().astype(int)
+        width = round(abs(float(points[outer, 0] - points[inner, 0])))
+        assert marks[y, x] and marks[y - 8 : y + 8, x + width // 2 : x + width].any()
+        assert not marks[y - 8 : y + 8, x - width : x - width // 4].any()
+
+
+def test_closed_eyes_are_drawn_without_a_gaze() -> None:
+    points = seen(with_eyes(0.2))
+    track = Track(1, Face(np.concatenate([points.min(0), points.max(0)]), 0.9), points, 0.8, irises=points[[96, 97]])
+    given = Result(Frame(np.full((*HW, 3), 90, np.uint8), "test", 0, 0.0, 0.0), (track,))
+    assert not changed(draw(given, WFLW98, DrawConfig(draw="none", gaze=True)), given).any()

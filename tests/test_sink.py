@@ -381,6 +381,8 @@ def test_pose_and_openness_are_added_and_what_is_not_finite_is_null() -> None:
     face = json.loads(line(Result(Frame(BGR, "x", 0, 0.0, 0.0), (face_at(POINTS * np.nan),))))["faces"][0]
     assert face["points"] == [[None, None]] * 98 and face["eye_aspect"] == [None, None] == [face["mouth_aspect"]] * 2
     assert face["pose_deg"] == {"yaw": None, "pitch": None, "roll": None}
+    assert face["gaze_deg"] == {"yaw": None, "pitch": None} and set(face["expression"].values()) == {None}
+    assert {"eyeBlinkLeft", "jawOpen", "mouthSmileRight", "browInnerUp", "eyeLookUpLeft"} <= face["expression"].keys()
 
 
 def test_a_dash_is_standard_output_and_leaves_it_open(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lineament.landmarks.types import F32, Track
+from lineament.stream.analyse.neutral import Neutral
 from lineament.stream.analyse.smooth import Smoother
 
 
@@ -88,10 +89,14 @@ class Followed:
     """new, cut off by the frame's edge or not where it was expected: the detector checks that the points are on it"""
     recalled: bool = False
     """taken over from another tracker and not seen yet: how long it has been moving is unknown"""
+    neutral: Neutral = field(default_factory=Neutral)
+    irises: F32 | None = None
+    """(2, 2) frame px, in the last result"""
 
     def become_another(self) -> None:
         """Starts again as a new face at the same place."""
         self.smoother.forget()
+        self.neutral = Neutral()
         self.id, self.frames, self.velocity = 0, 0, np.zeros(2, np.float32)
 
     def may_be_elsewhere(self, time_s: float) -> bool:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
-from lineament.landmarks.schema import SCHEMAS
+from lineament.landmarks.iris import find_irises
+from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import (
     F32,
     F64,
@@ -356,6 +357,7 @@ class Tracker:
             alone = maybe_cut and (np.delete(between[i], i) > 1).all()  # nobody hides it
             if alone and followed.frames and self._is_another(followed.points, looks[i].points, frame):
                 followed.become_another()
+            self._look_into(followed, looks[i].points, frame)
             self._show(followed, looks[i], frame)
             followed.doubtful = (
                 followed.frames < _YOUNG_FRAMES or gaps[i, j] > _SETTLED or share_outside(boxes[i], frame) > _CUT_OFF
@@ -393,6 +395,14 @@ class Tracker:
         large = bool((box_xyxy[2:] - box_xyxy[:2]).min() >= _MIN_FACE_PX)
         return confidence >= self._cfg.min_confidence and large and center_inside(box_xyxy, frame)
 
+    def _look_into(self, followed: Followed, points: F32, frame: Frame) -> None:
+        """What gaze and expression need beyond the points."""
+        if self._schema is not WFLW98:
+            return
+        followed.irises = find_irises(frame.bgr, points)
+        if not self._still:
+            followed.neutral.see(points, frame.bgr.shape[:2], frame.time_s)
+
     def _show(self, followed: Followed, look: Look, frame: Frame) -> None:
         """Moves a followed face to its new points and sets the track that the result shows."""
         points, time_s = look.points, frame.time_s
@@ -412,7 +422,11 @@ class Tracker:
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
         face = Face(bounds(points), followed.score, self._schema.roll_rad(points))
-        followed.shown = Track(followed.id, face, points, look.confidence, followed.visibility)
+        followed.shown = Track(
+            *(followed.id, face, points, look.confidence, followed.visibility),
+            irises=followed.irises,
+            neutral=followed.neutral.measures,
+        )
 
     def _visibility(self, followed: Followed, look: Look, frame: Frame) -> F32 | None:
         """(K,) the visibility of a look, averaged over the last looks; 0 outside the frame."""

@@ -1,4 +1,4 @@
-"""Draws a result: points, curves, ids, boxes and head pose on a copy of the frame."""
+"""Draws a result: points, curves, ids, boxes, head pose and gaze on a copy of the frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lineament.landmarks.pose import SEEN, aspect_ratios, head_pose
+from lineament.landmarks.gaze import gaze
+from lineament.landmarks.pose import SEEN, aspect_ratios, fit, head_pose
 from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, points_of, visibility_of
 from lineament.landmarks.types import F32, U8, Floats, Result, Track
 
@@ -48,6 +49,8 @@ class DrawConfig:
     """Draw each face's box with its confidence."""
     pose: bool = False
     """Draw each head's direction, with its angles in degrees and the openness of eyes and mouth."""
+    gaze: bool = False
+    """Draw where each pair of eyes looks: a short line from each eye, none while it is closed."""
 
 
 def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
@@ -74,6 +77,8 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
             _text(canvas, label, (x1, y1 - text_px * 0.5), text_px, _light(colour))
         if cfg.pose:
             _pose(canvas, track, schema, colour, text_px)
+        if cfg.gaze:
+            _gaze(canvas, track, schema)
     if note:
         _text(canvas, note, (text_px * 0.5, text_px * 1.3), text_px, (255, 255, 255))
     return canvas
@@ -136,6 +141,21 @@ def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: flo
     )
     for row, line in enumerate(lines):
         _text(canvas, line, (x1, y2 + text_px * (1.3 + 1.3 * row)), text_px * 0.8, _light(colour))
+
+
+def _gaze(canvas: U8, track: Track, schema: Schema) -> None:
+    """A line from the middle of each eye; a look into the camera is a dot."""
+    look = gaze(track.points, fit(track.points, canvas.shape[:2]), track.irises, track.neutral)
+    if isnan(look.yaw_deg):
+        return
+    yaw, pitch = radians(look.yaw_deg), radians(look.pitch_deg)
+    toward = np.array([sin(yaw) * cos(pitch), -sin(pitch)])
+    for eye in ("left_eye", "right_eye"):
+        ring = schema.part(eye, track.points)
+        start, width = (ring[0] + ring[4]) / 2, float(np.linalg.norm(ring[4] - ring[0]))
+        thick = max(1, round(width / 12))
+        tip = start + 2.5 * width * toward
+        cv2.line(canvas, _fixed(start), _fixed(tip), (60, 220, 255), thick, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _text(canvas: U8, text: str, at: tuple[float, float], height_px: float, colour: Colour) -> None:

@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 
-from lineament.landmarks.pose import aspect_ratios, head_pose
+from lineament.landmarks.expression import expression
+from lineament.landmarks.gaze import gaze
+from lineament.landmarks.pose import aspect_ratios, fit
 from lineament.landmarks.schema import SCHEMAS, WFLW98, points_of, visibility_of
 from lineament.landmarks.types import F32, Frame, LineamentError, Result, Track
 from lineament.stream.read.spec import redacted
@@ -43,10 +45,12 @@ def result_json(result: Result, schema: str) -> dict[str, object]:
 
 
 def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
-    """A face as JSON values: id, scores, box, points and how surely each is seen, head pose in degrees, openness."""
-    height, width = frame.bgr.shape[:2]
+    """A face as JSON values: id, scores, box, points, how surely each is seen, head pose, gaze, openness, expression."""
     visibility = visibility_of(track, WFLW98, SCHEMAS[schema])
-    pose, ratios = head_pose(track.points, (height, width)), aspect_ratios(track.points, visibility=track.visibility)
+    found = fit(track.points, frame.bgr.shape[:2])
+    ratios = aspect_ratios(track.points, visibility=track.visibility)
+    pose, look = found.pose, gaze(track.points, found, track.irises, track.neutral)
+    values = expression(track.points, found, track.irises, track.neutral)
     return {
         "id": track.id,
         "score": known(float(track.face.score)),
@@ -57,6 +61,8 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
         "pose_deg": {"yaw": known(pose.yaw_deg), "pitch": known(pose.pitch_deg), "roll": known(pose.roll_deg)},
         "eye_aspect": [known(ratios.left_eye), known(ratios.right_eye)],
         "mouth_aspect": known(ratios.mouth),
+        "gaze_deg": {"yaw": known(look.yaw_deg), "pitch": known(look.pitch_deg)},
+        "expression": {name: known(value) for name, value in values.items()},
     }
 
 

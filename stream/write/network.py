@@ -1,6 +1,6 @@
 """Network: sends results to other machines from a separate thread, so that no receiver can delay a run.
 
-Addresses, and the thread with its bounded buffer; the protocols are in media, mqtt and websocket.
+Addresses, and the thread with its bounded buffer; the protocols are in media, mqtt, udp and websocket.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ T = TypeVar("T")
 _PORTS = {
     **{"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "srt": None},
     **{"ws": None, "mqtt": 1883, "mqtts": 8883},
+    **{"osc": 39539, "openseeface": 11573},
 }
 """default port by scheme; None if there is none"""
 MESSAGES = 64
@@ -82,9 +83,9 @@ def parsed(url: str) -> Address:
     if port is None:
         raise LineamentError(f"{shown!r} has no port; use {wanted}")
     path = unquote(parts.path).removeprefix("/")
-    if not path and scheme != "ws" and scheme != "srt":
+    if not path and scheme not in ("ws", "srt", "osc", "openseeface"):
         raise LineamentError(f"{shown!r} has no stream name or topic after the host; use {wanted}")
-    if scheme in ("ws", "mqtt", "mqtts") and parts.query:
+    if scheme in ("ws", "mqtt", "mqtts", "osc", "openseeface") and parts.query:
         raise LineamentError(f"{shown!r} has a '?', which {scheme}:// does not support; use {wanted}")
     user, password = (None if text is None else unquote(text) for text in (parts.username, parts.password))
     return Address(url, scheme, user, password, host, port, path)

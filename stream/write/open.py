@@ -86,6 +86,9 @@ def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
     # lazy: a run that only writes files needs none of them
     from lineament.stream.write.media import PICTURES, MediaServer, VirtualCamera
     from lineament.stream.write.mqtt import MqttBroker
+    from lineament.stream.write.openseeface import packet
+    from lineament.stream.write.udp import POSES, Udp
+    from lineament.stream.write.vmc import Vmc
     from lineament.stream.write.websocket import WebSocketSink
 
     if output.startswith("virtual:"):
@@ -95,6 +98,10 @@ def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
         return WebSocketSink(address, line)
     if address.scheme.startswith("mqtt"):
         return Background(MqttBroker(address, line), address.shown, MESSAGES)
+    if address.scheme == "osc":
+        return Background(Udp(address, Vmc(address)), address.shown, POSES)
+    if address.scheme == "openseeface":
+        return Background(Udp(address, packet), address.shown, POSES)
     return Background(MediaServer(address, fps), address.shown, PICTURES)
 
 
