@@ -45,7 +45,7 @@ def result_json(result: Result, schema: str) -> dict[str, object]:
 
 
 def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
-    """A face as JSON values: id, scores, box, points, how surely each is seen, head pose, gaze, openness, expression."""
+    """A face as JSON values: scores, box, points, how surely each is seen, head pose, gaze, openness, expression."""
     visibility = visibility_of(track, WFLW98, SCHEMAS[schema])
     found = fit(track.points, frame.bgr.shape[:2])
     ratios = aspect_ratios(track.points, visibility=track.visibility)
