@@ -19,15 +19,22 @@ _SIDEWAYS_DEG, _UPWARDS_DEG = 35.0, 30.0
 """an eye turned that far has an eyeLook coefficient of 1"""
 
 
-def expression(points: Floats, fit: Fit, irises: F32 | None = None, neutral: F64 | None = None) -> dict[str, float]:
+def expression(
+    points: Floats,
+    fit: Fit,
+    irises: F32 | None = None,
+    neutral: F64 | None = None,
+    visibility: Floats | None = None,
+) -> dict[str, float]:
     """Coefficients from 0 to 1 by ARKit's names; nan where the points allow none: all of them without a head pose,
-    those of eyeLook without irises or while the eyes are closed.
+    those of eyeLook without irises or while the eyes are closed, those of a part that is hidden.
 
     points: (98, 2) of WFLW98, frame px. fit: of these points. irises: (2, 2) frame px as find_irises returns them.
     neutral: (M,) measures of this person's relaxed face; without it, that of people in general.
+    visibility: (98,) of the points, if known.
     """
     relaxed = TYPICAL if neutral is None else neutral
-    now = measures(points, fit)
+    now = measures(points, fit, visibility)
     off, eyes = now - relaxed, (now[EYES] / relaxed[EYES]).tolist()
     inner, outer, up, out, gap = (off[at].tolist() for at in (INNER_BROWS, OUTER_BROWS, CORNERS, OUT, GAP))
     look = gaze_of_head(points, fit, irises, neutral)

@@ -11,6 +11,7 @@ from functools import cache
 import cv2
 import numpy as np
 
+from lineament.landmarks.pose import SEEN
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, U8, Floats
 
@@ -31,14 +32,16 @@ _FARTHEST = 1000.0
 """px in the patch: lids beyond are no eye's"""
 
 
-def find_irises(bgr: U8, points: Floats) -> F32:
+def find_irises(bgr: U8, points: Floats, visibility: Floats | None = None) -> F32:
     """(2, 2) frame px of the irises' centres, that on the left of the image first; nan where there is none to be seen.
 
-    bgr: (H, W, 3) uint8. points: (98, 2) of WFLW98, frame px. The height is that of the pupil's point: lids hide the
-    upper and lower edge of an iris.
+    bgr: (H, W, 3) uint8. points: (98, 2) of WFLW98, frame px. visibility: (98,) of the points, if known.
+    The height is that of the pupil's point: lids hide the upper and lower edge of an iris.
     """
     found = np.full((2, 2), np.nan, np.float32)
     for i, (eye, pupil) in enumerate((("left_eye", "left_pupil"), ("right_eye", "right_pupil"))):
+        if visibility is not None and visibility[list(WFLW98.parts[eye])].mean() < SEEN:
+            continue
         ring = WFLW98.part(eye, points).astype(np.float64)
         found[i] = _iris(bgr, ring, WFLW98.part(pupil, points)[0])
     return found
@@ -87,4 +90,4 @@ def _peak(around: Floats) -> float:
 @cache
 def _disc() -> F32:
     y, x = np.mgrid[-_RADIUS : _RADIUS + 1, -_RADIUS : _RADIUS + 1]
-    return (x * x + y * y <= (_RADIUS + 0.25) ** 2).astype(np.float32)
+    return np.asarray(x * x + y * y <= (_RADIUS + 0.25) ** 2, np.float32)

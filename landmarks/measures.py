@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lineament.landmarks.pose import Fit
+from lineament.landmarks.pose import SEEN, Fit
 from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F64, Floats
 
@@ -59,14 +59,16 @@ MOST: F64 = np.array([measure.most for measure in MEASURES.values()])
 QUANTILES: F64 = np.array([measure.quantile for measure in MEASURES.values()])
 
 
-def measures(points: Floats, fit: Fit) -> F64:
-    """(M,) in the order of MEASURES; nan without a head pose, and for an eye without width.
+def measures(points: Floats, fit: Fit, visibility: Floats | None = None) -> F64:
+    """(M,) in the order of MEASURES; nan without a head pose, for an eye without width, and for what is hidden.
 
-    points: (98, 2) of WFLW98, frame px. fit: of these points.
+    points: (98, 2) of WFLW98, frame px. fit: of these points. visibility: (98,) of the points, if known.
     """
     with np.errstate(all="ignore"):
         values = _weights() @ fit.frontal(points)[:, :2].ravel()
         values[EYES] /= values[-2:]
+    if visibility is not None:
+        values[_shares() @ visibility < SEEN] = np.nan
     return np.where(np.isfinite(values), values, np.nan)[:-2]
 
 
@@ -100,6 +102,13 @@ def _weights() -> F64:
             *(_mean(eye[4:5], 0) - _mean(eye[:1], 0) for eye in (left_eye, right_eye)),
         ]
     )
+
+
+@cache
+def _shares() -> F64:
+    """(M + 2, 98): how far each measure rests on each point; rows sum to 1."""
+    shares = np.abs(_weights()).reshape(-1, len(WFLW98), 2).sum(2)
+    return np.asarray(shares / shares.sum(1, keepdims=True))
 
 
 def _mean(points: Sequence[int], axis: int) -> F64:

@@ -85,7 +85,7 @@ class Face:
 
         Here Left is the person's left, which is on the right of an image that is not mirrored.
         """
-        return expression(self.points, self._fit, self.irises, self.neutral)
+        return expression(self.points, self._fit, self.irises, self.neutral, self.visibility)
 
     @cached_property
     def openness(self) -> AspectRatios:
@@ -228,9 +228,6 @@ def _checked(image: U8) -> U8:
 def _faces(result: Result) -> list[Face]:
     hw = result.frame.bgr.shape[:2]
     return [
-        Face(
-            *(t.points, t.face.box_xyxy, t.id, t.face.score, t.confidence, hw),
-            **{"visibility": t.visibility, "irises": t.irises, "neutral": t.neutral},
-        )
+        Face(t.points, t.face.box_xyxy, t.id, t.face.score, t.confidence, hw, t.visibility, t.irises, t.neutral)
         for t in result.tracks
     ]

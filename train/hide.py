@@ -55,7 +55,9 @@ def _objects(rgb: U8, points: F32, other_rgb: U8, rng: random.Random) -> list[Dr
     if rng.random() < _CHANCE["glasses"]:
         style = glasses.random_style(rng)
         if rng.random() < _SUNGLASSES:
-            colour = rng.choice((style.lens_rgb, (8, 8, 8), tuple(rng.randrange(256) for _ in range(3))))
+            colour = rng.choice(
+                (style.lens_rgb, (8, 8, 8), (rng.randrange(256), rng.randrange(256), rng.randrange(256)))
+            )
             style = replace(style, lens_rgb=colour, lens_alpha=rng.uniform(0.9, 1.0), fade=rng.choice((0.0, 0.0, 0.3)))
         objects.append(lambda picture: glasses.draw(picture, points, style))
     if rng.random() < _CHANCE["worn"]:

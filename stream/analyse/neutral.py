@@ -27,12 +27,15 @@ class Neutral:
         self._seen: list[F64] = []
         self._began_s = self._next_s = -np.inf
 
-    def see(self, points: F32, frame_hw: tuple[int, int], time_s: float) -> None:
-        """Takes a sample when one is due. points: (98, 2) of WFLW98, frame px. 0.1 ms when it does."""
+    def see(self, points: F32, frame_hw: tuple[int, int], time_s: float, visibility: F32 | None = None) -> None:
+        """Takes a sample when one is due and nothing is hidden. 0.1 ms when it does.
+
+        points: (98, 2) of WFLW98, frame px. visibility: (98,) of the points, if known.
+        """
         if time_s < self._next_s:
             return
         found = fit(points, frame_hw)
-        now = measures(points, found)
+        now = measures(points, found, visibility)
         if not max(abs(found.pose.yaw_deg), abs(found.pose.pitch_deg)) < _FRONTAL_DEG or not np.isfinite(now).all():
             return
         self._began_s = self._began_s if self._seen else time_s

@@ -357,6 +357,7 @@ class Tracker:
             alone = maybe_cut and (np.delete(between[i], i) > 1).all()  # nobody hides it
             if alone and followed.frames and self._is_another(followed.points, looks[i].points, frame):
                 followed.become_another()
+            followed.visibility = self._visibility(followed, looks[i], frame)
             self._look_into(followed, looks[i].points, frame)
             self._show(followed, looks[i], frame)
             followed.doubtful = (
@@ -399,9 +400,9 @@ class Tracker:
         """What gaze and expression need beyond the points."""
         if self._schema is not WFLW98:
             return
-        followed.irises = find_irises(frame.bgr, points)
+        followed.irises = find_irises(frame.bgr, points, followed.visibility)
         if not self._still:
-            followed.neutral.see(points, frame.bgr.shape[:2], frame.time_s)
+            followed.neutral.see(points, frame.bgr.shape[:2], frame.time_s, followed.visibility)
 
     def _show(self, followed: Followed, look: Look, frame: Frame) -> None:
         """Moves a followed face to its new points and sets the track that the result shows."""
@@ -414,7 +415,6 @@ class Tracker:
             followed.velocity = np.asarray(mean, np.float32)
         if not known or elapsed_s >= _SHORTEST_S:
             followed.middle, followed.middle_s = middle, time_s
-        followed.visibility = self._visibility(followed, look, frame)
         followed.points, followed.time_s, followed.frames = points, time_s, followed.frames + 1
         followed.recalled = False
         if not followed.id:

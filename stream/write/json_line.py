@@ -50,7 +50,7 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
     found = fit(track.points, frame.bgr.shape[:2])
     ratios = aspect_ratios(track.points, visibility=track.visibility)
     pose, look = found.pose, gaze(track.points, found, track.irises, track.neutral)
-    values = expression(track.points, found, track.irises, track.neutral)
+    values = expression(track.points, found, track.irises, track.neutral, track.visibility)
     return {
         "id": track.id,
         "score": known(float(track.face.score)),

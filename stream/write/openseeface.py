@@ -42,7 +42,10 @@ def packet(moment: Moment) -> list[bytes]:
 
 def _packed(track: Track, found: Fit, frame_hw: tuple[int, int]) -> bytes:
     height, width = frame_hw
-    values = expression(track.points, found, track.irises, track.neutral)
+    found_values = expression(track.points, found, track.irises, track.neutral, track.visibility)
+    # a receiver takes a number for each; what is hidden is at rest
+    values = {name: value if math.isfinite(value) else 0.0 for name, value in found_values.items()}
+    seen = np.ones(98) if track.visibility is None else track.visibility
     turn = found.turn[[1, 0, 2]] * ((1,), (1,), (-1,))
     return b"".join(
         [
@@ -52,7 +55,7 @@ def _packed(track: Track, found: Fit, frame_hw: tuple[int, int]) -> bytes:
             struct.pack("<4f", *_quaternion(turn)),
             struct.pack("<3f", *cv2.RQDecomp3x3(turn)[0]),
             struct.pack("<3f", *_translation(found, frame_hw)),
-            np.full(68, track.confidence, "<f4").tobytes(),
+            (track.confidence * _chosen(seen[:, None])[:, 0]).astype("<f4").tobytes(),
             _chosen(track.points).astype("<f4").tobytes(),
             (_face_points(track, found) * (1, -1, -1)).astype("<f4").tobytes(),
             np.array(_features(values), "<f4").tobytes(),

@@ -67,8 +67,10 @@ def rows(result: Result, schema: Schema) -> list[list[Cell]]:
         "width": width,
         "height": height,
     }
-    unknown: list[Cell] = [None] * 2 * len(schema)
-    found = [(_face(t, (height, width)), _points(points_of(t, WFLW98, schema))) for t in result.tracks]
+    unknown: list[Cell] = [None] * (2 * len(schema))
+    found: list[tuple[dict[str, Cell], list[Cell]]] = [
+        (_face(t, (height, width)), _points(points_of(t, WFLW98, schema))) for t in result.tracks
+    ]
     return [[(common | face).get(name) for name in _COLUMNS] + points for face, points in found or [({}, unknown)]]
 
 
@@ -181,7 +183,7 @@ def _whole(stream: Any, part: Path) -> Iterator[Any]:
 
 
 def _face(track: Track, frame_hw: tuple[int, int]) -> dict[str, Cell]:
-    pose, ratios = head_pose(track.points, frame_hw), aspect_ratios(track.points)
+    pose, ratios = head_pose(track.points, frame_hw), aspect_ratios(track.points, visibility=track.visibility)
     x1, y1, x2, y2 = (float(v) for v in track.face.box_xyxy)
     return {
         "face_id": track.id,

@@ -62,7 +62,7 @@ class Vmc:
         if self._vrm and math.isfinite(look.yaw_deg):
             for bone in ("LeftEye", "RightEye"):
                 yield _bone(bone, _eye(look))
-        values = expression(track.points, found, track.irises, track.neutral)
+        values = expression(track.points, found, track.irises, track.neutral, track.visibility)
         blends = {**(presets(values) if self._vrm else {}), **(values if self._arkit else {})}
         for name, value in blends.items():
             if math.isfinite(value):  # an avatar keeps its last value, as eyes that are closed do
