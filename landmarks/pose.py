@@ -124,6 +124,8 @@ def camera_angles(points: Floats, frame_hw: tuple[int, int]) -> tuple[float, flo
     """
     height, width = frame_hw
     found = fit(points, frame_hw, ((width - 1) / 2, (height - 1) / 2))
+    if not math.isfinite(found.focal_px):
+        return math.nan, math.nan, math.nan
     (xx, xy, xz), (_, _, yz), (_, _, zz) = found.turn.tolist()
     return math.atan2(-yz, zz), math.asin(max(-1.0, min(1.0, xz))), math.atan2(-xy, xx)
 
