@@ -171,7 +171,7 @@ class _Needs(NamedTuple):
             if self.transfer:
                 path = Path(folder) / "tone.cube"
                 path.write_text(cube(self.transfer, self.wide))
-                nodes += [graph.add("format", "gbrp10le"), graph.add("lut3d", file=str(path))]
+                nodes += [graph.add("format", "gbrp16le"), graph.add("lut3d", file=str(path))]
             graph.link_nodes(*nodes, graph.add("buffersink")).configure()
         return graph
 
