@@ -244,7 +244,7 @@ class _Reader:
                 packet = next(self._packets)
                 if packet.size:
                     self._ahead.append(packet)
-        except StopIteration:
+        except (StopIteration, IndexError):  # PyAV ends with the latter after a stream was announced midway
             pass
         except av.error.FFmpegError:
             self.damaged += 1
