@@ -67,10 +67,8 @@ def rows(result: Result, schema: Schema) -> list[list[Cell]]:
         "width": width,
         "height": height,
     }
-    unknown: list[Cell] = [None] * (2 * len(schema))
-    found: list[tuple[dict[str, Cell], list[Cell]]] = [
-        (_face(t, (height, width)), _points(points_of(t, WFLW98, schema))) for t in result.tracks
-    ]
+    unknown: list[Cell] = [None for _ in range(2 * len(schema))]
+    found = [(_face(t, (height, width)), _points(points_of(t, WFLW98, schema))) for t in result.tracks]
     return [[(common | face).get(name) for name in _COLUMNS] + points for face, points in found or [({}, unknown)]]
 
 
