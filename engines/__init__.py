@@ -36,7 +36,7 @@ BUILT = (
     if CHECKOUT
     else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lineament" / "engines"
 )
-"""where `make engine` writes the engines of models that ship, and records which is the fastest here"""
+"""where `make engine` writes the engines of models that ship, and records which it recommends here"""
 FILES = "an .engine or .onnx from `make engine`, or a .safetensors from `make train`"
 SUFFIXES = (".onnx", ".engine", ".safetensors")
 

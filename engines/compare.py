@@ -40,8 +40,8 @@ class CompareConfig:
     models: tyro.conf.Positional[tuple[str, ...]]
     """Names of models that ship, or model files. Times are also given relative to the first."""
     data: tuple[Path, ...] = ()
-    """Labelled folders, such as WFLW: NME, FR@10 and NME of large poses are measured on their test lists, on unlevelled
-    crops round the labelled points."""
+    """Labelled folders, such as WFLW: NME, FR@10 and NME of large poses are measured on their test lists, on
+    unlevelled crops round the labelled points."""
     label_shift_px: tuple[float, ...] = (0.0,)
     """Subtracted from every label: one number, or one per set; 0.5 for sets whose origin is a pixel's corner."""
     device: str = "auto"

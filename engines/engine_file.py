@@ -198,7 +198,7 @@ def _read(path: Path) -> tuple[PlanHeader, int]:
             text = file.read(length) if length <= _MAX_JSON else b""
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
-        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
+        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its permissions") from None
     if len(text) != length:
         raise LineamentError(f"{path} is truncated in its header, or damaged; {again}")
     try:

@@ -208,7 +208,7 @@ def _metadata(path: Path) -> dict[str, str]:
                         pair = {n: entry[a:b].decode() for n, a, b in _byte_fields(entry)}
                         found[pair.get(_KEY_FIELD, "")] = pair.get(_VALUE_FIELD, "")
     except OSError as error:
-        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its rights") from None
+        raise LineamentError(f"cannot read {path}: {error.strerror or error}; check its permissions") from None
     except ValueError as error:  # including UnicodeDecodeError
         raise LineamentError(f"{path} is not a valid ONNX file: {error}; copy it again, or {REMAKE}") from None
     if not has_graph:

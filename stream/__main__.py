@@ -85,8 +85,8 @@ class StreamConfig:
     """Log format on standard error: text with a progress bar, or JSON lines for a log collector, with the status of
     each source every 10 s."""
     monitor: Annotated[int | None, tyro.conf.arg(metavar="PORT")] = None
-    """Port of the HTTP status server: / is a status page, /metrics for Prometheus, /healthz, /readyz. Off by default;
-    0 picks a free port."""
+    """Port of the HTTP status server: / is a status page, /metrics for Prometheus, /healthz, /readyz. Off by
+    default; 0 picks a free port."""
     monitor_host: str = "127.0.0.1"
     """Address of the status server: 127.0.0.1 for this machine alone, 0.0.0.0 for everyone who can reach it."""
     session: Annotated[SessionConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SessionConfig)

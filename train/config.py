@@ -77,8 +77,8 @@ class TrainConfig:
     checkpoint_min: float = 10.0
     """Minutes between checkpoints within an epoch."""
     label_shift_px: tuple[float, ...] = (0.0,)
-    """Subtracted from every label: 0.5 for sets that count from a pixel's corner, such as wflw-mini. One number for all
-    data sets, or one per data set."""
+    """Subtracted from every label: 0.5 for sets that count from a pixel's corner, such as wflw-mini. One number for
+    all data sets, or one per data set."""
     presence: bool = False
     """Also learn whether the crop contains a face, from samples without points."""
     suspects: Path | None = None

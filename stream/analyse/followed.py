@@ -19,9 +19,9 @@ class TrackConfig:
     """Most faces to follow in a video, 0 for no limit. While that many are in sight, the detector rests. In still
     pictures every face is shown."""
     detect_every: int = 10
-    """Frames between searches for new faces: 10 at 30 fps finds a new face within a third of a second. While no face
-    is in sight or one is lost, and after a gap of more than 0.2 s, it searches six times a second. 1 searches every
-    frame."""
+    """Frames between searches for new faces: 10 at 30 fps finds a new face within a third of a second. While no
+    face is in sight or one is lost, and after a gap of more than 0.2 s, it searches six times a second. 1 searches
+    every frame."""
     min_confidence: float = 0.5
     """Least confidence of the landmark model, 0..1; below it a face counts as not seen in this frame."""
     patience_s: float = 1.5

@@ -69,15 +69,15 @@ class ClusterConfig:
     """Puts 98 landmarks on every face of many cameras, on many machines. Ctrl-C ends a run cleanly at any time."""
 
     cameras: Annotated[Path, tyro.conf.arg(metavar="PATH")]
-    """YAML file of cameras, as in docs/cameras.md. It is read on this machine; sources and outputs are opened where the
-    camera runs."""
+    """YAML file of cameras, as in docs/cameras.md. It is read on this machine; sources and outputs are opened where
+    the camera runs."""
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = engines.DEFAULT
     """The landmark model, as for `python -m stream`; a file must exist at this path on every machine with an engine."""
     device: str = "auto"
     """Where the model runs, as for `python -m stream`."""
     address: str | None = None
-    """Address of a Ray cluster that this machine belongs to: 'auto', or host:port of its head. By default, a cluster of
-    this machine alone is started for the run."""
+    """Address of a Ray cluster that this machine belongs to: 'auto', or host:port of its head. By default, a cluster
+    of this machine alone is started for the run."""
     engines: int = 1
     """Copies of the model, spread over the machines."""
     gpus_per_engine: float = 0.0
