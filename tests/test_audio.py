@@ -271,6 +271,13 @@ def test_a_sink_takes_no_audio_for_frames_that_are_not_of_its_source(tmp_path: P
     assert codec(tmp_path / "b.mp4") is None
 
 
+def test_the_audio_of_a_url_is_said_to_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        open_sink(str(tmp_path / "b.mp4"), source="http://user:secret@host/a.mp4")
+        open_sink(str(tmp_path / "c.mp4"), source="rtsp://host/door", live=True)
+    assert caplog.messages == ["the audio of http://***@host/a.mp4, if any, is not written; download it first"]
+
+
 @pytest.mark.parametrize(("audio", "expected"), [(True, "aac"), (False, None)])
 def test_a_session_writes_audio_unless_told_not_to(tmp_path: Path, audio: bool, expected: str | None) -> None:
     clip, out = str(make_clip(tmp_path / "a.mp4")), tmp_path / "b.mp4"

@@ -106,9 +106,9 @@ class AudioTrack:
         """
         self._reader.follow(first)
         self._last_s, self._step_s = first.time_s, 1 / (fps or 30.0)
-        begins_s = self._reader.begins_s()
-        if begins_s is None:
+        if (found := self._reader.first()) is None:
             return
+        first_packet, begins_s = found
         copied = _COPIED.get(self._suffix)
         codec = self._stream.codec_context.codec.canonical_name
         late = self._suffix in (".mp4", ".mov") and begins_s > _LATE_S
@@ -116,7 +116,7 @@ class AudioTrack:
             self._writer = _Encoded(container, self._stream, _ENCODER.get(self._suffix, "aac"))
         else:
             try:
-                self._writer = _Copied(container, self._stream, self._reader.first, self._suffix != ".m3u8")
+                self._writer = _Copied(container, self._stream, first_packet, self._suffix != ".m3u8")
             except ValueError:
                 self._writer = _Encoded(container, self._stream, "aac")
         if "language" in self._stream.metadata:
@@ -171,14 +171,9 @@ class _Reader:
         """when what was delivered ends"""
         self._waits_since_s: float | None = None
 
-    @property
-    def first(self) -> Packet[AudioStream]:
-        assert self._fill()
-        return self._ahead[0]
-
-    def begins_s(self) -> float | None:
-        """When its first packet plays; None if there is none."""
-        return self._stamp_of(self._ahead[0]) - self._offset_s if self._fill() else None
+    def first(self) -> tuple[Packet[AudioStream], float] | None:
+        """The first packet and when it plays; None if there is none."""
+        return (self._ahead[0], self._stamp_of(self._ahead[0]) - self._offset_s) if self._fill() else None
 
     def follow(self, frame: Frame) -> None:
         """Takes the clock of a frame: the following ones, until the next call, have no other."""
