@@ -119,8 +119,8 @@ def find(
 ) -> list[Face]:
     """Returns every face in an image, best first. Thread-safe; calls with the same model share it and take turns.
 
-    image: a file, or (H, W, 3) uint8 BGR. model, device: as for `lineament stream`. min_score: minimum detection score,
-    0..1. Raises LineamentError if image is not an image.
+    image: a file, of which the first page or frame is read, or (H, W, 3) uint8 BGR. model, device: as for `lineament
+    stream`. min_score: minimum detection score, 0..1. Raises LineamentError if image is not an image.
     """
     bgr = read_image(Path(image)) if isinstance(image, str | os.PathLike) else _checked(image)
     landmarker, lock = _shared(model, device)

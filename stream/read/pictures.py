@@ -94,8 +94,9 @@ class AnimationSource(BaseSource):
 
     def _open(self) -> None:
         self._picture = Picture(self._path, self._max_pixels, self.name)
-        self.frame_count, self._left = len(self._picture.moving), iter(self._picture.moving)
-        self._picture.read(self._picture.moving[0])
+        moving = self._picture.moving or range(1)
+        self.frame_count, self._left = len(moving), iter(moving)
+        self._picture.read(moving[0])
         self.fps = 1 / self._shown_s(self._picture)
 
     def _next(self) -> Frame | None:
