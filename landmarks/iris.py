@@ -87,4 +87,4 @@ def _peak(around: Floats) -> float:
 @cache
 def _disc() -> F32:
     y, x = np.mgrid[-_RADIUS : _RADIUS + 1, -_RADIUS : _RADIUS + 1]
-    return (x * x + y * y <= (_RADIUS + 0.25) ** 2).astype(np.float32)
+    return np.asarray(x * x + y * y <= (_RADIUS + 0.25) ** 2, np.float32)
