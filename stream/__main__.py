@@ -71,12 +71,13 @@ class StreamConfig:
     """Where the model runs: cpu, cuda, or a runtime (openvino, onnxruntime, tensorrt, torch). 'auto' selects the best
     one available and logs a fallback; a named device never falls back."""
     out: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-o"], metavar="PATH"), tyro.conf.UseAppendAction] = ()
-    """Output, can be repeated. Files by suffix: .mp4 .mkv .mov .webm video, .m3u8 HLS, .jsonl points, .csv or
-    .parquet a table of them, .png .jpg or a folder/ for pictures. Streams: video to an rtsp:// or rtmp:// server, or to
-    virtual: (a virtual camera on this machine); points to mqtt://, or to clients that connect to ws://127.0.0.1:9200.
-    With several sources, {name} is replaced by each source's name."""
+    """Output, can be repeated. Files by suffix: .mp4 .mkv .mov .webm video, .m3u8 HLS, .jsonl points, .csv or .parquet
+    a table of them, .png .jpg or a folder/ for pictures. Streams: video to an rtsp:// or rtmp:// server, or to virtual:
+    (a virtual camera on this machine); points to mqtt://, or to clients that connect to ws://127.0.0.1:9200; one face
+    to an avatar at osc:// (VMC) or openseeface://. With several sources, {name} is replaced by each source's name."""
     jsonl: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
-    """Also write one line of JSON per frame: ids, boxes, points, head pose, times. '-' is standard output."""
+    """Also write one line of JSON per frame: ids, boxes, points, head pose, gaze, expression, times. '-' is standard
+    output."""
     tiles: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Also write one video that shows several sources side by side."""
     window: bool = True

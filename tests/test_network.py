@@ -48,7 +48,7 @@ def clean(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ("ftp://host/a", r"'ftp://host/a': unknown protocol; use rtsp://, .*mqtts://, virtual:, or a path"),
+        ("ftp://host/a", r"'ftp://host/a': unknown protocol; use rtsp://, .*openseeface://, virtual:, or a path"),
         ("file:///etc/passwd", "unknown protocol"),
         ("http://u:hunter2@host/a", r"http://\*\*\*@host/a': unknown protocol"),
         ("ws://127.0.0.1", r"has no port; use ws://user:password@host:9200/name"),

@@ -280,7 +280,8 @@ def test_a_name_that_nobody_has_is_said_once_and_the_results_are_counted(caplog:
     [
         ("osc://127.0.0.1:39539/live", "has an unknown path; use /vrm or /arkit"),
         ("osc://127.0.0.1?a=b", r"has a '\?', which osc:// does not support"),
-        ("osc://", "is not a valid address"),
+        ("osc://", "is not a valid address; use osc://host:39539"),
+        ("openseeface://me:s3cret@127.0.0.1", r"'openseeface://\*\*\*@127.0.0.1' has a user name, which"),
         ("openseeface://127.0.0.1:99999", "is not a valid address"),
     ],
 )

@@ -138,7 +138,7 @@ class VideoSource(BaseSource):
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         # without an end of its own, the stream may end before another one does
         alone = self._own_end or self._end_s is None
-        for packet in container.demux(stream) if alone else container.demux():
+        for packet in self._packets(container, stream if alone else None):
             self._reach(packet)
             if packet.stream.index != stream.index:  # not packet.stream_index: the last, empty one has 0 there
                 continue
@@ -148,6 +148,13 @@ class VideoSource(BaseSource):
                 raise
             except av.error.FFmpegError:  # the error for a damaged packet depends on the codec
                 self._broken_packets += 1
+
+    def _packets(self, container: InputContainer, stream: VideoStream | None) -> Iterator[av.Packet[Any]]:
+        """Of a stream, or of all."""
+        try:
+            yield from container.demux(stream) if stream else container.demux()
+        except IndexError:  # PyAV's, after a stream was announced midway
+            self._broken_packets += 1
 
     def _reach(self, packet: av.Packet[Any]) -> None:
         begins = packet.dts if packet.pts is None else packet.pts

@@ -68,7 +68,8 @@ def parsed(url: str) -> Address:
         known = ", ".join(f"{name}://" for name in _PORTS)
         raise LineamentError(f"cannot write to {shown!r}: unknown protocol; use {known}, virtual:, or a path")
     usual = _PORTS[scheme]
-    wanted = f"{scheme}://user:password@host:{usual or 9200}/name"
+    plain = scheme in ("osc", "openseeface")  # UDP, to a host and a port
+    wanted = f"{scheme}://host:{usual}" if plain else f"{scheme}://user:password@host:{usual or 9200}/name"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -83,9 +84,11 @@ def parsed(url: str) -> Address:
     if port is None:
         raise LineamentError(f"{shown!r} has no port; use {wanted}")
     path = unquote(parts.path).removeprefix("/")
-    if not path and scheme not in ("ws", "srt", "osc", "openseeface"):
+    if not path and scheme not in ("ws", "srt") and not plain:
         raise LineamentError(f"{shown!r} has no stream name or topic after the host; use {wanted}")
-    if scheme in ("ws", "mqtt", "mqtts", "osc", "openseeface") and parts.query:
+    if plain and parts.username is not None:
+        raise LineamentError(f"{shown!r} has a user name, which {scheme}:// does not support; use {wanted}")
+    if (plain or scheme in ("ws", "mqtt", "mqtts")) and parts.query:
         raise LineamentError(f"{shown!r} has a '?', which {scheme}:// does not support; use {wanted}")
     user, password = (None if text is None else unquote(text) for text in (parts.username, parts.password))
     return Address(url, scheme, user, password, host, port, path)
