@@ -21,7 +21,7 @@ def css() -> str:
 
 
 def head() -> str:
-    """The page's script, with the parts of each schema filled in."""
+    """The page's scripts, with the parts of each schema filled in."""
     schemas = {
         name: [
             {"name": part, "indices": list(indices), "closed": part in schema.closed}
@@ -29,13 +29,15 @@ def head() -> str:
         ]
         for name, schema in SCHEMAS.items()
     }
-    script = (_FOLDER / "lineament.js").read_text("utf-8").replace("/*SCHEMAS*/ {}", json.dumps(schemas))
-    return f"<script>{script}</script>"
+    script = "\n".join((_FOLDER / f"{name}.js").read_text("utf-8") for name in ("signals", "keep", "lineament"))
+    # in a block, so that the page has one global of ours
+    return f"<script>{{\n{script.replace('/*SCHEMAS*/ {}', json.dumps(schemas))}}}</script>"
 
 
 def view(name: str) -> str:
     """A live view: "live" or "camera"."""
-    return (_FOLDER / f"{name}.html").read_text("utf-8")
+    parts = "".join((_FOLDER / f"{part}.html").read_text("utf-8") for part in (name, "picture"))
+    return f'<div class="ln-view">{parts}</div>'
 
 
 def error(text: object) -> str:

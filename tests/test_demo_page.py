@@ -120,12 +120,13 @@ def _film() -> list[U8]:
 
 
 @contextmanager
-def visit(browser: Browser, server: Server, **context: Any) -> Iterator[Page]:
-    """A visitor's page. No script may fail, and nothing may be loaded from elsewhere."""
+def visit(browser: Browser, server: Server, init: str = "", **context: Any) -> Iterator[Page]:
+    """A visitor's page. No script may fail, and nothing may be loaded from elsewhere. init: runs before its scripts."""
     wrong: list[str] = []
     with browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}) as visitor:
         page = visitor.new_page()
         page.set_default_timeout(WAIT_MS)
+        page.add_init_script(init)
         page.on("pageerror", lambda error: wrong.append(f"script failed: {error}"))
         page.on("request", lambda r: None if _is_here(r.url, server) else wrong.append(f"fetched {r.url}"))
         page.goto(server.url)
@@ -171,6 +172,115 @@ def test_live_draws_moving_landmarks_and_shows_the_frame_rate(browser: Browser, 
         assert first.shape == (98, 2) and np.ptp(first, axis=0).min() > 20
         page.wait_for_function(MOVED, arg=first.tolist())
         expect(page.locator("#live [data-ln=status]")).to_have_text(re.compile(r"^\d+ fps · \d+ ms · 1 face$"))
+
+
+CHARTED = """() => {
+    const { signals } = Lineament.views.webcam, { canvas } = signals;
+    const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const colour = signals.colour(signals.largest).split(",").map(Number);
+    const rows = Array(4).fill(0);
+    for (let at = 0; at < data.length; at += 4)
+        if (colour.every((value, i) => Math.abs(data[at + i] - value) < 12) && data[at + 3] > 200)
+            rows[Math.floor((4 * Math.floor(at / 4 / width)) / height)] += 1;
+    return rows.every((pixels) => pixels > 20);  // a line in the colour of the face, in each of the four rows
+}"""
+
+
+def test_live_charts_eyes_mouth_and_yaw_of_each_face_in_its_colour(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        chart = page.locator("#live [data-ln=signals]")
+        page.click("#live [data-ln=start]")
+        running(page)
+        before = chart.bounding_box()
+        page.wait_for_function(CHARTED)
+        value = r"(-?[\d.]+|unknown)"
+        expect(chart).to_have_attribute(
+            "aria-label", re.compile(rf"face \d+: left eye {value}, right eye {value}, mouth {value}, yaw {value}°?$")
+        )
+        assert before is not None and chart.bounding_box() == before  # nothing moved
+
+
+GAP = """() => {
+    const canvas = Object.assign(document.createElement("canvas"), { style: "width: 400px; height: 160px" });
+    document.body.append(canvas);
+    const signals = new Lineament.views.webcam.signals.constructor(canvas, () => "0,255,0");
+    const face = { id: 1, box_xyxy: [0, 0, 9, 9], eye_aspect: [0.1, 0.4], mouth_aspect: null, pose_deg: { yaw: 20 } };
+    const drawn = [];
+    const ctx = canvas.getContext("2d");
+    for (const name of ["moveTo", "lineTo"]) {
+        const draw = ctx[name].bind(ctx);
+        ctx[name] = (x, y) => { drawn.push(name); draw(x, y); };
+    }
+    signals.add({ faces: [face] }, false); signals.add({ faces: [face] }, false);
+    signals.add({ faces: [] }, false); signals.add({ faces: [face] }, false);
+    const seen = [0, 1, 2, 3].map((row) => signals.latest(row));
+    drawn.length = 0; signals.draw();
+    signals.mirror = true;
+    const mirrored = [0, 1, 2, 3].map((row) => signals.latest(row));
+    canvas.remove();
+    return { seen, mirrored, lines: drawn.filter((name) => name === "lineTo").length };
+}"""
+
+
+def test_the_chart_leaves_a_gap_for_what_is_unknown_and_mirrors_with_the_picture(
+    browser: Browser, server: Server
+) -> None:
+    with visit(browser, server) as page:
+        got = page.evaluate(GAP)
+    assert got["seen"] == [0.1, 0.4, None, 20] and got["mirrored"] == [0.4, 0.1, None, -20]
+    # of three samples, only the first two are joined, in three rows; four more are the lines at zero
+    assert got["lines"] == 3 + 4
+
+
+def test_a_snapshot_is_the_picture_as_shown(browser: Browser, server: Server, tmp_path: Path) -> None:
+    with visit(browser, server) as page:
+        expect(page.locator("#live [data-ln=snapshot]")).to_be_disabled()
+        page.click("#live [data-ln=start]")
+        running(page)
+        page.click("#live [data-ln=stop]")  # the last picture stays
+        with page.expect_download() as download:
+            page.click("#live [data-ln=snapshot]")
+        assert re.fullmatch(r"lineament-\d{4}-\d\d-\d\d-\d{6}\.png", download.value.suggested_filename)
+        download.value.save_as(tmp_path / "snapshot.png")
+        bgr = cv2.imread(str(tmp_path / "snapshot.png"))
+        shown = page.evaluate("[Lineament.views.webcam.canvas.height, Lineament.views.webcam.canvas.width]")
+        assert bgr is not None and list(bgr.shape[:2]) == shown and bgr.std() > 10
+
+
+@pytest.mark.parametrize("ending", ["the button", "the end of the view", "the limit"])
+def test_a_recording_is_a_video_of_the_picture_as_shown(
+    browser: Browser, server: Server, tmp_path: Path, ending: str
+) -> None:
+    with visit(browser, server) as page:
+        expect(page.locator("#live [data-ln=record]")).to_be_disabled()
+        page.click("#live [data-ln=start]")
+        running(page)
+        page.click("#live [data-ln=record]")
+        expect(page.locator("#live [data-ln=record]")).to_have_text(re.compile(r"End recording 0:0[1-9]"))
+        with page.expect_download() as download:
+            if ending == "the limit":
+                page.evaluate("Lineament.views.webcam.keep.constructor.SECONDS = 1")
+            else:
+                page.click(f"#live [data-ln={'record' if ending == 'the button' else 'stop'}]")
+        expect(page.locator("#live [data-ln=record]")).to_have_text("Record")
+        expect(page.locator("#live [data-ln=saved]")).to_contain_text("the server keeps nothing")
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        shown = page.evaluate("[Lineament.views.webcam.canvas.height, Lineament.views.webcam.canvas.width]")
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    assert len(frames) > 3 and list(frames[-1].shape[:2]) == shown and frames[-1].std() > 10
+    assert not _left(server)
+
+
+def test_a_browser_that_cannot_record_says_so(browser: Browser, server: Server) -> None:
+    with visit(browser, server, init="delete window.MediaRecorder") as page:
+        page.click("#live [data-ln=start]")
+        running(page)
+        record = page.locator("#live [data-ln=record]")
+        expect(record).to_be_disabled()
+        expect(record).to_have_attribute("title", re.compile("this browser cannot record"))
+        expect(page.locator("#live [data-ln=snapshot]")).to_be_enabled()
 
 
 DRAWN = """() => {
