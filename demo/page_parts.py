@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
 
-from lineament.demo.clip import Annotated
+from lineament.demo.clip import ANGLES, OPENNESS, Annotated
 from lineament.demo.picture import Timed, downloads, drawn_url
 from lineament.demo.settings import Settings
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import Result
+from lineament.stream.write.json_line import face_json
 
 _FOLDER = files("lineament.demo") / "page"
 
@@ -53,31 +56,43 @@ def note(text: str) -> str:
 
 
 def picture(result: Result, settings: Settings) -> str:
-    """A zoomable drawing, a summary, and downloads of the points."""
+    """A zoomable drawing, a summary, a table of all faces, and downloads of the points."""
     faces = len(result.tracks)
     height, width = result.frame.bgr.shape[:2]
     spent_ms = sum(result.ms.values())
     found = f"{faces} {'face' if faces == 1 else 'faces'} in {width} x {height} px, {spent_ms:.0f} ms"
     if not faces:
         found += "; try a larger or sharper face, or a lower confidence"
-    links = "".join(
-        f'<a class="ln-button" download="{escape(name)}" href="{url}">{escape(name)}</a>'
-        for name, url in downloads(result, settings)
-    )
-    return f'{_zoom(drawn_url(result, settings), found)}<div class="ln-bar">{links}</div>'
+    named = dict(downloads(result, settings))
+    links = "".join(_download(name, url, "ln-button") for name, url in named.items() if not name.endswith(".pts"))
+    table = _faces(result, settings, named) if faces else ""
+    return f'{_zoom(drawn_url(result, settings), found)}<div class="ln-bar">{links}</div>{table}'
+
+
+def _faces(result: Result, settings: Settings, named: dict[str, str]) -> str:
+    """A row per face. named: file name to URL, with the .pts of each face."""
+    rows = []
+    for track in result.tracks:
+        face: dict[str, Any] = face_json(track, result.frame, settings.schema)
+        left, top, right, bottom = track.face.box_xyxy.tolist()
+        box = f"{left:.0f}, {top:.0f}, {right - left:.0f} x {bottom - top:.0f}"
+        angles = [_number(angle, 0) for angle in face["pose_deg"].values()]
+        openness = [_number(ratio, 2) for ratio in (*face["eye_aspect"], face["mouth_aspect"])]
+        name = f"face-{track.id}.pts"
+        cells = (str(track.id), _number(face["confidence"], 2), box, *angles, *openness, _download(name, named[name]))
+        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    titles = ("face", "confidence", "x, y, size in px", *ANGLES, *OPENNESS, "points")
+    return f'<div class="ln-scroll" tabindex="0" role="region" aria-label="all faces">{_table(titles, rows)}</div>'
 
 
 def compared(first: Timed, second: Timed, apart_percent: float, settings: Settings) -> tuple[str, str, str]:
     """Both drawings, and a table of their times."""
-    rows = "".join(
-        f"<tr><td>{escape(timed.model)}</td><td>{len(timed.result.tracks)}</td><td>{_number(timed.landmark_ms)}</td>"
-        f"<td>{_number(sum(timed.result.ms.values()))}</td></tr>"
+    rows = [
+        f"<td>{escape(timed.model)}</td><td>{len(timed.result.tracks)}</td><td>{_number(timed.landmark_ms)}</td>"
+        f"<td>{_number(sum(timed.result.ms.values()))}</td>"
         for timed in (first, second)
-    )
-    table = (
-        '<table class="ln-table"><thead><tr><th>model</th><th>faces</th><th>per face, ms</th>'
-        f"<th>whole picture, ms</th></tr></thead><tbody>{rows}</tbody></table>"
-    )
+    ]
+    table = _table(("model", "faces", "per face, ms", "whole picture, ms"), rows)
     if math.isnan(apart_percent):
         text = "No face was found by both models."
     else:
@@ -92,10 +107,8 @@ def clip(made: Annotated, folder_url: str) -> str:
     """The annotated clip, playable, and downloads of it and its points."""
     faces = "1 face" if made.faces == 1 else f"{made.faces} faces"
     found = f"{made.frames} frames, {faces}, {made.landmark_ms:.1f} ms per frame for the landmarks"
-    links = "".join(
-        f'<a class="ln-button" download="{name}" href="{folder_url}/{name}">{name}</a>'
-        for name in (made.video.name, made.jsonl.name)
-    )
+    names = (made.video.name, made.jsonl.name)
+    links = "".join(_download(name, f"{folder_url}/{name}", "ln-button") for name in names)
     source = f"{folder_url}/{made.video.name}"
     return (
         f'<video class="ln-video" controls muted autoplay loop playsinline src="{source}"></video>'
@@ -115,5 +128,16 @@ def _zoom(url: str, caption: str) -> str:
     )
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
+def _download(name: str, url: str, kind: str = "") -> str:
+    return f'<a class="{kind}" download="{escape(name)}" href="{url}">{escape(name)}</a>'
+
+
+def _table(titles: Sequence[str], rows: Sequence[str]) -> str:
+    """rows: of cells."""
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table class="ln-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

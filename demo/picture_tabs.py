@@ -13,7 +13,7 @@ from lineament.demo import page_parts
 from lineament.demo.context import Demo, session
 from lineament.demo.controls import Controls, Values
 from lineament.demo.picture import compare, find
-from lineament.demo.uploads import read_picture
+from lineament.demo.uploads import is_clip, read_picture
 from lineament.landmarks.types import U8, LineamentError
 from lineament.stream.read.sample import Sample
 
@@ -110,7 +110,12 @@ class _Chooser:
         demo.tabs.uploaded(session(request), path)
         if path is None:
             raise LineamentError("the picture has been deleted; upload it again")
-        return read_picture(Path(path), demo.cfg.limits)
+        try:
+            return read_picture(Path(path), demo.cfg.limits)
+        except LineamentError:
+            if is_clip(Path(path)):
+                raise LineamentError("this is a clip, not a picture; use the Video tab") from None
+            raise
 
 
 def _always(value: str) -> Callable[[], str]:

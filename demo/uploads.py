@@ -8,12 +8,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
 import cv2
 import numpy as np
+from av.container import InputContainer
 from av.stream import Disposition
+from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
 from lineament.demo.config import Limits
@@ -24,6 +27,7 @@ MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of a webcam frame; the page sends much smaller ones"""
 _PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 """names in Pillow. JPEG 2000 is excluded, because a damaged file can crash the decoder"""
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _DAMAGED = (
     OSError,
     ValueError,
@@ -36,7 +40,11 @@ _DAMAGED = (
     struct.error,
 )
 """what Pillow raises for damaged files"""
-_CLIPS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,ogg,flv,asf,mjpeg,h264,hevc,apng"
+_CLIPS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,ogg,flv,live_flv,asf,rm,mxf,gxf,nut,nsv,nuv,dv,"
+    "wtv,ty,swf,ivf,amv,mtv,dhav,pva,ipu,gif,apng,webp,jpegxl_anim,flic,smk,bink,mjpeg,mpjpeg,mjpeg_2000,h261,h263,h264,"
+    "hevc,vvc,evc,av1,obu,vc1,vc1test,cavsvideo,avs2,avs3,dirac,dnxhd,yuv4mpegpipe"
+)
 """FFmpeg's names of containers that cannot refer to other files, unlike playlists"""
 _LOCAL_ONLY = {"format_whitelist": _CLIPS, "protocol_whitelist": "file"}
 
@@ -79,14 +87,18 @@ def decode_frame(data: bytes) -> U8:
 def check_clip(path: Path, limits: Limits) -> None:
     """Raises LineamentError if the file is not a video or exceeds a limit. Decodes nothing."""
     _check_size(path, limits, "clip")
+    if is_still(path):
+        raise LineamentError("this is a still picture, not a clip; use the Image tab")
     try:
-        # without the prefix, FFmpeg would parse "a:b.mp4" as a protocol
-        with av.open(f"file:{path}", options=_LOCAL_ONLY, metadata_errors="replace") as container:
-            pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        with _container(path) as container:
+            pictures = _moving(container)
             if not pictures:
                 raise LineamentError("the file contains sound only; use a file with video")
-            width, height = pictures[0].codec_context.width, pictures[0].codec_context.height
-            seconds = container.duration / av.time_base if container.duration else None
+            codec = cast("av.VideoCodecContext | None", pictures[0].codec_context)
+            if codec is None:
+                raise LineamentError("the clip's codec is not supported; use H.264, HEVC, VP9 or AV1")
+            width, height = codec.width, codec.height
+            seconds = _seconds(container)
             frames = pictures[0].frames
     except (av.error.FFmpegError, OSError, ValueError):
         raise LineamentError(
@@ -98,11 +110,53 @@ def check_clip(path: Path, limits: Limits) -> None:
         )
     if not width * height:
         raise LineamentError("the clip does not state its frame size; check that another player opens it")
-    if (seconds or 0) > limits.clip_s or frames > limits.clip_frames:
+    if seconds > limits.clip_s or frames > limits.clip_frames:
         raise LineamentError(
-            f"the clip has {seconds or 0:.0f} s and {frames} frames; the limit is {limits.clip_s:g} s and "
+            f"the clip has {seconds:.0f} s and {frames} frames; the limit is {limits.clip_s:g} s and "
             f"{limits.clip_frames} frames; use a part of it"
         )
+
+
+def is_still(path: Path) -> bool:
+    """Whether the file is a picture that does not move, whatever its name."""
+    try:
+        with _opened(path) as picture:
+            kind, moves = picture.format, getattr(picture, "is_animated", False)
+    except (LineamentError, *_DAMAGED):
+        return False
+    if kind == "JPEG":  # so does a Motion JPEG stream begin
+        return not _has_video(path)
+    return kind not in _ANIMATED or not moves
+
+
+def is_clip(path: Path) -> bool:
+    """Whether the file is a video or an animation, whatever its name and size."""
+    return _has_video(path) and not is_still(path)
+
+
+def _has_video(path: Path) -> bool:
+    try:
+        with _container(path) as container:
+            return bool(_moving(container))
+    except (av.error.FFmpegError, OSError, ValueError):
+        return False
+
+
+def _container(path: Path) -> InputContainer:
+    # without the prefix, FFmpeg would parse "a:b.mp4" as a protocol
+    return av.open(f"file:{path}", options=_LOCAL_ONLY, metadata_errors="replace")
+
+
+def _moving(container: InputContainer) -> list[VideoStream]:
+    """Its video, without cover art."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
+def _seconds(container: InputContainer) -> float:
+    """Its length by its header; 0 if that does not say."""
+    # Matroska states the time of the end, and a recording may begin at any time
+    start = (container.start_time or 0) if "matroska" in container.format.name else 0
+    return max(0, (container.duration or 0) - start) / av.time_base
 
 
 def _check_size(path: Path, limits: Limits, what: str) -> None:

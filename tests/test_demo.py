@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from PIL import Image
 from starlette.types import Message, Receive, Scope, Send
 
 from lineament import engines
+from lineament.demo import page_parts
 from lineament.demo.analyst import Analyst
 from lineament.demo.clip import Cancelled, annotate
 from lineament.demo.config import DemoConfig, Limits
@@ -32,13 +34,15 @@ from lineament.demo.models import Models
 from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.picture import compare, downloads, drawn_url, find, pts
 from lineament.demo.settings import Settings
-from lineament.demo.uploads import check_clip, decode_frame, read_picture
+from lineament.demo.uploads import check_clip, decode_frame, is_clip, is_still, read_picture
 from lineament.demo.visitors import Admission, Tabs
 from lineament.landmarks.types import U8, Frame, LineamentError
 from tests.demo_files import (
+    CONTAINERS,
     WRONG_CLIPS,
     WRONG_PICTURES,
     audio_only,
+    clip_in,
     png_header,
     raw_h264,
     sample_clip,
@@ -236,6 +240,28 @@ def test_an_invalid_clip_is_refused_in_one_sentence(tmp_path: Path, name: str) -
     assert "\n" not in str(failure.value) and str(tmp_path) not in str(failure.value)
 
 
+@pytest.mark.parametrize("ending", CONTAINERS)
+def test_a_clip_may_have_any_common_container(tmp_path: Path, models: Models, ending: str) -> None:
+    clip = clip_in(tmp_path / f"a.{ending}", frames=6)
+    assert is_clip(clip) and not is_still(clip)
+    made = annotate(clip, tmp_path / "out", Settings(), models, LIMITS, threading.Event())
+    assert (made.frames, made.faces) == (6, 1)
+
+
+def test_a_recording_may_begin_at_any_time(tmp_path: Path) -> None:
+    """A Matroska file states when it ends, not how long it is."""
+    check_clip(clip_in(tmp_path / "a.mkv", frames=10, start_s=3600), LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+def test_a_picture_given_as_a_clip_is_sent_to_the_image_tab(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "clip.mp4"
+    Image.new("RGB", (60, 40)).save(path, kind)
+    assert is_still(path) and not is_clip(path)
+    with pytest.raises(LineamentError, match="a still picture, not a clip; use the Image tab"):
+        check_clip(path, LIMITS)
+
+
 def test_a_clip_without_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LineamentError, match="sound only"):
         check_clip(audio_only(tmp_path / "sound.mp4"), LIMITS)
@@ -299,6 +325,17 @@ def test_a_cancelled_clip_ends_at_the_next_frame(tmp_path: Path, models: Models)
 
 
 # ---- faces
+
+
+def test_every_face_of_a_crowded_picture_is_listed(astronaut: U8, models: Models) -> None:
+    crowd = np.tile(cv2.resize(astronaut[:256, 100:356], (128, 128)), (4, 6, 1))
+    everyone = Settings(max_faces=0)  # as the Image tab and the API ask
+    result = find(crowd, everyone, models)
+    assert len(result.tracks) == 24
+    assert page_parts.picture(result, everyone).count("<tr>") == 1 + 24
+    files = dict(downloads(result, everyone))
+    found = json.loads(base64.b64decode(files["points.json"].partition(",")[2]))
+    assert len(found["faces"]) == 24 and f"face-{found['faces'][-1]['id']}.pts" in files
 
 
 def test_points_are_offered_as_json_csv_and_pts(astronaut: U8, models: Models) -> None:

@@ -441,6 +441,32 @@ def test_an_invalid_picture_gets_an_error_and_the_next_one_works(
         expect(page.locator("#image-result")).to_contain_text("3 faces")
 
 
+def test_a_crowd_is_listed_face_by_face(browser: Browser, server: Server, astronaut: U8, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "crowd.png"), np.tile(cv2.resize(astronaut[:256, 100:356], (128, 128)), (3, 4, 1)))
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        upload(page, "image-file", tmp_path / "crowd.png")
+        expect(page.locator("#image-result")).to_contain_text("12 faces in 512 x 384 px")
+        expect(page.locator("#image-result tbody tr")).to_have_count(12)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="points.json").click()
+        assert len(json.loads(download.value.path().read_text())["faces"]) == 12
+
+
+def test_a_file_in_the_wrong_tab_is_sent_to_the_right_one(
+    browser: Browser, server: Server, astronaut: U8, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), astronaut)
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        upload(page, "image-file", sample_clip(tmp_path / "a.mp4", frames=5))
+        expect(page.locator("#image-result [role=alert]")).to_contain_text("a clip, not a picture; use the Video tab")
+        tab(page, "Video")
+        upload(page, "video-file", tmp_path / "a.png")
+        page.get_by_role("button", name="Annotate").click()
+        expect(page.locator("#video-result [role=alert]")).to_contain_text("a still picture, not a clip; use the Image")
+
+
 def test_a_file_over_the_limit_is_refused_with_the_limit(browser: Browser, server: Server, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(bytes(3_000_000))
     with visit(browser, server) as page:
