@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from lineament.demo.clip import ANGLES, OPENNESS, Annotated
+from lineament.demo.compare import SIDES, Measured
 from lineament.demo.picture import Timed, downloads, drawn_url
 from lineament.demo.settings import Settings
 from lineament.landmarks.schema import SCHEMAS
@@ -32,7 +33,7 @@ def head() -> str:
         ]
         for name, schema in SCHEMAS.items()
     }
-    script = "\n".join((_FOLDER / f"{name}.js").read_text("utf-8") for name in ("signals", "keep", "lineament"))
+    script = "\n".join((_FOLDER / f"{name}.js").read_text("utf-8") for name in ("signals", "keep", "pair", "lineament"))
     # in a block, so that the page has one global of ours
     return f"<script>{{\n{script.replace('/*SCHEMAS*/ {}', json.dumps(schemas))}}}</script>"
 
@@ -93,27 +94,47 @@ def compared(first: Timed, second: Timed, apart_percent: float, settings: Settin
         for timed in (first, second)
     ]
     table = _table(("model", "faces", "per face, ms", "whole picture, ms"), rows)
-    if math.isnan(apart_percent):
-        text = "No face was found by both models."
-    else:
-        text = (
-            f"Mean distance between their points: {apart_percent:.2f} % of the distance between the outer eye corners."
-        )
     drawings = [_zoom(drawn_url(timed.result, settings), timed.model) for timed in (first, second)]
-    return drawings[0], drawings[1], table + note(text)
+    return drawings[0], drawings[1], table + note(_apart(apart_percent))
+
+
+def compared_clips(first: Measured, second: Measured, apart_percent: float, url: str) -> tuple[str, str, str]:
+    """Both annotated clips, which play together, and a table. url: of the folder of both."""
+    rows = [
+        f"<td>{escape(one.model)}</td><td>{one.made.frames}</td><td>{one.made.faces}</td>"
+        f"<td>{_number(one.made.landmark_ms)}</td><td>{_number(one.frame_ms)}</td><td>{_number(one.jitter, 2)}</td>"
+        for one in (first, second)
+    ]
+    titles = ("model", "frames", "faces", "landmarks, ms per frame", "in all, ms per frame", "jitter, ‰")
+    videos = [
+        _video(one.made, f"{url}/{side}", f"{one.model}-", 'data-ln="pair"') + note(one.model)
+        for one, side in zip((first, second), SIDES)
+    ]
+    text = f"{_apart(apart_percent)} Jitter, while a head is nearly still, is in ‰ of the face size; less is steadier."
+    return videos[0], videos[1], _table(titles, rows) + note(text)
 
 
 def clip(made: Annotated, folder_url: str) -> str:
     """The annotated clip, playable, and downloads of it and its points."""
     faces = "1 face" if made.faces == 1 else f"{made.faces} faces"
     found = f"{made.frames} frames, {faces}, {made.landmark_ms:.1f} ms per frame for the landmarks"
-    names = (made.video.name, made.jsonl.name)
-    links = "".join(_download(name, f"{folder_url}/{name}", "ln-button") for name in names)
-    source = f"{folder_url}/{made.video.name}"
-    return (
-        f'<video class="ln-video" controls muted autoplay loop playsinline src="{source}"></video>'
-        f'{note(found)}<div class="ln-bar">{links}</div>'
+    return _video(made, folder_url, "", "") + note(found)
+
+
+def _video(made: Annotated, folder_url: str, prefix: str, attributes: str) -> str:
+    """A player and downloads. prefix: of the downloads' names."""
+    links = "".join(
+        _download(prefix + path.name, f"{folder_url}/{path.name}", "ln-button") for path in (made.video, made.jsonl)
     )
+    source = f"{folder_url}/{made.video.name}"
+    player = f'<video class="ln-video" {attributes} controls muted autoplay loop playsinline src="{source}"></video>'
+    return f'{player}<div class="ln-bar">{links}</div>'
+
+
+def _apart(percent: float) -> str:
+    if math.isnan(percent):
+        return "No face was found by both models."
+    return f"Mean distance between their points: {percent:.2f} % of the distance between the outer eye corners."
 
 
 def _zoom(url: str, caption: str) -> str:

@@ -486,6 +486,53 @@ def test_two_models_are_shown_side_by_side_with_their_times(browser: Browser, se
             expect(page.locator(f"#compare-{side} img")).to_be_visible()
 
 
+def test_two_models_are_shown_side_by_side_on_a_clip(browser: Browser, server: Server, tmp_path: Path) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Compare")
+        page.get_by_label("Right model").click()
+        page.get_by_role("option", name="student-fast").click()
+        expect(page.get_by_role("button", name="Compare the clip")).to_be_hidden()
+        upload(page, "compare-file", sample_clip(tmp_path / "a.mkv", frames=30))
+        expect(page.locator("#compare-table")).to_contain_text("This is a clip")
+        page.get_by_role("button", name="Compare the clip").click()
+        expect(page.locator("#compare-table")).to_contain_text("% of the distance")
+        expect(page.locator("#compare-table tbody tr")).to_have_count(2)
+        for side in ("left", "right"):
+            page.wait_for_function(f"document.querySelector('#compare-{side} video').readyState >= 2")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="student-fast-points.jsonl").click()
+        assert len(download.value.path().read_text().splitlines()) == 30
+        videos = "[...document.querySelectorAll('#compare-left video, #compare-right video')]"
+        page.evaluate(f"{videos}[1].pause()")
+        page.wait_for_function(f"{videos}.every((video) => video.paused)")
+        page.evaluate(f"{videos}[0].currentTime = 0.5")
+        page.wait_for_function(f"{videos}.every((video) => Math.abs(video.currentTime - 0.5) < 0.01)")
+        # a picture in its place
+        page.get_by_role("button", name="One face").locator("visible=true").click()
+        expect(page.locator("#compare-left img")).to_be_visible()
+        expect(page.get_by_role("button", name="Compare the clip")).to_be_hidden()
+    until(lambda: not _left(server), lambda: _left(server))
+
+
+def test_the_results_of_video_and_compare_do_not_replace_each_other(
+    browser: Browser, server: Server, tmp_path: Path
+) -> None:
+    clip = sample_clip(tmp_path / "a.mp4", frames=5)
+    with visit(browser, server) as page:
+        tab(page, "Video")
+        upload(page, "video-file", clip)
+        page.get_by_role("button", name="Annotate").click()
+        expect(page.locator("#video-result")).to_contain_text("5 frames")
+        tab(page, "Compare")
+        upload(page, "compare-file", clip)
+        page.get_by_role("button", name="Compare the clip").click()
+        expect(page.locator("#compare-right video")).to_be_visible()
+        for where in ("video-result", "compare-left", "compare-right"):
+            source = page.get_attribute(f"#{where} video", "src")
+            assert page.request.get(server.url + str(source)).status == 200
+    until(lambda: not _left(server), lambda: _left(server))
+
+
 # ---- clip
 
 
