@@ -37,10 +37,10 @@ class Chooser:
     def make(cls, elem_id: str, label: str, part: str = "", clips: bool = False) -> Self:
         """clips: whether to offer a clip among the samples."""
         choice = gr.State("")
+        file = gr.File(label=label, height=120, elem_id=elem_id)
         with gr.Row():
-            file = gr.File(label=label, height=120, elem_id=elem_id)
             names = [*_SAMPLES, *([_CLIP] if clips else [])]
-            samples = {name: gr.Button(name, scale=0, min_width=130) for name in names}
+            samples = {name: gr.Button(name, min_width=120) for name in names}
         return cls(part, choice, file, samples)
 
     @property

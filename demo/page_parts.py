@@ -107,7 +107,7 @@ def compared_clips(first: Measured, second: Measured, apart_percent: float, url:
     ]
     titles = ("model", "frames", "faces", "landmarks, ms per frame", "in all, ms per frame", "jitter, ‰")
     videos = [
-        _video(one.made, f"{url}/{side}", f"{one.model}-", 'data-ln="pair"') + note(one.model)
+        note(one.model) + _video(one.made, f"{url}/{side}", f"{one.model}-", 'data-ln="pair"')
         for one, side in zip((first, second), SIDES)
     ]
     text = f"{_apart(apart_percent)} Jitter, while a head is nearly still, is in ‰ of the face size; less is steadier."
@@ -161,4 +161,5 @@ def _table(titles: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    # + 0 makes 0 of -0
+    return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0:.{digits}f}"

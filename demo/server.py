@@ -101,6 +101,7 @@ def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute], guard: 
                 server_port=cfg.port,
                 share=cfg.share,
                 auth=cfg.login,
+                root_path=cfg.root_path.rstrip("/") or None,
                 prevent_thread_lock=True,
                 quiet=True,
                 inbrowser=False,
