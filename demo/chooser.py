@@ -77,7 +77,7 @@ def picture_of(chosen: Path | U8, limits: Limits) -> U8:
         return read_picture(chosen, limits)
     except LineamentError:
         if is_clip(chosen):
-            raise LineamentError("this is a clip, not a picture; use the Video tab") from None
+            raise LineamentError("the file is a video, not a picture; use the Video tab") from None
         raise
 
 

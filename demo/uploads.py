@@ -88,7 +88,7 @@ def check_clip(path: Path, limits: Limits) -> None:
     """Raises LineamentError if the file is not a video or exceeds a limit. Decodes nothing."""
     _check_size(path, limits, "clip")
     if is_still(path):
-        raise LineamentError("this is a still picture, not a clip; use the Image tab")
+        raise LineamentError("the file is a picture, not a video; use the Image tab")
     try:
         with _container(path) as container:
             pictures = _moving(container)

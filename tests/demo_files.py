@@ -90,7 +90,7 @@ WRONG_CLIPS: dict[str, tuple[bytes, str]] = {
         b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
         "not a supported video",
     ),
-    "picture.mp4": (png_header(100, 100), "a still picture, not a clip; use the Image tab"),
+    "picture.mp4": (png_header(100, 100), "use the Image tab"),
     "cut.mp4": (
         b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + bytes(100),
         "not a supported video|sound",

@@ -366,11 +366,11 @@ def test_a_file_in_the_wrong_tab_is_sent_to_the_right_one(
     with visit(browser, server) as page:
         tab(page, "Image")
         upload(page, "image-file", sample_clip(tmp_path / "a.mp4", frames=5))
-        expect(page.locator("#image-result [role=alert]")).to_contain_text("a clip, not a picture; use the Video tab")
+        expect(page.locator("#image-result [role=alert]")).to_contain_text("use the Video tab")
         tab(page, "Video")
         upload(page, "video-file", tmp_path / "a.png")
         page.get_by_role("button", name="Annotate").click()
-        expect(page.locator("#video-result [role=alert]")).to_contain_text("a still picture, not a clip; use the Image")
+        expect(page.locator("#video-result [role=alert]")).to_contain_text("use the Image tab")
 
 
 def test_a_file_over_the_limit_is_refused_with_the_limit(browser: Browser, server: Server, tmp_path: Path) -> None:
