@@ -51,12 +51,12 @@ class Server:
 def serving(folder: Path, *args: str, **env: str) -> Iterator[Server]:
     """A demo without the training packages."""
     port = free_port()
-    with started([sys.executable, "-c", SERVER, "--port", str(port), *args], ROOT, port, folder, **env) as server:
+    with served([sys.executable, "-c", SERVER, "--port", str(port), *args], ROOT, port, folder, **env) as server:
         yield server
 
 
 @contextmanager
-def started(command: Sequence[str], where: Path, port: int, folder: Path, **env: str) -> Iterator[Server]:
+def served(command: Sequence[str], where: Path, port: int, folder: Path, **env: str) -> Iterator[Server]:
     """A server in its own process, ended by SIGTERM. where: its working folder. folder: for what it writes."""
     log = folder / "log"
     environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **env}
@@ -68,7 +68,10 @@ def started(command: Sequence[str], where: Path, port: int, folder: Path, **env:
         yield Server(f"http://127.0.0.1:{port}/", folder, log)
     finally:
         process.terminate()
-        code = process.wait(WAIT_S)
+        try:
+            code = process.wait(WAIT_S)
+        finally:
+            process.kill()
     assert code == 0, log.read_text()
     assert not list(folder.glob("lineament-*"))
 

@@ -30,7 +30,7 @@ from lineament.demo.config import DemoConfig
 from lineament.demo.guard import from_own_page
 from lineament.landmarks.types import LineamentError
 from tests.demo_files import sample_clip
-from tests.demo_server import ROOT, Server, browsing, running, serving, started, tab, visit
+from tests.demo_server import ROOT, Server, browsing, running, served, serving, tab, visit
 from tests.waiting import WAIT_S, until
 
 SPACE = ROOT / "demo" / "space"
@@ -66,7 +66,7 @@ def test_the_space_starts_from_its_folder_alone_and_shows_faces(browser: Browser
     shutil.copytree(SPACE, folder)
     env = {"PYTHONPATH": str(ROOT), "GRADIO_SERVER_PORT": str(port), "SPACE_ID": "ann/lineament", "SYSTEM": "spaces"}
     env["SPACE_HOST"] = "ann-lineament.hf.space"
-    with started([sys.executable, "app.py"], folder, port, tmp_path, **env) as space:
+    with served([sys.executable, "app.py"], folder, port, tmp_path, **env) as space:
         assert "the Camera tab is disabled" in space.log.read_text()
         with visit(browser, space) as page:
             assert page.locator("#camera").count() == 0
