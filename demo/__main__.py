@@ -57,6 +57,8 @@ def run(cfg: DemoConfig) -> None:
 def _warning(cfg: DemoConfig) -> str:
     """What others can do, as notes for whoever starts the demo."""
     who = "everyone who has the link" if cfg.share else "everyone on the network"
+    if cfg.root_path:
+        who = f"everyone who can reach {cfg.root_path}"
     lines = [
         f"{who} can use this demo, its models and this machine's CPU, but cannot read its other files",
         "a password is required" if cfg.login else "no password is required; --auth name:password sets one",

@@ -13,10 +13,11 @@ import gradio as gr
 
 from lineament.demo import page_parts
 from lineament.demo.about import about
-from lineament.demo.context import SAMPLE_URL, Demo, session
+from lineament.demo.compare_tab import compare_tab
+from lineament.demo.context import PARTS, SAMPLE_URL, Demo, session
 from lineament.demo.controls import Controls
+from lineament.demo.image_tab import image_tab
 from lineament.demo.picture import find
-from lineament.demo.picture_tabs import compare_tab, image_tab
 from lineament.demo.settings import Settings
 from lineament.demo.uploads import read_picture
 from lineament.demo.video_tab import video_tab
@@ -122,6 +123,7 @@ def _interface(demo: Demo) -> None:
 
 def _close_tabs(demo: Demo) -> Callable[[gr.Request], None]:
     def close(request: gr.Request) -> None:
-        demo.tabs.close(session(request))
+        for part in PARTS:
+            demo.tabs.close(session(request, part))
 
     return close

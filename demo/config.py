@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -57,6 +59,9 @@ class DemoConfig:
     --auth is given."""
     auth: Annotated[str | None, tyro.conf.arg(metavar="USER:PASSWORD")] = None
     """Require this login. The environment variable LINEAMENT_AUTH sets it without showing it in `ps`."""
+    root_path: Annotated[str, tyro.conf.arg(metavar="PATH|URL")] = ""
+    """Where a reverse proxy serves the demo: https://demo.example/faces, or /faces. Its visitors are strangers, so this
+    disables the Camera tab unless --auth is given."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH"), tyro.conf.UseAppendAction] = ()
     """A model file to offer beside the built-in models, or the name of one of those; can be repeated. The last one is
     selected at start."""
@@ -68,6 +73,11 @@ class DemoConfig:
         for where, auth in (("--auth", self.auth), ("LINEAMENT_AUTH", os.environ.get("LINEAMENT_AUTH"))):
             if auth is not None and not all(auth.partition(":")):
                 raise LineamentError(f"{where} must be name:password; the name or the password is missing")
+        if self.root_path and not re.match(r"/(?!/)|https?://[^/]", self.root_path):
+            raise LineamentError(
+                f"--root-path must be a path or an address, got {self.root_path!r}; "
+                "give /faces or https://demo.example/faces"
+            )
         for path in self.model:
             if path not in engines.MODELS and not os.path.isfile(os.path.expanduser(path)):
                 raise LineamentError(f"--model {path}: no such file; give a .onnx, .engine or .safetensors")
@@ -81,7 +91,12 @@ class DemoConfig:
     @property
     def public(self) -> bool:
         """Whether the demo can be reached from other machines."""
-        return self.share or not is_loopback(self.host)
+        return self.share or bool(self.root_path) or not is_loopback(self.host)
+
+    @property
+    def own_host(self) -> str | None:
+        """The host, with port if any, of the address that visitors see, if it is configured."""
+        return urlsplit(self.root_path).netloc.lower() or None
 
     @property
     def camera_tab(self) -> bool:

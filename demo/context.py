@@ -28,8 +28,13 @@ class Demo:
     sample: SampleClip
 
 
-def session(request: gr.Request) -> str:
-    """Identifies the open page that sent the request."""
+COMPARE = " compare"
+"""the part of a page that has jobs of its own, beside those of the Video tab"""
+PARTS = ("", COMPARE)
+
+
+def session(request: gr.Request, part: str = "") -> str:
+    """Identifies the open page that sent the request, or a part of it."""
     if not request.session_hash:
         raise LineamentError("the request has no session; reload the page, or use gradio_client")
-    return request.session_hash
+    return request.session_hash + part

@@ -111,14 +111,16 @@ class Guard:
             self._uploading -= size
 
 
-def from_own_page(headers: Headers, login: bool) -> bool:
+def from_own_page(headers: Headers, login: bool, own_host: str | None = None) -> bool:
     """Whether a WebSocket was opened by a page of this demo, or by a program, rather than by another web site.
 
-    Without a login, the host name must also be loopback: otherwise a site whose name resolves to this machine (DNS
-    rebinding) would pass for the demo's page.
+    own_host: of the address that visitors see, if configured; else the request tells. Without a login, the host name
+    must also be loopback: otherwise a site whose name resolves to this machine (DNS rebinding) would pass for the
+    demo's page.
     """
     # a proxy may rewrite Host; a page in a browser cannot set either header
-    host = headers.get("x-forwarded-host") or headers.get("host", "")
+    asked = headers.get("x-forwarded-host", "").partition(",")[0].strip() or headers.get("host", "")
+    host = own_host or asked
     try:
         origin, name = urlsplit(headers.get("origin", f"http://{host}")), urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -90,10 +90,10 @@ class LiveViews:
         try:
             if not self._cfg.camera_tab:
                 raise LineamentError("network cameras are disabled; start the demo with --auth to enable them")
-            if not from_own_page(socket.headers, login=self._cfg.login is not None):
+            if not from_own_page(socket.headers, self._cfg.login is not None, self._cfg.own_host):
                 raise LineamentError(
                     "network cameras can be opened from the demo's own page only; "
-                    "use the address that the demo printed, or start it with --auth"
+                    "use the address that the demo printed, start it with --auth, and behind a proxy with --root-path"
                 )
             first = _object(await asyncio.wait_for(socket.receive_text(), IDLE_S))
             url = first.pop("url", None)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from typing import Any
 
-from lineament.demo.clip import Annotated
+from lineament.demo.clip import ANGLES, OPENNESS, Annotated
+from lineament.demo.compare import SIDES, Measured
 from lineament.demo.picture import Timed, downloads, drawn_url
 from lineament.demo.settings import Settings
 from lineament.landmarks.schema import SCHEMAS
 from lineament.landmarks.types import Result
+from lineament.stream.write.json_line import face_json
 
 _FOLDER = files("lineament.demo") / "page"
 
@@ -21,7 +25,7 @@ def css() -> str:
 
 
 def head() -> str:
-    """The page's script, with the parts of each schema filled in."""
+    """The page's scripts, with the parts of each schema filled in."""
     schemas = {
         name: [
             {"name": part, "indices": list(indices), "closed": part in schema.closed}
@@ -29,13 +33,15 @@ def head() -> str:
         ]
         for name, schema in SCHEMAS.items()
     }
-    script = (_FOLDER / "lineament.js").read_text("utf-8").replace("/*SCHEMAS*/ {}", json.dumps(schemas))
-    return f"<script>{script}</script>"
+    script = "\n".join((_FOLDER / f"{name}.js").read_text("utf-8") for name in ("signals", "keep", "pair", "lineament"))
+    # in a block, so that the page has one global of ours
+    return f"<script>{{\n{script.replace('/*SCHEMAS*/ {}', json.dumps(schemas))}}}</script>"
 
 
 def view(name: str) -> str:
     """A live view: "live" or "camera"."""
-    return (_FOLDER / f"{name}.html").read_text("utf-8")
+    parts = "".join((_FOLDER / f"{part}.html").read_text("utf-8") for part in (name, "picture"))
+    return f'<div class="ln-view">{parts}</div>'
 
 
 def error(text: object) -> str:
@@ -51,56 +57,86 @@ def note(text: str) -> str:
 
 
 def picture(result: Result, settings: Settings, left_out: str = "") -> str:
-    """A zoomable drawing, a summary, and downloads of the points. left_out: what of the file is not shown."""
+    """A zoomable drawing, a summary, a table of all faces, and downloads. left_out: what of the file is not shown."""
     faces = len(result.tracks)
     height, width = result.frame.bgr.shape[:2]
     spent_ms = sum(result.ms.values())
     found = f"{faces} {'face' if faces == 1 else 'faces'} in {width} x {height} px, {spent_ms:.0f} ms"
     if not faces:
         found += "; try a larger or sharper face, or a lower confidence"
-    links = "".join(
-        f'<a class="ln-button" download="{escape(name)}" href="{url}">{escape(name)}</a>'
-        for name, url in downloads(result, settings)
-    )
-    return f'{_left_out(left_out)}{_zoom(drawn_url(result, settings), found)}<div class="ln-bar">{links}</div>'
+    named = dict(downloads(result, settings))
+    links = "".join(_download(name, url, "ln-button") for name, url in named.items() if not name.endswith(".pts"))
+    table = _faces(result, settings, named) if faces else ""
+    return f'{_left_out(left_out)}{_zoom(drawn_url(result, settings), found)}<div class="ln-bar">{links}</div>{table}'
+
+
+def _faces(result: Result, settings: Settings, named: dict[str, str]) -> str:
+    """A row per face. named: file name to URL, with the .pts of each face."""
+    rows = []
+    for track in result.tracks:
+        face: dict[str, Any] = face_json(track, result.frame, settings.schema)
+        left, top, right, bottom = track.face.box_xyxy.tolist()
+        box = f"{left:.0f}, {top:.0f}, {right - left:.0f} x {bottom - top:.0f}"
+        angles = [_number(angle, 0) for angle in face["pose_deg"].values()]
+        openness = [_number(ratio, 2) for ratio in (*face["eye_aspect"], face["mouth_aspect"])]
+        name = f"face-{track.id}.pts"
+        cells = (str(track.id), _number(face["confidence"], 2), box, *angles, *openness, _download(name, named[name]))
+        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    titles = ("face", "confidence", "x, y, size in px", *ANGLES, *OPENNESS, "points")
+    return f'<div class="ln-scroll" tabindex="0" role="region" aria-label="all faces">{_table(titles, rows)}</div>'
 
 
 def compared(
     first: Timed, second: Timed, apart_percent: float, settings: Settings, left_out: str = ""
 ) -> tuple[str, str, str]:
     """Both drawings, and a table of their times. left_out: what of the file is not shown."""
-    rows = "".join(
-        f"<tr><td>{escape(timed.model)}</td><td>{len(timed.result.tracks)}</td><td>{_number(timed.landmark_ms)}</td>"
-        f"<td>{_number(sum(timed.result.ms.values()))}</td></tr>"
+    rows = [
+        f"<td>{escape(timed.model)}</td><td>{len(timed.result.tracks)}</td><td>{_number(timed.landmark_ms)}</td>"
+        f"<td>{_number(sum(timed.result.ms.values()))}</td>"
         for timed in (first, second)
-    )
-    table = (
-        '<table class="ln-table"><thead><tr><th>model</th><th>faces</th><th>per face, ms</th>'
-        f"<th>whole picture, ms</th></tr></thead><tbody>{rows}</tbody></table>"
-    )
-    if math.isnan(apart_percent):
-        text = "No face was found by both models."
-    else:
-        text = (
-            f"Mean distance between their points: {apart_percent:.2f} % of the distance between the outer eye corners."
-        )
+    ]
+    table = _table(("model", "faces", "per face, ms", "whole picture, ms"), rows)
     drawings = [_zoom(drawn_url(timed.result, settings), timed.model) for timed in (first, second)]
-    return drawings[0], drawings[1], _left_out(left_out) + table + note(text)
+    return drawings[0], drawings[1], _left_out(left_out) + table + note(_apart(apart_percent))
+
+
+def compared_clips(first: Measured, second: Measured, apart_percent: float, url: str) -> tuple[str, str, str]:
+    """Both annotated clips, which play together, and a table. url: of the folder of both."""
+    rows = [
+        f"<td>{escape(one.model)}</td><td>{one.made.frames}</td><td>{one.made.faces}</td>"
+        f"<td>{_number(one.made.landmark_ms)}</td><td>{_number(one.frame_ms)}</td><td>{_number(one.jitter, 2)}</td>"
+        for one in (first, second)
+    ]
+    titles = ("model", "frames", "faces", "landmarks, ms per frame", "in all, ms per frame", "jitter, ‰")
+    videos = [
+        note(one.model) + _video(one.made, f"{url}/{side}", f"{one.model}-", 'data-ln="pair"')
+        for one, side in zip((first, second), SIDES)
+    ]
+    text = f"{_apart(apart_percent)} Jitter, while a head is nearly still, is in ‰ of the face size; less is steadier."
+    return videos[0], videos[1], _table(titles, rows) + note(text)
 
 
 def clip(made: Annotated, folder_url: str) -> str:
     """The annotated clip, playable, and downloads of it and its points."""
     faces = "1 face" if made.faces == 1 else f"{made.faces} faces"
     found = f"{made.frames} frames, {faces}, {made.landmark_ms:.1f} ms per frame for the landmarks"
+    return _video(made, folder_url, "", "") + note(found)
+
+
+def _video(made: Annotated, folder_url: str, prefix: str, attributes: str) -> str:
+    """A player and downloads. prefix: of the downloads' names."""
     links = "".join(
-        f'<a class="ln-button" download="{name}" href="{folder_url}/{name}">{name}</a>'
-        for name in (made.video.name, made.jsonl.name)
+        _download(prefix + path.name, f"{folder_url}/{path.name}", "ln-button") for path in (made.video, made.jsonl)
     )
     source = f"{folder_url}/{made.video.name}"
-    return (
-        f'<video class="ln-video" controls muted autoplay loop playsinline src="{source}"></video>'
-        f'{note(found)}<div class="ln-bar">{links}</div>'
-    )
+    player = f'<video class="ln-video" {attributes} controls muted autoplay loop playsinline src="{source}"></video>'
+    return f'{player}<div class="ln-bar">{links}</div>'
+
+
+def _apart(percent: float) -> str:
+    if math.isnan(percent):
+        return "No face was found by both models."
+    return f"Mean distance between their points: {percent:.2f} % of the distance between the outer eye corners."
 
 
 def _left_out(what: str) -> str:
@@ -119,5 +155,17 @@ def _zoom(url: str, caption: str) -> str:
     )
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
+def _download(name: str, url: str, kind: str = "") -> str:
+    return f'<a class="{kind}" download="{escape(name)}" href="{url}">{escape(name)}</a>'
+
+
+def _table(titles: Sequence[str], rows: Sequence[str]) -> str:
+    """rows: of cells."""
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<table class="ln-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    # + 0 makes 0 of -0
+    return "-" if value is None or math.isnan(value) else f"{round(value, digits) + 0:.{digits}f}"

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -15,8 +16,8 @@ import numpy as np
 from lineament.demo.models import Models
 from lineament.demo.settings import Settings
 from lineament.landmarks.geometry import crop_from_frame, warp
-from lineament.landmarks.schema import SCHEMAS, WFLW98, convert
-from lineament.landmarks.types import U8, Frame, LineamentError, Result
+from lineament.landmarks.schema import SCHEMAS, WFLW98, Schema, convert
+from lineament.landmarks.types import U8, Floats, Frame, LineamentError, Result
 from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.write.draw import draw
 from lineament.stream.write.json_line import result_json
@@ -75,12 +76,10 @@ class Timed:
 
 
 def compare(bgr: U8, names: tuple[str, str], settings: Settings, models: Models) -> tuple[Timed, Timed, float]:
-    """Runs both models on a picture; also returns the distance between their points, for faces that both found.
-
-    The distance is the mean over points, in percent of the distance between the outer eye corners; nan without a face.
-    """
+    """Runs both models on a picture; also returns how far their points are apart."""
     first, second = (_timed(bgr, replace(settings, model=name), models) for name in names)
-    return first, second, _apart(first.result, second.result)
+    points = [[track.points for track in timed.result.tracks] for timed in (first, second)]
+    return first, second, apart(*points, WFLW98)
 
 
 def _timed(bgr: U8, settings: Settings, models: Models) -> Timed:
@@ -99,12 +98,14 @@ def _timed(bgr: U8, settings: Settings, models: Models) -> Timed:
     return Timed(settings.model, result, float(np.median(spent)))
 
 
-def _apart(first: Result, second: Result) -> float:
-    left, right = WFLW98.eye_corners
+def apart(first: Sequence[Floats], second: Sequence[Floats], schema: Schema) -> float:
+    """Mean distance between the points of faces that two models found, in percent of the distance between the outer
+    eye corners; nan without such a face. first, second: (K, 2) per face."""
+    left, right = schema.eye_corners
     distances = []
-    for a in first.tracks:
-        ocular = float(np.linalg.norm(a.points[left] - a.points[right]))
-        means = [float(np.linalg.norm(a.points - b.points, axis=1).mean()) for b in second.tracks]
+    for a in first:
+        ocular = float(np.linalg.norm(a[left] - a[right]))
+        means = [float(np.linalg.norm(a - b, axis=1).mean()) for b in second]
         # the nearest face is the same one, unless the other model missed it
         if means and ocular > 0 and min(means) < ocular:
             distances.append(100 * min(means) / ocular)

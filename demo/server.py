@@ -35,7 +35,7 @@ from lineament.stream.analyse.warm import warm_up
 log = logging.getLogger(__name__)
 
 _FONT = ("system-ui", "sans-serif")
-_RESULTS = ("annotated.mp4", "points.jsonl")
+_RESULTS = r"((left|right)/)?(annotated\.mp4|points\.jsonl)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def serving(cfg: DemoConfig) -> Iterator[Address]:
             WebSocketRoute("/lineament/live", live.webcam),
             WebSocketRoute("/lineament/camera", live.camera),
             Route(f"/{SAMPLE_URL}", _sample_route(sample)),
-            Route(f"/{RESULTS_URL}/{{folder}}/{{name}}", _result_route(folder)),
+            Route(f"/{RESULTS_URL}/{{folder}}/{{name:path}}", _result_route(folder)),
         ]
         with _swept(tabs, cfg.limits.keep_s), contextlib.closing(live):
             try:
@@ -101,6 +101,7 @@ def _launch(blocks: gr.Blocks, cfg: DemoConfig, routes: list[BaseRoute], guard: 
                 server_port=cfg.port,
                 share=cfg.share,
                 auth=cfg.login,
+                root_path=cfg.root_path.rstrip("/") or None,
                 prevent_thread_lock=True,
                 quiet=True,
                 inbrowser=False,
@@ -138,8 +139,8 @@ def _result_route(folder: Path) -> Callable[[Request], Response]:
         """The folder name is a secret token, which authorises the download."""
         token, name = request.path_params["folder"], request.path_params["name"]
         path = folder / token / name
-        if not re.fullmatch(r"[\w-]{20,40}", token) or name not in _RESULTS or not path.is_file():
-            return PlainTextResponse("this result has been deleted; annotate the clip again", 404)
+        if not re.fullmatch(r"[\w-]{20,40}", token) or not re.fullmatch(_RESULTS, name) or not path.is_file():
+            return PlainTextResponse("this result has been deleted; run the clip again", 404)
         return FileResponse(path, headers={"Cache-Control": "no-store"})
 
     return serve

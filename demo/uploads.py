@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
 import av.error
 import cv2
 import numpy as np
+from av.container import InputContainer
 from av.stream import Disposition
+from av.video.stream import VideoStream
 from PIL import Image
 
 from lineament.demo.config import Limits
@@ -20,7 +22,11 @@ from lineament.stream.read.image import DAMAGED, Picture, kind_of
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of a webcam frame; the page sends much smaller ones"""
-_CLIPS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,ogg,flv,asf,mjpeg,h264,hevc,apng"
+_CLIPS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,ogg,flv,live_flv,asf,rm,mxf,gxf,nut,nsv,nuv,dv,"
+    "wtv,ty,swf,ivf,amv,mtv,dhav,pva,ipu,gif,apng,webp,jpegxl_anim,flic,smk,bink,mjpeg,mpjpeg,mjpeg_2000,h261,h263,h264,"
+    "hevc,vvc,evc,av1,obu,vc1,vc1test,cavsvideo,avs2,avs3,dirac,dnxhd,yuv4mpegpipe"
+)
 """FFmpeg's names of containers that cannot refer to other files, unlike playlists"""
 _LOCAL_ONLY = {"format_whitelist": _CLIPS, "protocol_whitelist": "file"}
 
@@ -76,13 +82,15 @@ def check_clip(path: Path, limits: Limits) -> None:
         _check_animation(path, limits)
         return
     try:
-        # without the prefix, FFmpeg would parse "a:b.mp4" as a protocol
-        with av.open(f"file:{path}", options=_LOCAL_ONLY, metadata_errors="replace") as container:
-            pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        with _container(path) as container:
+            pictures = _moving(container)
             if not pictures:
                 raise LineamentError("the file contains sound only; use a file with video")
-            width, height = pictures[0].codec_context.width, pictures[0].codec_context.height
-            seconds = container.duration / av.time_base if container.duration else None
+            codec = cast("av.VideoCodecContext | None", pictures[0].codec_context)
+            if codec is None:
+                raise LineamentError("the clip's codec is not supported; use H.264, HEVC, VP9 or AV1")
+            width, height = codec.width, codec.height
+            seconds = _seconds(container)
             frames = pictures[0].frames
     except (av.error.FFmpegError, OSError, ValueError):
         raise LineamentError(
@@ -94,9 +102,9 @@ def check_clip(path: Path, limits: Limits) -> None:
         )
     if not width * height:
         raise LineamentError("the clip does not state its frame size; check that another player opens it")
-    if (seconds or 0) > limits.clip_s or frames > limits.clip_frames:
+    if seconds > limits.clip_s or frames > limits.clip_frames:
         raise LineamentError(
-            f"the clip has {seconds or 0:.0f} s and {frames} frames; the limit is {limits.clip_s:g} s and "
+            f"the clip has {seconds:.0f} s and {frames} frames; the limit is {limits.clip_s:g} s and "
             f"{limits.clip_frames} frames; use a part of it"
         )
 
@@ -107,6 +115,37 @@ def _check_animation(path: Path, limits: Limits) -> None:
             raise LineamentError(
                 f"the animation has {frames} frames; the limit is {limits.clip_frames} frames; use a part of it"
             )
+
+
+def is_clip(path: Path) -> bool:
+    """Whether the file is a video or an animation, whatever its name and size."""
+    kind = kind_of(path)
+    return kind == "animation" or (kind != "picture" and _has_video(path))
+
+
+def _has_video(path: Path) -> bool:
+    try:
+        with _container(path) as container:
+            return bool(_moving(container))
+    except (av.error.FFmpegError, OSError, ValueError):
+        return False
+
+
+def _container(path: Path) -> InputContainer:
+    # without the prefix, FFmpeg would parse "a:b.mp4" as a protocol
+    return av.open(f"file:{path}", options=_LOCAL_ONLY, metadata_errors="replace")
+
+
+def _moving(container: InputContainer) -> list[VideoStream]:
+    """Its video, without cover art."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
+def _seconds(container: InputContainer) -> float:
+    """Its length by its header; 0 if that does not say."""
+    # Matroska states the time of the end, and a recording may begin at any time
+    start = (container.start_time or 0) if "matroska" in container.format.name else 0
+    return max(0, (container.duration or 0) - start) / av.time_base
 
 
 def _check_size(path: Path, limits: Limits, what: str) -> None:

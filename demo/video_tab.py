@@ -17,6 +17,9 @@ from lineament.demo.context import RESULTS_URL, Demo, session
 from lineament.demo.controls import Controls, Values
 from lineament.landmarks.types import LineamentError
 
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+ONE_BY_ONE: dict[str, Any] = {"concurrency_id": "clip", "concurrency_limit": 1, "api_visibility": "private"}
+"""how Gradio queues clips, of all visitors and tabs together"""
 _PLOTTED = 600
 """points per line of a plot; more than a screen can show"""
 
@@ -24,17 +27,15 @@ _PLOTTED = 600
 def video_tab(demo: Demo, controls: Controls) -> None:
     view = _View.make(demo.cfg.limits)
     jobs = _Jobs(demo, controls, view)
-    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     plotting: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    in_turn: dict[str, Any] = {"concurrency_id": "clip", "concurrency_limit": 1, "api_visibility": "private"}
     inputs = {view.job, view.file, *controls.of_videos}
-    view.file.upload(jobs.uploaded, view.file, None, **at_once)
+    view.file.upload(jobs.uploaded, view.file, None, **AT_ONCE)
     for button, work in ((view.start, jobs.annotate_upload), (view.sample, jobs.annotate_sample)):
-        begun = button.click(jobs.begin, None, view.job, **at_once)
-        done = begun.then(work, inputs, view.result, show_progress_on=view.result, **in_turn)
+        begun = button.click(jobs.begin, None, view.job, **AT_ONCE)
+        done = begun.then(work, inputs, view.result, show_progress_on=view.result, **ONE_BY_ONE)
         done.then(jobs.plot, view.signals, view.plots, **plotting)
     view.signals.change(jobs.plot, view.signals, view.plots, trigger_mode="always_last", **plotting)
-    view.cancel.click(jobs.cancel, None, None, **at_once)
+    view.cancel.click(jobs.cancel, None, None, **AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -116,6 +117,36 @@ def raw_h264(path: Path, frames: int) -> Path:
                 container.mux(packet)
         for packet in stream.encode(None):
             container.mux(packet)
+    return path
+
+
+CONTAINERS = {
+    "mp4": "libx264", "m4v": "libx264", "mov": "mpeg4", "3gp": "mpeg4", "3g2": "mpeg4", "f4v": "libx264",
+    "mkv": "libx264", "webm": "libvpx", "avi": "mpeg4", "ts": "libx264", "m2ts": "mpeg2video",
+    "mpg": "mpeg1video", "vob": "mpeg2video", "wmv": "wmv2", "asf": "msmpeg4", "flv": "flv", "ogv": "libvpx",
+    "mxf": "mpeg2video", "nut": "ffv1", "ivf": "libvpx", "rm": "rv10", "gif": "gif", "apng": "apng",
+    "mjpeg": "mjpeg", "h264": "libx264", "m1v": "mpeg1video", "h261": "h261", "h263": "h263",
+    "y4m": "wrapped_avframe",
+}  # fmt: skip
+"""codec by ending"""
+_FORMATS = {"3g2": "3g2", "m2ts": "mpegts", "vob": "vob", "y4m": "yuv4mpegpipe", "mpg": "mpeg", "m1v": "mpeg1video"}
+_PIXELS = {"gif": "rgb8", "apng": "rgb24", "mjpeg": "yuvj420p"}
+
+
+def clip_in(path: Path, frames: int, start_s: float = 0.0) -> Path:
+    """The sample's first frames in the container of the path's ending; its time begins at start_s."""
+    ending = path.suffix[1:]
+    size_hw = (288, 352) if ending in ("h261", "h263", "rm") else (240, 320)
+    sample = Sample(size_hw=size_hw)
+    with av.open(str(path), "w", format=_FORMATS.get(ending)) as container:
+        stream = container.add_stream(CONTAINERS[ending], rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = *size_hw, _PIXELS.get(ending, "yuv420p")
+        for index in range(frames):
+            picture = av.VideoFrame.from_ndarray(sample.render(index), format="bgr24").reformat(format=stream.pix_fmt)
+            picture.pts, picture.time_base = round(25 * start_s) + index, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from lineament import engines
 from lineament.demo import page_parts
 from lineament.demo.analyst import Analyst
 from lineament.demo.clip import Cancelled, annotate
+from lineament.demo.compare import Measured, compare_clip
 from lineament.demo.config import DemoConfig, Limits
 from lineament.demo.guard import Guard
 from lineament.demo.live import _changed, _encoded, _watch
@@ -34,14 +36,17 @@ from lineament.demo.models import Models
 from lineament.demo.network_camera import NetworkCamera
 from lineament.demo.picture import compare, downloads, drawn_url, find, pts
 from lineament.demo.settings import Settings
-from lineament.demo.uploads import check_clip, decode_frame, read_picture, read_upload
+from lineament.demo.uploads import check_clip, decode_frame, is_clip, read_picture, read_upload
 from lineament.demo.visitors import Admission, Tabs
-from lineament.landmarks.types import U8, Frame, LineamentError
+from lineament.landmarks.types import U8, Frame, LineamentError, Result
 from lineament.stream.read.sample import Sample
+from lineament.stream.write.files import VideoSink
 from tests.demo_files import (
+    CONTAINERS,
     WRONG_CLIPS,
     WRONG_PICTURES,
     audio_only,
+    clip_in,
     png_header,
     raw_h264,
     sample_clip,
@@ -256,6 +261,28 @@ def test_an_invalid_clip_is_refused_in_one_sentence(tmp_path: Path, name: str) -
     assert "\n" not in str(failure.value) and str(tmp_path) not in str(failure.value)
 
 
+@pytest.mark.parametrize("ending", CONTAINERS)
+def test_a_clip_may_have_any_common_container(tmp_path: Path, models: Models, ending: str) -> None:
+    clip = clip_in(tmp_path / f"a.{ending}", frames=6)
+    assert is_clip(clip)
+    made = annotate(clip, tmp_path / "out", Settings(), models, LIMITS, threading.Event())
+    assert (made.frames, made.faces) == (6, 1)
+
+
+def test_a_recording_may_begin_at_any_time(tmp_path: Path) -> None:
+    """A Matroska file states when it ends, not how long it is."""
+    check_clip(clip_in(tmp_path / "a.mkv", frames=10, start_s=3600), LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+def test_a_picture_given_as_a_clip_is_sent_to_the_image_tab(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "clip.mp4"
+    Image.new("RGB", (60, 40)).save(path, kind)
+    assert not is_clip(path)
+    with pytest.raises(LineamentError, match="use the Image tab"):
+        check_clip(path, LIMITS)
+
+
 def test_a_clip_without_video_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LineamentError, match="sound only"):
         check_clip(audio_only(tmp_path / "sound.mp4"), LIMITS)
@@ -339,7 +366,79 @@ def test_a_clip_keeps_its_audio(tmp_path: Path, models: Models) -> None:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
 
 
+def test_two_models_are_compared_on_a_clip(tmp_path: Path, models: Models) -> None:
+    clip = sample_clip(tmp_path / "a.mp4", frames=30)
+    told: list[tuple[int, int | None]] = []
+    first, second, apart_percent = compare_clip(
+        clip,
+        tmp_path / "out",
+        ("student", "student-fast"),
+        Settings(),
+        models,
+        LIMITS,
+        threading.Event(),
+        lambda done, total: told.append((done, total)),
+    )
+    assert (first.model, second.model) == ("student", "student-fast")
+    for side, one in zip(("left", "right"), (first, second)):
+        assert one.made.video == tmp_path / "out" / side / "annotated.mp4" and one.made.video.is_file()
+        assert (one.made.frames, one.made.faces) == (30, 1) and 0 < one.made.landmark_ms < one.frame_ms
+    assert 0 < apart_percent < 10
+    assert [done for done, _ in told] == list(range(1, 61)) and {total for _, total in told} == {60}
+    page = "".join(page_parts.compared_clips(first, second, apart_percent, "result"))
+    assert "result/left/annotated.mp4" in page and "result/right/points.jsonl" in page
+    same = compare_clip(clip, tmp_path, ("student", "student"), Settings(), models, LIMITS, threading.Event())
+    assert same[2] == 0 and same[0].made.faces == same[1].made.faces
+
+
+def test_jitter_is_measured_while_a_head_is_still_and_only_then(tmp_path: Path, models: Models) -> None:
+    """One picture, shown again and again, shakes less than the same with noise; a blank clip has no figures."""
+
+    def figures(noise: float, bgr: U8, name: str) -> Measured:
+        chance = np.random.default_rng(0)
+        with VideoSink(tmp_path / name, 30.0) as sink:
+            for index in range(40):
+                shown = np.clip(bgr + chance.normal(0, noise, bgr.shape), 0, 255).astype(np.uint8)
+                sink.write(Result(Frame(shown, "a", index, index / 30, 0.0), ()), shown)
+        settings = Settings(smooth=False)
+        names = ("student-fast", "student-fast")
+        return compare_clip(tmp_path / name, tmp_path / "out", names, settings, models, LIMITS, threading.Event())[0]
+
+    bgr = Sample(size_hw=(240, 320)).render(60)
+    quiet, loud = figures(0, bgr, "quiet.mp4"), figures(8, bgr, "loud.mp4")
+    assert 0 <= quiet.jitter < loud.jitter
+    blank = figures(0, np.zeros_like(bgr), "blank.mp4")
+    assert np.isnan(blank.jitter) and blank.made.faces == 0
+    assert "No face was found by both models." in page_parts.compared_clips(blank, blank, float("nan"), "result")[2]
+
+
+@pytest.mark.parametrize("last", [2, 8])
+def test_a_comparison_can_be_cancelled_with_either_model(tmp_path: Path, models: Models, last: int) -> None:
+    clip, cancelled = sample_clip(tmp_path / "a.mp4", frames=6, size_hw=(120, 160)), threading.Event()
+    frames: list[int] = []
+
+    def told(done: int, total: int | None) -> None:
+        frames.append(done)
+        if done == last:
+            cancelled.set()
+
+    with pytest.raises(Cancelled):
+        compare_clip(clip, tmp_path, ("student", "student-fast"), Settings(), models, LIMITS, cancelled, told)
+    assert frames == list(range(1, last + 1))
+
+
 # ---- faces
+
+
+def test_every_face_of_a_crowded_picture_is_listed(astronaut: U8, models: Models) -> None:
+    crowd = np.tile(cv2.resize(astronaut[:256, 100:356], (128, 128)), (4, 6, 1))
+    everyone = Settings(max_faces=0)  # as the Image tab and the API ask
+    result = find(crowd, everyone, models)
+    assert len(result.tracks) == 24
+    assert page_parts.picture(result, everyone).count("<tr>") == 1 + 24
+    files = dict(downloads(result, everyone))
+    found = json.loads(base64.b64decode(files["points.json"].partition(",")[2]))
+    assert len(found["faces"]) == 24 and f"face-{found['faces'][-1]['id']}.pts" in files
 
 
 def test_points_are_offered_as_json_csv_and_pts(astronaut: U8, models: Models) -> None:

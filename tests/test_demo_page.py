@@ -18,10 +18,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import av
@@ -35,58 +33,16 @@ from playwright.sync_api import Browser, Page, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from lineament.demo.bench import browser_with_camera, chromium, free_port
+from lineament.demo.bench import free_port
 from lineament.landmarks.types import U8
 from lineament.stream.local_cameras import mjpeg_server, turning_head
-from lineament.stream.read.sample import Sample
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
-from tests.waiting import WAIT_S, started, until
+from tests.demo_server import ROOT, Server, browsing, running, serving, tab, visit
+from tests.waiting import WAIT_S, until
 
 Points = NDArray[np.float64]
 
-ROOT = Path(__file__).resolve().parent.parent
 VISITORS = 5
-WAIT_MS = 1000 * WAIT_S
-expect.set_options(timeout=WAIT_MS)
-SERVER = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "torchvision", "timm", "tensorrt", "albumentations"}:
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-from lineament.demo.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@dataclass(frozen=True)
-class Server:
-    url: str
-    folder: Path
-    """for everything that it writes"""
-    log: Path
-
-
-@contextmanager
-def serving(folder: Path, *args: str, **env: str) -> Iterator[Server]:
-    """A server in its own process, ended by SIGTERM."""
-    port, log = free_port(), folder / "log"
-    command = [sys.executable, "-c", SERVER, "--port", str(port), *args]
-    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **env}
-    options = {"stderr": subprocess.STDOUT, "env": environment}
-    with log.open("w") as out, started(command, cwd=ROOT, stdout=out, **options) as process:
-        try:
-            until(lambda: "open http" in log.read_text() or process.poll() is not None, log.read_text)
-            assert process.poll() is None, log.read_text()
-            yield Server(f"http://127.0.0.1:{port}/", folder, log)
-        finally:
-            process.terminate()
-            code = process.wait(WAIT_S)
-    assert code == 0, log.read_text()
-    assert not list(folder.glob("lineament-*"))
 
 
 @pytest.fixture(scope="module")
@@ -99,57 +55,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """With a fake camera: the shared clip of a turning face if present, else the sample."""
-    if chromium() is None:
-        pytest.skip("needs a browser; apt-get install chromium")
-    film = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
-    film.write_bytes(b"".join(cv2.imencode(".jpg", bgr)[1].tobytes() for bgr in _film()))
-    with browser_with_camera(film) as browser:
+    with browsing(tmp_path_factory.mktemp("camera")) as browser:
         yield browser
-
-
-def _film() -> list[U8]:
-    clip = ROOT.parent / "shared" / "clips" / "head-pose-face-detection-female.gif"
-    if not clip.is_file():
-        return [Sample().render(index) for index in range(0, 90, 2)]
-    with av.open(str(clip)) as container:
-        frames = [frame.to_ndarray(format="bgr24") for _, frame in zip(range(60), container.decode(video=0))]
-    height, width = frames[0].shape[:2]
-    size = (640, round(height * 640 / width / 2) * 2)
-    return [np.asarray(cv2.resize(frame, size), np.uint8) for frame in frames]
-
-
-@contextmanager
-def visit(browser: Browser, server: Server, **context: Any) -> Iterator[Page]:
-    """A visitor's page. No script may fail, and nothing may be loaded from elsewhere."""
-    wrong: list[str] = []
-    with browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}) as visitor:
-        page = visitor.new_page()
-        page.set_default_timeout(WAIT_MS)
-        page.on("pageerror", lambda error: wrong.append(f"script failed: {error}"))
-        page.on("request", lambda r: None if _is_here(r.url, server) else wrong.append(f"fetched {r.url}"))
-        page.goto(server.url)
-        page.wait_for_selector("#live [data-ln=start]")
-        page.wait_for_function("Object.keys(window.Lineament?.views.webcam?.settings ?? {}).length > 1")
-        yield page
-    assert wrong == []
-
-
-def _is_here(url: str, server: Server) -> bool:
-    return url.startswith((server.url, server.url.replace("http", "ws", 1), "data:", "blob:"))
-
-
-def tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
-
-
-def running(page: Page, view: str = "webcam", frames: int = 5) -> None:
-    """Waits until the view has drawn this many frames, the last with a face."""
-    page.wait_for_function(
-        "([view, frames]) => { const v = Lineament.views[view];"
-        " return v?.element.dataset.state === 'running' && v.meter.frames >= frames && v.result.faces.length > 0; }",
-        arg=[view, frames],
-    )
 
 
 def points(page: Page) -> Points:
@@ -171,6 +78,115 @@ def test_live_draws_moving_landmarks_and_shows_the_frame_rate(browser: Browser, 
         assert first.shape == (98, 2) and np.ptp(first, axis=0).min() > 20
         page.wait_for_function(MOVED, arg=first.tolist())
         expect(page.locator("#live [data-ln=status]")).to_have_text(re.compile(r"^\d+ fps · \d+ ms · 1 face$"))
+
+
+CHARTED = """() => {
+    const { signals } = Lineament.views.webcam, { canvas } = signals;
+    const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const colour = signals.colour(signals.largest).split(",").map(Number);
+    const rows = Array(4).fill(0);
+    for (let at = 0; at < data.length; at += 4)
+        if (colour.every((value, i) => Math.abs(data[at + i] - value) < 12) && data[at + 3] > 200)
+            rows[Math.floor((4 * Math.floor(at / 4 / width)) / height)] += 1;
+    return rows.every((pixels) => pixels > 20);  // a line in the colour of the face, in each of the four rows
+}"""
+
+
+def test_live_charts_eyes_mouth_and_yaw_of_each_face_in_its_colour(browser: Browser, server: Server) -> None:
+    with visit(browser, server) as page:
+        chart = page.locator("#live [data-ln=signals]")
+        page.click("#live [data-ln=start]")
+        running(page)
+        before = chart.bounding_box()
+        page.wait_for_function(CHARTED)
+        value = r"(-?[\d.]+|unknown)"
+        expect(chart).to_have_attribute(
+            "aria-label", re.compile(rf"face \d+: left eye {value}, right eye {value}, mouth {value}, yaw {value}°?$")
+        )
+        assert before is not None and chart.bounding_box() == before  # nothing moved
+
+
+GAP = """() => {
+    const canvas = Object.assign(document.createElement("canvas"), { style: "width: 400px; height: 160px" });
+    document.body.append(canvas);
+    const signals = new Lineament.views.webcam.signals.constructor(canvas, () => "0,255,0");
+    const face = { id: 1, box_xyxy: [0, 0, 9, 9], eye_aspect: [0.1, 0.4], mouth_aspect: null, pose_deg: { yaw: 20 } };
+    const drawn = [];
+    const ctx = canvas.getContext("2d");
+    for (const name of ["moveTo", "lineTo"]) {
+        const draw = ctx[name].bind(ctx);
+        ctx[name] = (x, y) => { drawn.push(name); draw(x, y); };
+    }
+    signals.add({ faces: [face] }, false); signals.add({ faces: [face] }, false);
+    signals.add({ faces: [] }, false); signals.add({ faces: [face] }, false);
+    const seen = [0, 1, 2, 3].map((row) => signals.latest(row));
+    drawn.length = 0; signals.draw();
+    signals.mirror = true;
+    const mirrored = [0, 1, 2, 3].map((row) => signals.latest(row));
+    canvas.remove();
+    return { seen, mirrored, lines: drawn.filter((name) => name === "lineTo").length };
+}"""
+
+
+def test_the_chart_leaves_a_gap_for_what_is_unknown_and_mirrors_with_the_picture(
+    browser: Browser, server: Server
+) -> None:
+    with visit(browser, server) as page:
+        got = page.evaluate(GAP)
+    assert got["seen"] == [0.1, 0.4, None, 20] and got["mirrored"] == [0.4, 0.1, None, -20]
+    # of three samples, only the first two are joined, in three rows; four more are the lines at zero
+    assert got["lines"] == 3 + 4
+
+
+def test_a_snapshot_is_the_picture_as_shown(browser: Browser, server: Server, tmp_path: Path) -> None:
+    with visit(browser, server) as page:
+        expect(page.locator("#live [data-ln=snapshot]")).to_be_disabled()
+        page.click("#live [data-ln=start]")
+        running(page)
+        page.click("#live [data-ln=stop]")  # the last picture stays
+        with page.expect_download() as download:
+            page.click("#live [data-ln=snapshot]")
+        assert re.fullmatch(r"lineament-\d{4}-\d\d-\d\d-\d{6}\.png", download.value.suggested_filename)
+        download.value.save_as(tmp_path / "snapshot.png")
+        bgr = cv2.imread(str(tmp_path / "snapshot.png"))
+        shown = page.evaluate("[Lineament.views.webcam.canvas.height, Lineament.views.webcam.canvas.width]")
+        assert bgr is not None and list(bgr.shape[:2]) == shown and bgr.std() > 10
+
+
+@pytest.mark.parametrize("ending", ["the button", "the end of the view", "the limit"])
+def test_a_recording_is_a_video_of_the_picture_as_shown(
+    browser: Browser, server: Server, tmp_path: Path, ending: str
+) -> None:
+    with visit(browser, server) as page:
+        expect(page.locator("#live [data-ln=record]")).to_be_disabled()
+        page.click("#live [data-ln=start]")
+        running(page)
+        page.click("#live [data-ln=record]")
+        expect(page.locator("#live [data-ln=record]")).to_have_text(re.compile(r"End recording 0:0[1-9]"))
+        with page.expect_download() as download:
+            if ending == "the limit":
+                page.evaluate("Lineament.views.webcam.keep.constructor.SECONDS = 1")
+            else:
+                page.click(f"#live [data-ln={'record' if ending == 'the button' else 'stop'}]")
+        expect(page.locator("#live [data-ln=record]")).to_have_text("Record")
+        expect(page.locator("#live [data-ln=saved]")).to_contain_text("the server keeps nothing")
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        shown = page.evaluate("[Lineament.views.webcam.canvas.height, Lineament.views.webcam.canvas.width]")
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    assert len(frames) > 3 and list(frames[-1].shape[:2]) == shown and frames[-1].std() > 10
+    assert not _left(server)
+
+
+def test_a_browser_that_cannot_record_says_so(browser: Browser, server: Server) -> None:
+    with visit(browser, server, init="delete window.MediaRecorder") as page:
+        page.click("#live [data-ln=start]")
+        running(page)
+        record = page.locator("#live [data-ln=record]")
+        expect(record).to_be_disabled()
+        expect(record).to_have_attribute("title", re.compile("this browser cannot record"))
+        expect(page.locator("#live [data-ln=snapshot]")).to_be_enabled()
 
 
 DRAWN = """() => {
@@ -331,6 +347,32 @@ def test_an_invalid_picture_gets_an_error_and_the_next_one_works(
         expect(page.locator("#image-result")).to_contain_text("3 faces")
 
 
+def test_a_crowd_is_listed_face_by_face(browser: Browser, server: Server, astronaut: U8, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "crowd.png"), np.tile(cv2.resize(astronaut[:256, 100:356], (128, 128)), (3, 4, 1)))
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        upload(page, "image-file", tmp_path / "crowd.png")
+        expect(page.locator("#image-result")).to_contain_text("12 faces in 512 x 384 px")
+        expect(page.locator("#image-result tbody tr")).to_have_count(12)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="points.json").click()
+        assert len(json.loads(download.value.path().read_text())["faces"]) == 12
+
+
+def test_a_file_in_the_wrong_tab_is_sent_to_the_right_one(
+    browser: Browser, server: Server, astronaut: U8, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), astronaut)
+    with visit(browser, server) as page:
+        tab(page, "Image")
+        upload(page, "image-file", sample_clip(tmp_path / "a.mp4", frames=5))
+        expect(page.locator("#image-result [role=alert]")).to_contain_text("use the Video tab")
+        tab(page, "Video")
+        upload(page, "video-file", tmp_path / "a.png")
+        page.get_by_role("button", name="Annotate").click()
+        expect(page.locator("#video-result [role=alert]")).to_contain_text("use the Image tab")
+
+
 def test_a_file_over_the_limit_is_refused_with_the_limit(browser: Browser, server: Server, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(bytes(3_000_000))
     with visit(browser, server) as page:
@@ -348,6 +390,53 @@ def test_two_models_are_shown_side_by_side_with_their_times(browser: Browser, se
         expect(page.locator("#compare-table")).to_contain_text("% of the distance")
         for side in ("left", "right"):
             expect(page.locator(f"#compare-{side} img")).to_be_visible()
+
+
+def test_two_models_are_shown_side_by_side_on_a_clip(browser: Browser, server: Server, tmp_path: Path) -> None:
+    with visit(browser, server) as page:
+        tab(page, "Compare")
+        page.get_by_label("Right model").click()
+        page.get_by_role("option", name="student-fast").click()
+        expect(page.get_by_role("button", name="Compare the clip")).to_be_hidden()
+        upload(page, "compare-file", sample_clip(tmp_path / "a.mkv", frames=30))
+        expect(page.locator("#compare-table")).to_contain_text("This is a clip")
+        page.get_by_role("button", name="Compare the clip").click()
+        expect(page.locator("#compare-table")).to_contain_text("% of the distance")
+        expect(page.locator("#compare-table tbody tr")).to_have_count(2)
+        for side in ("left", "right"):
+            page.wait_for_function(f"document.querySelector('#compare-{side} video').readyState >= 2")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="student-fast-points.jsonl").click()
+        assert len(download.value.path().read_text().splitlines()) == 30
+        videos = "[...document.querySelectorAll('#compare-left video, #compare-right video')]"
+        page.evaluate(f"{videos}[1].pause()")
+        page.wait_for_function(f"{videos}.every((video) => video.paused)")
+        page.evaluate(f"{videos}[0].currentTime = 0.5")
+        page.wait_for_function(f"{videos}.every((video) => Math.abs(video.currentTime - 0.5) < 0.01)")
+        # a picture in its place
+        page.get_by_role("button", name="One face").locator("visible=true").click()
+        expect(page.locator("#compare-left img")).to_be_visible()
+        expect(page.get_by_role("button", name="Compare the clip")).to_be_hidden()
+    until(lambda: not _left(server), lambda: _left(server))
+
+
+def test_the_results_of_video_and_compare_do_not_replace_each_other(
+    browser: Browser, server: Server, tmp_path: Path
+) -> None:
+    clip = sample_clip(tmp_path / "a.mp4", frames=5)
+    with visit(browser, server) as page:
+        tab(page, "Video")
+        upload(page, "video-file", clip)
+        page.get_by_role("button", name="Annotate").click()
+        expect(page.locator("#video-result")).to_contain_text("5 frames")
+        tab(page, "Compare")
+        upload(page, "compare-file", clip)
+        page.get_by_role("button", name="Compare the clip").click()
+        expect(page.locator("#compare-right video")).to_be_visible()
+        for where in ("video-result", "compare-left", "compare-right"):
+            source = page.get_attribute(f"#{where} video", "src")
+            assert page.request.get(server.url + str(source)).status == 200
+    until(lambda: not _left(server), lambda: _left(server))
 
 
 # ---- clip

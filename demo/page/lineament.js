@@ -6,6 +6,7 @@ window.Lineament = (() => {
   const COLOURS = ["60,230,120", "50,170,255", "255,160,80", "230,110,230", "240,220,90", "70,200,210", "255,130,130", "160,240,180"];
   const LONG_SIDE = 640; // of a frame as sent, px
   const QUALITY = 0.8;
+  const colourOf = (id) => COLOURS[id % COLOURS.length];
   const KEPT = 120; // measurements kept for the status line
 
   // ---- drawing -------------------------------------------------------------------------------------------------
@@ -24,7 +25,7 @@ window.Lineament = (() => {
 
   function drawFace(ctx, face, schema, x, view) {
     const shown = new Set(view.shown);
-    const colour = COLOURS[face.id % COLOURS.length];
+    const colour = colourOf(face.id);
     const [x1, y1, x2, y2] = face.box_xyxy;
     const size = Math.max(x2 - x1, y2 - y1);
     const text = Math.max(11, Math.min(ctx.canvas.width, ctx.canvas.height) / 30);
@@ -109,6 +110,8 @@ window.Lineament = (() => {
       this.find = (name) => element.querySelector(`[data-ln=${name}]`);
       this.canvas = this.find("canvas"); this.status = this.find("status"); this.error = this.find("error");
       this.meter = new Meter();
+      this.signals = new Signals(this.find("signals"), colourOf);
+      this.keep = new Keep(this.canvas, this.find);
       this.view = { mirror: false, shown: ["points", "curves"] };
       this.settings = {};
       this.socket = null; this.running = false;
@@ -144,10 +147,13 @@ window.Lineament = (() => {
     shown(result, latencyMs) {
       this.result = { ...result, latency_ms: latencyMs };
       this.meter.add(latencyMs);
+      this.signals.add(result, this.view.mirror);
+      this.keep.shown();
       const faces = result.faces.length;
       this.say(`${this.meter.fps.toFixed(0)} fps · ${this.meter.percentile(0.5).toFixed(0)} ms · ${faces} ${faces === 1 ? "face" : "faces"}`);
       this.element.dataset.state = "running"; this.element.dataset.frames = this.meter.frames; this.element.dataset.faces = faces;
     }
+    reset() { this.meter.reset(); this.signals.clear(); }
     visible() { return !document.hidden && this.canvas.offsetParent !== null; }
   }
 
@@ -177,7 +183,7 @@ window.Lineament = (() => {
         await this.open(kind, turn);
         if (turn !== this.turn || !(await this.connect(turn))) return;
         this.socket.send(JSON.stringify(this.settings));
-        this.meter.reset(); this.inFlight = false;
+        this.reset(); this.inFlight = false;
         this.watch(turn);
       } catch (error) {
         if (turn !== this.turn) return;
@@ -260,7 +266,7 @@ window.Lineament = (() => {
     }
     stop(text) {
       this.running = false; this.turn = null; this.inFlight = false;
-      this.drop();
+      this.drop(); this.keep.stopped();
       this.video.pause();
       this.video.srcObject?.getTracks().forEach((track) => track.stop());
       this.video.srcObject = null;
@@ -296,7 +302,7 @@ window.Lineament = (() => {
       this.say("opening the camera");
       try {
         if (!(await this.connect(turn))) return;
-        this.meter.reset();
+        this.reset();
         this.socket.send(JSON.stringify({ ...this.settings, url: this.address.value.trim() }));
       } catch (error) {
         if (turn !== this.turn) return;
@@ -322,7 +328,7 @@ window.Lineament = (() => {
       this.visible() ? next() : setTimeout(next, 1000);
     }
     closed() { if (this.running) { this.stop(""); if (this.error.hidden) this.fail("the connection to the demo is lost; start again"); } }
-    stop(text) { this.running = false; this.turn = null; this.drop(); this.say(text); this.element.dataset.state = "stopped"; this.buttons(); }
+    stop(text) { this.running = false; this.turn = null; this.drop(); this.keep.stopped(); this.say(text); this.element.dataset.state = "stopped"; this.buttons(); }
     buttons() { this.find("stop").disabled = !this.running; }
   }
 
