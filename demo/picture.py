@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from lineament.landmarks.types import U8, Floats, Frame, LineamentError, Result
 from lineament.stream.analyse.analyser import Analyser
 from lineament.stream.write.draw import draw
 from lineament.stream.write.json_line import result_json
+from lineament.stream.write.table import csv_of
 
 _TIMED_RUNS = 9
 """runs of a model on one crop; the median is reported"""
@@ -52,7 +51,8 @@ def downloads(result: Result, settings: Settings) -> list[tuple[str, str]]:
     if not result.tracks:
         return []
     text = json.dumps(result_json(result, settings.schema), indent=1)
-    files = [("points.json", "application/json", text), ("points.csv", "text/csv", _csv(result, settings.schema))]
+    table = csv_of(result, SCHEMAS[settings.schema])
+    files = [("points.json", "application/json", text), ("points.csv", "text/csv", table)]
     for track in result.tracks:
         points = convert(track.points, WFLW98, SCHEMAS[settings.schema])
         files.append((f"face-{track.id}.pts", "text/plain", pts(points)))
@@ -78,8 +78,8 @@ class Timed:
 def compare(bgr: U8, names: tuple[str, str], settings: Settings, models: Models) -> tuple[Timed, Timed, float]:
     """Runs both models on a picture; also returns how far their points are apart."""
     first, second = (_timed(bgr, replace(settings, model=name), models) for name in names)
-    points = [[track.points for track in timed.result.tracks] for timed in (first, second)]
-    return first, second, apart(*points, WFLW98)
+    one, other = ([track.points for track in timed.result.tracks] for timed in (first, second))
+    return first, second, apart(one, other, WFLW98)
 
 
 def _timed(bgr: U8, settings: Settings, models: Models) -> Timed:
@@ -110,17 +110,6 @@ def apart(first: Sequence[Floats], second: Sequence[Floats], schema: Schema) -> 
         if means and ocular > 0 and min(means) < ocular:
             distances.append(100 * min(means) / ocular)
     return float(np.mean(distances)) if distances else float("nan")
-
-
-def _csv(result: Result, schema: str) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("face", "point", "part", "x", "y"))
-    parts = {index: name for name, indices in SCHEMAS[schema].parts.items() for index in indices}
-    for track in result.tracks:
-        for index, (x, y) in enumerate(convert(track.points, WFLW98, SCHEMAS[schema]).tolist()):
-            rows.writerow((track.id, index, parts[index], f"{x:.2f}", f"{y:.2f}"))
-    return text.getvalue()
 
 
 def _data_url(kind: str, data: bytes) -> str:

@@ -444,7 +444,11 @@ def test_every_face_of_a_crowded_picture_is_listed(astronaut: U8, models: Models
 def test_points_are_offered_as_json_csv_and_pts(astronaut: U8, models: Models) -> None:
     result = find(astronaut, Settings(), models)
     assert len(result.tracks) == 1
-    assert [name for name, _ in downloads(result, Settings())] == ["points.json", "points.csv", "face-1.pts"]
+    files = dict(downloads(result, Settings()))
+    assert list(files) == ["points.json", "points.csv", "face-1.pts"]
+    header, row = base64.b64decode(files["points.csv"].partition(",")[2]).decode().splitlines()
+    cells = dict(zip(header.split(","), row.split(",")))
+    np.testing.assert_allclose(float(cells["x_16"]), result.tracks[0].points[16, 0], atol=0.01)
     text = pts(result.tracks[0].points)
     assert text.startswith("version: 1\nn_points: 98\n{\n")
     points = np.array([line.split() for line in text.splitlines()[3:-1]], float)

@@ -143,7 +143,7 @@ class VideoSource(BaseSource):
             if packet.stream.index != stream.index:  # not packet.stream_index: the last, empty one has 0 there
                 continue
             try:
-                yield from cast("list[av.VideoFrame]", packet.decode())
+                yield from packet.decode()
             except av.error.EOFError:
                 raise
             except av.error.FFmpegError:  # the error for a damaged packet depends on the codec

@@ -72,6 +72,11 @@ def rows(result: Result, schema: Schema) -> list[list[Cell]]:
     return [[(common | face).get(name) for name in _COLUMNS] + points for face, points in found or [({}, unknown)]]
 
 
+def csv_of(result: Result, schema: Schema) -> str:
+    """One result as CSV, with the header."""
+    return _csv([list(columns(schema)), *rows(result, schema)])
+
+
 class CsvSink(AppendSink):
     """CSV with a header line. The rows of a frame are written in one system call."""
 
