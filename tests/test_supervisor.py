@@ -26,6 +26,7 @@ from lineament.stream.analyse.batch import SharedLandmarker
 from lineament.stream.analyse.followed import TrackConfig
 from lineament.stream.read.camera import CameraSource
 from lineament.stream.read.reconnect import RetryConfig
+from lineament.stream.read.spec import ReadConfig
 from lineament.stream.run import pipeline
 from lineament.stream.run.cameras import Camera
 from lineament.stream.run.session import SessionConfig
@@ -267,7 +268,7 @@ def test_an_auto_that_chose_the_camera_never_becomes_the_sample(monkeypatch: pyt
         def _next(self) -> Frame | None:
             raise LineamentError("unplugged")
 
-    def opens(spec: str) -> CameraSource:
+    def opens(spec: str, cfg: ReadConfig | None) -> CameraSource:
         opened.append(spec)
         return Unplugged(0)
 
