@@ -71,9 +71,10 @@ window.Lineament = (() => {
     const [x1, , x2, y2] = face.box_xyxy;
     const left = Math.min(x(x1), x(x2));
     const number = (v) => (v === null ? "?" : v.toFixed(2));
+    const whole = (v) => Math.round(v) || 0; // not -0
     const side = mirror ? -1 : 1; // left and right as seen on the screen
     const eyes = mirror ? [...face.eye_aspect].reverse() : face.eye_aspect;
-    write(ctx, `yaw ${(side * yaw).toFixed(0)} pitch ${pitch.toFixed(0)} roll ${(side * roll).toFixed(0)}`, left, y2 + text * 1.3, text * 0.8);
+    write(ctx, `yaw ${whole(side * yaw)} pitch ${whole(pitch)} roll ${whole(side * roll)}`, left, y2 + text * 1.3, text * 0.8);
     write(ctx, `eyes ${eyes.map(number).join(" ")} mouth ${number(face.mouth_aspect)}`, left, y2 + text * 2.4, text * 0.8);
   }
 

@@ -54,10 +54,10 @@ class Signals {
       for (const [id, samples] of this.faces) {
         ctx.strokeStyle = `rgb(${this.colour(id)})`;
         ctx.beginPath();
-        let before = null; // time of the last point; a longer pause, or an unknown value, leaves a gap
+        let before = null; // time of the last point; an unknown value, or a hidden page, leaves a gap
         for (const sample of samples) {
           const value = this.value(sample, i), x = width * (1 - (this.now - sample[0]) / Signals.SECONDS);
-          if (value !== null) before !== null && sample[0] - before < 1 ? ctx.lineTo(x, y(value)) : ctx.moveTo(x, y(value));
+          if (value !== null) before !== null && sample[0] - before < 3 ? ctx.lineTo(x, y(value)) : ctx.moveTo(x, y(value));
           before = value === null ? null : sample[0];
         }
         ctx.stroke();
