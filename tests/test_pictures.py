@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from pillow_heif import register_heif_opener
 
@@ -106,6 +107,18 @@ def test_a_sensor_that_fills_a_part_of_its_16_bits_gives_a_bright_picture(
     cv2.imwrite(str(tmp_path / f"a{suffix}"), grey)
     bgr = read_image(tmp_path / f"a{suffix}")
     assert bgr.shape == (64, 96, 3) and bgr.max() == 255 and abs(float(bgr.mean()) - 127) < 2
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_tiff_with_a_plane_for_each_colour_is_read(tmp_path: Path, depth: type[np.unsignedinteger[Any]]) -> None:
+    planes = np.moveaxis(np.asarray(photo()), -1, 0).astype(depth) * (257 if depth is np.uint16 else 1)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.asarray(photo())[..., ::-1])
+
+
+def test_a_tiff_that_pillow_cannot_read_is_read_by_opencv(tmp_path: Path) -> None:
+    photo().convert("YCbCr").save(tmp_path / "a.tif")
+    assert np.abs(read_image(tmp_path / "a.tif").astype(int) - np.asarray(photo())[..., ::-1]).mean() < 6
 
 
 @pytest.mark.parametrize("white", [1.0, 255.0, 60000.0])

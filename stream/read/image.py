@@ -52,6 +52,8 @@ _MAX_PAGES = 10_000
 """of a TIFF; the time to find them grows with their square"""
 _PREVIEW, _MASK = 1, 4
 """bits of a TIFF page's NewSubfileType"""
+_PLANES = 2
+"""PlanarConfiguration of a TIFF that keeps each colour apart"""
 DAMAGED = (
     OSError,
     ValueError,
@@ -198,7 +200,11 @@ class Picture:
             return self._floats()
         self._picture.seek(frame)
         self._check_size(*self._picture.size, _FLOAT_BYTES if self._picture.mode == "F" else 1)
-        return self._jpeg(self._picture) if self.kind in ("JPEG", "MPO") else bgr_of(self._picture)
+        if self.kind in ("JPEG", "MPO"):
+            return self._jpeg(self._picture)
+        if isinstance(self._picture, TiffImageFile):
+            return self._tiff(self._picture, frame)
+        return bgr_of(self._picture)
 
     def _jpeg(self, picture: Image.Image) -> U8:
         """By OpenCV, which is faster; one that is cut short by Pillow, which reads what is there."""
@@ -214,6 +220,21 @@ class Picture:
                 bgr = bgr_of(ended)
             self.cut_short = True
             return bgr
+
+    def _tiff(self, picture: TiffImageFile, page: int) -> U8:
+        """By OpenCV if Pillow cannot, or would take one byte of two for a colour."""
+        size, tags = picture.size, picture.tag_v2
+        try:
+            if tags.get(Tag.PlanarConfiguration) == _PLANES and max(tags[Tag.BitsPerSample]) > 8:
+                raise ValueError
+            return bgr_of(picture)
+        except DAMAGED:
+            if page:  # OpenCV reads the first
+                raise
+            bgr = cv2.imdecode(np.frombuffer(self._path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+            if bgr is None or sorted(bgr.shape[:2]) != sorted(size):
+                raise
+            return np.asarray(bgr, np.uint8)
 
     def _floats(self) -> U8:
         """A picture of floating-point colours, by OpenCV: Pillow has none."""
