@@ -15,8 +15,7 @@ class ReadConfig:
     """How a source is read."""
 
     stream: int | None = None
-    """Read this one of several video streams in a file, counted from 0. The default is the largest; the log lists
-    them."""
+    """Read this one of several video streams, counted from 0. The default is the largest; the log lists them."""
     poll_s: float | None = None
     """Fetch a picture at an http:// or https:// address, such as a camera's snapshot, every so many seconds, as a live
     source."""
