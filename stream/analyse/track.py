@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
-from lineament.landmarks.iris import find_irises
+from lineament.landmarks.iris import find_irises, place_irises
 from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import (
     F32,
@@ -388,9 +388,9 @@ class Tracker:
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
         face = Face(bounds(points), followed.score, self._schema.roll_rad(points))
-        followed.shown = Track(
-            followed.id, face, points, confidence, irises=followed.irises, neutral=followed.neutral.measures
-        )
+        irises = None if followed.irises is None else place_irises(points, followed.irises)
+        learnt = followed.neutral.measures
+        followed.shown = Track(followed.id, face, points, confidence, irises=irises, neutral=learnt)
 
 
 @contextmanager
