@@ -29,7 +29,7 @@ def expression(
     """Coefficients from 0 to 1 by ARKit's names; nan where the points allow none: all of them without a head pose,
     those of eyeLook without irises or while the eyes are closed, those of a part that is hidden.
 
-    points: (98, 2) of WFLW98, frame px. fit: of these points. irises: (2, 2) frame px as find_irises returns them.
+    points: (98, 2) of WFLW98, frame px. fit: of these points. irises: (2, 2) frame px as place_irises returns them.
     neutral: (M,) measures of this person's relaxed face; without it, that of people in general.
     visibility: (98,) of the points, if known.
     """

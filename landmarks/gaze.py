@@ -44,7 +44,7 @@ class Gaze(NamedTuple):
 def gaze(points: Floats, fit: Fit, irises: F32 | None, neutral: F64 | None = None) -> Gaze:
     """Relative to the camera's line of sight. points: (98, 2) of WFLW98, frame px. fit: of these points.
 
-    irises: (2, 2) frame px as find_irises returns them; nan or None for those not seen. neutral: (M,) measures of this
+    irises: (2, 2) frame px as place_irises returns them; nan or None for those not seen. neutral: (M,) measures of this
     person's relaxed face, which tell a closed eye from a narrow one.
     """
     return _angles(fit.turn @ sight(points, fit, irises, neutral))

@@ -26,41 +26,56 @@ _LEAST = 20
 """px of the iris between the lids, and of the rest of the eye"""
 _CONTRAST = 15.0
 """least grey levels by which an iris is darker than the rest of the eye"""
-_SMALLEST_PX = 18.0
-"""least width of an eye in the frame: in a smaller one, lashes and reflections are as dark and as large"""
+_SMALLEST_PX, _LARGEST_PX = 18.0, 1e5
+"""least and most width of an eye in the frame: in a smaller one, lashes and reflections are as dark and as large"""
 _FARTHEST = 1000.0
 """px in the patch: lids beyond are no eye's"""
 
+_EYES = np.array([WFLW98.parts["left_eye"], WFLW98.parts["right_eye"]])
+_PUPILS = np.array([*WFLW98.parts["left_pupil"], *WFLW98.parts["right_pupil"]])
 
-def find_irises(bgr: U8, points: Floats, visibility: Floats | None = None) -> F32:
-    """(2, 2) frame px of the irises' centres, that on the left of the image first; nan where there is none to be seen.
 
-    bgr: (H, W, 3) uint8. points: (98, 2) of WFLW98, frame px. visibility: (98,) of the points, if known.
-    The height is that of the pupil's point: lids hide the upper and lower edge of an iris.
+def find_irises(bgr: U8, points: Floats, visibility: Floats | None = None) -> F64:
+    """(2,) how far each iris lies to the right of the middle of its eye's corners, in widths of the eye; the eye on the
+    left of the image first. Nan where none can be seen.
+
+    bgr: (H, W, 3) uint8. points: (98, 2) of WFLW98, frame px, not smoothed: those are where the eyes are in this frame.
+    visibility: (98,) of the points, if known.
     """
-    found = np.full((2, 2), np.nan, np.float32)
-    for i, (eye, pupil) in enumerate((("left_eye", "left_pupil"), ("right_eye", "right_pupil"))):
-        if visibility is not None and visibility[list(WFLW98.parts[eye])].mean() < SEEN:
-            continue
-        ring = WFLW98.part(eye, points).astype(np.float64)
-        found[i] = _iris(bgr, ring, WFLW98.part(pupil, points)[0])
+    found = np.array([_aside(bgr, ring) for ring in points[_EYES].astype(np.float64)])
+    if visibility is not None:
+        found[visibility[_EYES].mean(1) < SEEN] = np.nan
     return found
 
 
-def _iris(bgr: U8, ring: F64, pupil: Floats) -> F64:
-    """(2,) frame px. ring: (8, 2) from one corner along the top."""
-    nowhere = np.full(2, np.nan)
+def place_irises(points: Floats, aside: F64) -> F32:
+    """(2, 2) frame px of irises that lie so far aside. points: (98, 2) frame px, which may be smoothed.
+
+    Lids hide the upper and lower edge of an iris, so its height over the eye's corners is that of the pupil's point.
+    """
+    rings = points[_EYES].astype(np.float64)
+    along = rings[:, 4] - rings[:, 0]
+    across = np.column_stack([-along[:, 1], along[:, 0]])
+    middles = (rings[:, 0] + rings[:, 4]) / 2
+    with np.errstate(all="ignore"):
+        up = ((points[_PUPILS] - middles) * across).sum(1) / (across * across).sum(1)
+        return np.asarray(middles + along * aside[:, None] + across * up[:, None], np.float32)
+
+
+def _aside(bgr: U8, ring: F64) -> float:
+    """ring: (8, 2) frame px, from one corner along the top."""
     along = ring[4] - ring[0]
     width = float(np.hypot(*along))
-    if not _SMALLEST_PX <= width < 1e5:
-        return nowhere
+    if not _SMALLEST_PX <= width < _LARGEST_PX:
+        return np.nan
     cos, sin = along * (_WIDTH / width**2)
-    center = ring.mean(0)
     turned = np.array([[cos, sin], [-sin, cos]])
-    patch_from_frame = np.column_stack([turned, (_RADIUS + _REACH, _RADIUS) - turned @ center])
-    lids = ring @ turned.T + patch_from_frame[:, 2]
+    # in the patch, the middle of the corners across, and of the lids down
+    lids = (ring - (ring[0] + ring[4]) / 2) @ turned.T
+    lids += (_RADIUS + _REACH, _RADIUS - lids[:, 1].mean())
     if not np.abs(lids).max() < _FARTHEST:
-        return nowhere
+        return np.nan
+    patch_from_frame = np.column_stack([turned, lids[0] - turned @ ring[0]])
     patch = cv2.cvtColor(cv2.warpAffine(bgr, patch_from_frame, _HW[::-1]), cv2.COLOR_BGR2GRAY)
     between = cv2.fillPoly(np.zeros(_HW, np.uint8), [np.round(lids).astype(np.int32)], 1)
     planes = np.stack([between, between * patch]).astype(np.float32)
@@ -72,10 +87,8 @@ def _iris(bgr: U8, ring: F64, pupil: Floats) -> F64:
     contrast[(area < _LEAST) | (all_area - area < _LEAST)] = -np.inf
     best = int(contrast.argmax())
     if not contrast[best] >= _CONTRAST:
-        return nowhere
-    aside = (best - _REACH + _peak(contrast[max(best - 1, 0) : best + 2])) / _WIDTH
-    across = np.array([-along[1], along[0]]) / width
-    return np.asarray(center + along * aside + across * ((pupil - center) @ across))
+        return np.nan
+    return (best - _REACH + _peak(contrast[max(best - 1, 0) : best + 2])) / _WIDTH
 
 
 def _peak(around: Floats) -> float:

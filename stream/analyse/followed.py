@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lineament.landmarks.types import F32, Track
+from lineament.landmarks.types import F32, F64, Track
 from lineament.stream.analyse.neutral import Neutral
 from lineament.stream.analyse.smooth import Smoother
 
@@ -90,8 +90,8 @@ class Followed:
     recalled: bool = False
     """taken over from another tracker and not seen yet: how long it has been moving is unknown"""
     neutral: Neutral = field(default_factory=Neutral)
-    irises: F32 | None = None
-    """(2, 2) frame px, in the last result"""
+    irises: F64 | None = None
+    """(2,) as find_irises returns them, of the last frame"""
 
     def become_another(self) -> None:
         """Starts again as a new face at the same place."""

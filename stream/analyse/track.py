@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
-from lineament.landmarks.iris import find_irises
+from lineament.landmarks.iris import find_irises, place_irises
 from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import (
     F32,
@@ -422,11 +422,9 @@ class Tracker:
         if self._cfg.smooth and not self._still:
             points = followed.smoother(points, time_s)
         face = Face(bounds(points), followed.score, self._schema.roll_rad(points))
-        followed.shown = Track(
-            *(followed.id, face, points, look.confidence, followed.visibility),
-            irises=followed.irises,
-            neutral=followed.neutral.measures,
-        )
+        irises = None if followed.irises is None else place_irises(points, followed.irises)
+        seen, learnt = followed.visibility, followed.neutral.measures
+        followed.shown = Track(followed.id, face, points, look.confidence, seen, irises=irises, neutral=learnt)
 
     def _visibility(self, followed: Followed, look: Look, frame: Frame) -> F32 | None:
         """(K,) the visibility of a look, averaged over the last looks; 0 outside the frame."""
