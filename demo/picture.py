@@ -78,8 +78,8 @@ class Timed:
 def compare(bgr: U8, names: tuple[str, str], settings: Settings, models: Models) -> tuple[Timed, Timed, float]:
     """Runs both models on a picture; also returns how far their points are apart."""
     first, second = (_timed(bgr, replace(settings, model=name), models) for name in names)
-    points = [[track.points for track in timed.result.tracks] for timed in (first, second)]
-    return first, second, apart(*points, WFLW98)
+    points, others = ([track.points for track in timed.result.tracks] for timed in (first, second))
+    return first, second, apart(points, others, WFLW98)
 
 
 def _timed(bgr: U8, settings: Settings, models: Models) -> Timed:
