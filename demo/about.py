@@ -50,8 +50,9 @@ def _limits(cfg: DemoConfig) -> str:
 _PRIVACY = """## Privacy
 
 Pictures, clips and frames are processed on the machine that serves this page and are not sent anywhere else. Webcam
-frames are never written to disk. Your uploads and results are deleted when you close the page, or some minutes after
-their last use. There is no usage tracking, and the page loads no third-party scripts."""
+frames are never written to disk. Snapshots and recordings are made in your browser. Your uploads and results are
+deleted when you close the page, or some minutes after their last use. There is no usage tracking, and the page loads no
+third-party scripts."""
 
 _INTERFACE = """## API
 

@@ -15,26 +15,30 @@ class Signals {
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
   clear() { this.faces = new Map(); this.largest = null; this.now = 0; }
-  // samples of a face: [time in s, left eye, right eye, mouth, yaw], left and right as in the frame, null where unknown
+  // values of a face: left eye, right eye, mouth, yaw, left and right as in the frame, null where unknown
   add(result, mirror) {
     this.now = performance.now() / 1e3; this.mirror = mirror;
-    const seen = new Map(result.faces.map((face) => [face.id, [...face.eye_aspect, face.mouth_aspect, face.pose_deg.yaw]]));
-    for (const id of seen.keys()) if (!this.faces.has(id)) this.faces.set(id, []);
-    for (const [id, samples] of this.faces) {
-      samples.push([this.now, ...(seen.get(id) ?? [null, null, null, null])]);
-      while (samples[0][0] < this.now - Signals.SECONDS) samples.shift();
-      if (samples.every((sample) => sample.slice(1).every((value) => value === null))) this.faces.delete(id);
+    const first = this.now - Signals.SECONDS, ids = new Set(result.faces.map((face) => face.id));
+    for (const face of result.faces) {
+      if (!this.faces.has(face.id)) this.faces.set(face.id, { samples: [], seen: 0 });
+      const { samples } = Object.assign(this.faces.get(face.id), { seen: this.now });
+      samples.push({ time: this.now, values: [...face.eye_aspect, face.mouth_aspect, face.pose_deg.yaw] });
+    }
+    for (const [id, { samples, seen }] of this.faces) {
+      if (!ids.has(id)) samples.push({ time: this.now, values: [null, null, null, null] });
+      while (samples[0].time < first) samples.shift();
+      if (seen < first) this.faces.delete(id);
     }
     const area = ({ box_xyxy: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
     this.largest = result.faces.reduce((a, b) => (a && area(a) >= area(b) ? a : b), null)?.id ?? null;
     this.draw(); this.label();
   }
   // left and right as seen on the screen
-  value(sample, row) {
-    const [, left, right, mouth, yaw] = sample;
-    return this.mirror ? [right, left, mouth, yaw === null ? null : -yaw][row] : [left, right, mouth, yaw][row];
+  value({ values }, row) {
+    if (!this.mirror) return values[row];
+    return row < 2 ? values[1 - row] : row === 3 && values[3] !== null ? -values[3] : values[row];
   }
-  latest(row) { const sample = this.faces.get(this.largest)?.at(-1); return sample ? this.value(sample, row) : null; }
+  latest(row) { const sample = this.faces.get(this.largest)?.samples.at(-1); return sample ? this.value(sample, row) : null; }
   draw() {
     const canvas = this.canvas, scale = window.devicePixelRatio || 1;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
@@ -44,21 +48,21 @@ class Signals {
     const ctx = canvas.getContext("2d"), step = height / Signals.ROWS.length;
     ctx.setTransform(scale, 0, 0, scale, 0, 0);
     ctx.clearRect(0, 0, width, height);
-    ctx.font = "12px system-ui, sans-serif"; ctx.textBaseline = "top"; ctx.lineJoin = "round";
+    ctx.font = "12px system-ui, sans-serif"; ctx.textBaseline = "top"; ctx.lineJoin = "bevel";
     Signals.ROWS.forEach((row, i) => {
       const top = i * step;
       const y = (value) => top + 6 + (step - 12) * (1 - Math.min(1, Math.max(0, (value - row.low) / (row.high - row.low))));
       ctx.strokeStyle = "rgba(255,255,255,.18)"; ctx.lineWidth = 1;
       ctx.beginPath(); ctx.moveTo(0, y(0)); ctx.lineTo(width, y(0)); ctx.stroke();
       ctx.lineWidth = 1.5;
-      for (const [id, samples] of this.faces) {
+      for (const [id, { samples }] of this.faces) {
         ctx.strokeStyle = `rgb(${this.colour(id)})`;
         ctx.beginPath();
         let before = null; // time of the last point; an unknown value, or a hidden page, leaves a gap
         for (const sample of samples) {
-          const value = this.value(sample, i), x = width * (1 - (this.now - sample[0]) / Signals.SECONDS);
-          if (value !== null) before !== null && sample[0] - before < 3 ? ctx.lineTo(x, y(value)) : ctx.moveTo(x, y(value));
-          before = value === null ? null : sample[0];
+          const value = this.value(sample, i), x = width * (1 - (this.now - sample.time) / Signals.SECONDS);
+          if (value !== null) before !== null && sample.time - before < 3 ? ctx.lineTo(x, y(value)) : ctx.moveTo(x, y(value));
+          before = value === null ? null : sample.time;
         }
         ctx.stroke();
       }
