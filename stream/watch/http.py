@@ -106,7 +106,7 @@ class Monitor:
         """
         return not is_loopback(self._host) or all(is_loopback(_without_port(host)) for host in hosts)
 
-    def answer(self, path: str, accept: str) -> tuple[int, str, str]:
+    def answer(self, path: str, accept: str = "") -> tuple[int, str, str]:
         """HTTP status, content type and body for a path and an Accept header."""
         match path.split("?")[0]:
             case "/":
