@@ -78,10 +78,9 @@ def _aside(bgr: U8, ring: F64) -> float:
     patch_from_frame = np.column_stack([turned, lids[0] - turned @ ring[0]])
     patch = cv2.cvtColor(cv2.warpAffine(bgr, patch_from_frame, _HW[::-1]), cv2.COLOR_BGR2GRAY)
     between = cv2.fillPoly(np.zeros(_HW, np.uint8), [np.round(lids).astype(np.int32)], 1)
-    planes = np.stack([between, between * patch]).astype(np.float32)
-    windows = np.lib.stride_tricks.sliding_window_view(planes, _HW[0], axis=2)
-    area, light = windows.transpose(0, 2, 1, 3).reshape(2, -1, _disc().size) @ _disc().ravel()
-    all_area, all_light = planes.sum((1, 2))
+    planes = np.stack([between, between * patch]).reshape(2, -1).astype(np.float32)
+    area, light = planes @ _discs()
+    all_area, all_light = planes.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         contrast = (all_light - light) / (all_area - area) - light / area
     contrast[(area < _LEAST) | (all_area - area < _LEAST)] = -np.inf
@@ -101,6 +100,9 @@ def _peak(around: Floats) -> float:
 
 
 @cache
-def _disc() -> F32:
-    y, x = np.mgrid[-_RADIUS : _RADIUS + 1, -_RADIUS : _RADIUS + 1]
-    return np.asarray(x * x + y * y <= (_RADIUS + 0.25) ** 2, np.float32)
+def _discs() -> F32:
+    """(height times width of the patch, places of an iris), 1 within it."""
+    y, x = np.mgrid[: _HW[0], : _HW[1]]
+    places = _RADIUS + np.arange(2 * _REACH + 1)
+    distance = np.hypot(x[..., None] - places, y[..., None] - _RADIUS)
+    return np.asarray(distance <= _RADIUS + 0.25, np.float32).reshape(-1, len(places))
