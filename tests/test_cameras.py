@@ -150,6 +150,7 @@ def test_a_name_that_is_taken_gets_the_next_free_number(specs: list[str], names:
     assert [camera.name for camera in named(specs, [])] == names
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=20), min_size=2, max_size=8))
 def test_names_are_always_file_names_and_always_differ(specs: list[str]) -> None:
     names = [camera.name for camera in named(specs, [])]
