@@ -759,7 +759,7 @@ def test_the_client_gets_one_sentence_per_error(server: Server, astronaut: U8, t
     cv2.imwrite(str(tmp_path / "a.png"), astronaut)
     (tmp_path / "text.jpg").write_bytes(WRONG_PICTURES["text.jpg"][0])
     with client(server) as api:
-        with pytest.raises(AppError, match="not a supported picture"):
+        with pytest.raises(AppError, match="not a picture, or damaged"):
             api.predict(handle_file(str(tmp_path / "text.jpg")), api_name="/landmarks")
         with pytest.raises(AppError, match="choose one of student"):
             api.predict(handle_file(str(tmp_path / "a.png")), model="/etc/passwd", api_name="/landmarks")
