@@ -173,7 +173,9 @@ def _run_ours(path: Path, faces: int, landmarker: Landmarker) -> Run:
         warm = np.zeros((1, *landmarker.card.input_hw, 3), np.uint8)
         landmarker(warm), detector(np.zeros((480, 640, 3), np.uint8))
         began_s, count, found = time.perf_counter(), 0, 0
-        with Pipeline(VideoSource(path), Tracker(detector, landmarker, TrackConfig(max_faces=faces))) as results:
+        # as without an output that has gaze and expression
+        tracker = Tracker(detector, landmarker, TrackConfig(max_faces=faces), expressive=False)
+        with Pipeline(VideoSource(path), tracker) as results:
             for result in results:
                 count, found = count + 1, found + len(result.tracks)
         elapsed_s = time.perf_counter() - began_s
@@ -225,7 +227,7 @@ def _stages(path: Path, faces: int) -> None:
     stats = Stats()
     with (
         engines.load(engines.DEFAULT) as landmarker,
-        Analyser(landmarker, TrackConfig(max_faces=faces)) as analyser,
+        Analyser(landmarker, TrackConfig(max_faces=faces), expressive=False) as analyser,
         Pipeline(VideoSource(path), analyser) as results,
     ):
         for result in results:

@@ -18,9 +18,12 @@ from pythonosc.osc_bundle import OscBundle
 from lineament.landmarks.expression import expression
 from lineament.landmarks.pose import fit
 from lineament.landmarks.types import F32, F64, Face, Frame, LineamentError, Result, Track
+from lineament.stream.analyse.followed import TrackConfig
+from lineament.stream.analyse.track import Tracker
 from lineament.stream.write.network import Background
-from lineament.stream.write.open import open_sink
+from lineament.stream.write.open import is_expressive, open_sink
 from lineament.stream.write.vmc import presets
+from tests.blobs import BlobDetector, BlobLandmarker, scene
 from tests.drawn_faces import HW, looking, seen, with_eyes, with_mouth
 from tests.published import feed, nothing_left
 from tests.waiting import WAIT_S
@@ -289,3 +292,28 @@ def test_an_address_that_is_wrong_is_refused_at_once(output: str, says: str) -> 
     with pytest.raises(LineamentError, match=says) as caught:
         open_sink(output)
     assert re.search("use ", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("output", "needed"),
+    [
+        ("-", True),
+        ("out/points.JSONL", True),
+        ("ws://127.0.0.1:9200", True),
+        ("mqtts://broker/faces", True),
+        ("osc://127.0.0.1:39539", True),
+        ("openseeface://127.0.0.1:11573", True),
+        ("annotated.mp4", False),
+        ("points.csv", False),
+        ("rtsp://server/me", False),
+    ],
+)
+def test_irises_are_searched_only_for_outputs_with_gaze_and_expression(output: str, needed: bool) -> None:
+    assert is_expressive(output) is needed
+
+
+def test_a_tracker_that_need_not_know_the_gaze_does_not_look_for_irises() -> None:
+    for expressive in (True, False):
+        tracker = Tracker(BlobDetector(), BlobLandmarker(), TrackConfig(), expressive=expressive)
+        (track,) = tracker(scene([(100, 80)])).tracks
+        assert (track.irises is not None) is expressive

@@ -25,14 +25,16 @@ class Analyser(Tracker):
         *,
         still: bool = False,
         min_score: float = MIN_SCORE,
+        expressive: bool = True,
     ) -> None:
         """landmarker: borrowed, not closed. min_score: of the detector, 0..1.
 
-        still: every frame stands alone and shows every face, whatever cfg.max_faces is.
+        still: every frame stands alone and shows every face, whatever cfg.max_faces is. expressive: as in Tracker.
         """
         cfg = cfg or TrackConfig()
         self._owned = (ImageDetector if still else VideoDetector)(min_score=min_score)
-        super().__init__(self._owned, landmarker, replace(cfg, max_faces=0) if still else cfg, still=still)
+        cfg = replace(cfg, max_faces=0) if still else cfg
+        super().__init__(self._owned, landmarker, cfg, still=still, expressive=expressive)
 
     def close(self) -> None:
         self._owned.close()

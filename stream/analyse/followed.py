@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,16 @@ class TrackerState:
     next_id: int
     """the next unused id"""
     faces: tuple[Remembered, ...] = ()
+
+
+class Look(NamedTuple):
+    """What the landmark model says of one crop."""
+
+    points: F32
+    """(K, 2) frame px"""
+    confidence: float
+    visibility: F32 | None
+    """(K,) 0..1"""
 
 
 @dataclass(slots=True)

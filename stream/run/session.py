@@ -35,7 +35,7 @@ from lineament.stream.run.stats import Stats
 from lineament.stream.write.base import Sink
 from lineament.stream.write.blur import Blur
 from lineament.stream.write.draw import DrawConfig, draw
-from lineament.stream.write.open import is_address, open_sink
+from lineament.stream.write.open import is_address, is_expressive, open_sink
 
 OLD_OPTIONS = {"--every": "--detect-every"}
 """renamed options: old name to new"""
@@ -169,7 +169,10 @@ class Session:
             stack.callback(source.close)
             # only a followed face is blurred, so blurring follows all and searches every frame
             track = replace(cfg.track, detect_every=1, max_faces=0) if cfg.blur_faces else cfg.track
-            analyser = Analyser(self._landmarker, track, still=source.still, min_score=cfg.min_score)
+            expressive = cfg.view.gaze or any(map(is_expressive, self._outputs))
+            analyser = Analyser(
+                self._landmarker, track, still=source.still, min_score=cfg.min_score, expressive=expressive
+            )
             tracker = self.tracker = stack.enter_context(analyser)
             if self.before is not None:
                 tracker.resume(*self.before)

@@ -23,6 +23,7 @@ from lineament.stream.write.table import CsvSink, ParquetSink
 
 log = logging.getLogger(__name__)
 
+_EXPRESSIVE = ("ws:", "mqtt", "osc:", "openseeface:")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|virtual:")
 """how an address begins"""
 
@@ -103,6 +104,11 @@ def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
     if address.scheme == "openseeface":
         return Background(Udp(address, packet), address.shown, POSES)
     return Background(MediaServer(address, fps), address.shown, PICTURES)
+
+
+def is_expressive(output: str) -> bool:
+    """Whether an output has each face's gaze and expression: JSON lines, messages and avatars."""
+    return output == "-" or output.lower().endswith(".jsonl") or output.startswith(_EXPRESSIVE)
 
 
 def is_address(output: str) -> bool:
