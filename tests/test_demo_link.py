@@ -81,6 +81,7 @@ def test_the_space_starts_from_its_folder_alone_and_shows_faces(browser: Browser
 # ---- reverse proxy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proxy", ["nginx", "caddy"])
 def test_behind_a_documented_proxy_everything_works_with_tls_and_a_login(
     browser: Browser, tmp_path: Path, proxy: str

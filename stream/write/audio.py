@@ -337,6 +337,8 @@ class _Encoded:
             raise ValueError("a damaged packet") from None
         for frame in frames:
             assert isinstance(frame, AudioFrame)
+            if not frame.sample_rate or not frame.layout.nb_channels:  # FFmpeg's resampler would divide by them
+                raise ValueError("a damaged packet")
             delay_s = 0.0
             if frame.time is not None and sound.packet.pts is not None:
                 delay_s = frame.time - float(sound.packet.pts * sound.packet.time_base)
