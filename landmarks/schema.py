@@ -40,7 +40,7 @@ class Schema:
         """the parts that are drawn as a curve"""
         return {name: indices for name, indices in self.parts.items() if name not in self.scattered}
 
-    @property
+    @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """index pairs to connect"""
         pairs: list[tuple[int, int]] = []

@@ -92,6 +92,13 @@ def test_hidden_points_are_drawn_fainter(what: str) -> None:
     np.testing.assert_array_equal(faint[chin_y, chin_x], bright[chin_y, chin_x])
 
 
+@pytest.mark.parametrize("what", ["points", "curves", "both"])
+def test_a_face_of_which_nothing_is_seen_is_drawn_too(what: str) -> None:
+    frame = Frame(np.full((400, 400, 3), 90, np.uint8), "test", 0, 0.0, 0.0)
+    faint = draw(Result(frame, (track(hidden(*range(98))),)), WFLW98, DrawConfig(draw=what))  # type: ignore[arg-type]
+    assert (faint != 90).any()
+
+
 def test_the_tracker_passes_on_what_the_model_sees_and_hides_what_lies_outside_the_frame() -> None:
     tracker = Tracker(BlobDetector(), Sunglasses(), TrackConfig())
     for index in range(3):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, isnan, radians, sin, sqrt
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -61,13 +60,17 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
     """
     canvas = result.frame.bgr.copy()
     text_px = max(11.0, min(canvas.shape[:2]) / 32)
-    for track in result.tracks:
-        if not np.abs(np.append(track.points, track.face.box_xyxy)).max() <= _FARTHEST * max(canvas.shape[:2]):
-            continue
-        colour = _COLOURS_BGR[track.id % len(_COLOURS_BGR)]
-        points = points_of(track, schema, SCHEMAS[cfg.schema])
-        face_px = float(np.ptp(points, axis=0).max())
-        _shape(canvas, points, _seen(track, schema, SCHEMAS[cfg.schema]), cfg, colour)
+    farthest_px = _FARTHEST * max(canvas.shape[:2])
+    tracks = [t for t in result.tracks if np.abs(np.append(t.points, t.face.box_xyxy)).max() <= farthest_px]
+    shapes = [_Shape.of(track, schema, SCHEMAS[cfg.schema]) for track in tracks]
+    if not all(shape.seen.all() for shape in shapes):
+        faint = canvas.copy()
+        for shape in shapes:
+            shape.draw(faint, cfg, seen=False)
+        cv2.addWeighted(faint, _FAINT, canvas, 1 - _FAINT, 0, canvas)
+    for track, shape in zip(tracks, shapes):
+        shape.draw(canvas, cfg, seen=True)
+        colour, face_px = shape.colour, shape.face_px
         x1, y1, x2, y2 = (float(v) for v in track.face.box_xyxy)
         if cfg.boxes:
             thick = max(1, round(face_px / 150))
@@ -84,41 +87,47 @@ def draw(result: Result, schema: Schema, cfg: DrawConfig, note: str = "") -> U8:
     return canvas
 
 
-def _seen(track: Track, source: Schema, target: Schema) -> NDArray[np.bool_]:
-    """(K,) which points of target are seen; all of them if the model does not say."""
-    visibility = visibility_of(track, source, target)
-    return np.ones(len(target), bool) if visibility is None else np.asarray(visibility >= SEEN)
+class _Shape(NamedTuple):
+    """The curves and dots of one face."""
 
+    schema: Schema
+    points: F32
+    """(K, 2) frame px"""
+    seen: NDArray[np.bool_]
+    """(K,) all of them if the model does not say"""
+    colour: Colour
 
-def _shape(canvas: U8, points: F32, seen: NDArray[np.bool_], cfg: DrawConfig, colour: Colour) -> None:
-    """The curves and dots of one face: first the hidden ones, faint, then the others over them."""
-    schema, face_px = SCHEMAS[cfg.schema], float(np.ptp(points, axis=0).max())
-    for wanted in (False, True):
-        if wanted or not seen.all():
-            layer = canvas if wanted else canvas.copy()
-            if cfg.draw in ("curves", "both"):
-                _curves(
-                    layer, points, [(a, b) for a, b in schema.edges if (seen[a] and seen[b]) == wanted], colour, face_px
-                )
-            if cfg.draw in ("points", "both"):
-                _dots(layer, points[seen == wanted], colour, face_px)
-            if not wanted:
-                cv2.addWeighted(layer, _FAINT, canvas, 1 - _FAINT, 0, canvas)
+    @classmethod
+    def of(cls, track: Track, source: Schema, schema: Schema) -> _Shape:
+        """source: of the track's points."""
+        visibility = visibility_of(track, source, schema)
+        seen = np.ones(len(schema), bool) if visibility is None else np.asarray(visibility >= SEEN)
+        return cls(schema, points_of(track, source, schema), seen, _COLOURS_BGR[track.id % len(_COLOURS_BGR)])
 
+    @property
+    def face_px(self) -> float:
+        return float(np.ptp(self.points, axis=0).max())
 
-def _curves(canvas: U8, points: F32, edges: Sequence[tuple[int, int]], colour: Colour, face_px: float) -> None:
-    fixed = np.round(points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-    thick = max(1, round(face_px / 200))
-    cv2.polylines(canvas, [fixed[list(edge)] for edge in edges], False, colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
+    def draw(self, canvas: U8, cfg: DrawConfig, seen: bool) -> None:
+        """The part that is seen, or the hidden one, to which a curve belongs as soon as one of its ends is hidden."""
+        if cfg.draw in ("curves", "both"):
+            edges = np.array(self.schema.edges)
+            self._curves(canvas, edges[self.seen[edges].all(1) == seen])
+        if cfg.draw in ("points", "both"):
+            self._dots(canvas, self.points[self.seen == seen])
 
+    def _curves(self, canvas: U8, edges: NDArray[np.intp]) -> None:
+        fixed = np.round(self.points * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+        thick = max(1, round(self.face_px / 200))
+        cv2.polylines(canvas, list(fixed[edges]), False, self.colour, thick, cv2.LINE_AA, _SUBPIXEL_BITS)
 
-def _dots(canvas: U8, points: F32, colour: Colour, face_px: float) -> None:
-    # dots of a dense mesh would hide the face
-    radius = max(0.7, face_px / 150) * min(1.0, sqrt(len(WFLW98) / len(points)))
-    light = _light(colour)
-    fixed_radius = round(radius * (1 << _SUBPIXEL_BITS))
-    for point in points:
-        cv2.circle(canvas, _fixed(point), fixed_radius, light, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)
+    def _dots(self, canvas: U8, points: F32) -> None:
+        # dots of a dense mesh would hide the face
+        radius = max(0.7, self.face_px / 150) * min(1.0, sqrt(len(WFLW98) / len(self.schema)))
+        light = _light(self.colour)
+        fixed_radius = round(radius * (1 << _SUBPIXEL_BITS))
+        for point in points:
+            cv2.circle(canvas, _fixed(point), fixed_radius, light, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _pose(canvas: U8, track: Track, schema: Schema, colour: Colour, text_px: float) -> None:
