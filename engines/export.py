@@ -107,14 +107,14 @@ def graph_of(net: LandmarkNet) -> onnx.ModelProto:
             found = [output for output in self.net.points(rgb) if output is not None]
             return tuple(found) if len(found) > 1 else found[0]
 
-    there = (True, net.presence is not None, net.visibility is not None)
-    names = [name for name, is_there in zip(OUTPUTS, there) if is_there]
+    whole = Whole().eval().cpu()
     example = torch.zeros((2, *net.input_hw, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
+        names = [name for name, output in zip(OUTPUTS, net.points(example)) if output is not None]
         # about the exporter's internals
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Whole().eval().cpu(),
+            whole,
             (example,),
             input_names=["rgb"],
             output_names=names,
