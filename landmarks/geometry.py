@@ -7,6 +7,7 @@ landmarks.types defines the pixel convention and unit coordinates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import cos, hypot, sin, sqrt
 
 import cv2
@@ -123,6 +124,12 @@ def warp(image: U8, crop_from_frame: F64, input_hw: tuple[int, int]) -> U8:
         image, crop_from_frame = _reduced(image, crop_from_frame, input_hw, shrink)
     crop = cv2.warpAffine(image, crop_from_frame, (width, height), flags=cv2.INTER_LINEAR)
     return np.asarray(crop, np.uint8)
+
+
+def rgb_crops(bgr: U8, crop_from_frame: Sequence[F64], input_hw: tuple[int, int]) -> U8:
+    """bgr: (H, W, 3). The crops of at least one matrix, as a landmark model takes them: (N, height, width, 3) RGB."""
+    crops = [cv2.cvtColor(warp(bgr, matrix, input_hw), cv2.COLOR_BGR2RGB) for matrix in crop_from_frame]
+    return np.stack(crops).astype(np.uint8, copy=False)
 
 
 def _reduced(image: U8, crop_from_frame: F64, input_hw: tuple[int, int], shrink: int) -> tuple[U8, F64]:

@@ -75,7 +75,7 @@ class Augmented(Dataset[tuple[Any, F32, F32]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, F32, F32]:
         epoch, i = key
         crop, sample = self._crops[i], self._crops.samples[i]
-        seed = int(np.random.SeedSequence([self._seed, epoch, i]).generate_state(1)[0])
+        seed = seed_of(self._seed, epoch, i)
         relative = np.ones(len(crop.points)) if sample.point_weights is None else sample.point_weights
         rgb, weighted = self._augment(crop.rgb, np.column_stack([crop.points, relative]), seed)
         height, width = self._hw
@@ -83,8 +83,18 @@ class Augmented(Dataset[tuple[Any, F32, F32]]):
         return rgb, points_unit, np.asarray(sample.weight * weighted[:, 2], np.float32)
 
 
+def seed_of(run: int, epoch: int, i: int) -> int:
+    """Of what is random about sample i in an epoch."""
+    return int(np.random.SeedSequence([run, epoch, i]).generate_state(1)[0])
+
+
 def collate(items: list[tuple[Any, F32, F32]]) -> Batch:
-    return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items)))
+    return Batch(*stacked(items))
+
+
+def stacked(items: list[tuple[Any, ...]]) -> Iterator[Tensor]:
+    """A tensor for each entry of a sample."""
+    return (torch.from_numpy(np.stack(column)) for column in zip(*items))
 
 
 def quiet_worker(worker: int) -> None:

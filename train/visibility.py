@@ -32,7 +32,7 @@ from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, U8, LineamentError
 from lineament.train.augment import Augment
 from lineament.train.augment_config import ONE_OF, AugmentConfig
-from lineament.train.batches import quiet_worker
+from lineament.train.batches import quiet_worker, seed_of, stacked
 from lineament.train.crops import CropConfig, Crops
 from lineament.train.data import hold_out, read_sets
 from lineament.train.hide import hide
@@ -144,7 +144,7 @@ class HiddenFaces(Dataset[tuple[U8, F32, F32]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[U8, F32, F32]:
         epoch, i = key
-        seed = int(np.random.SeedSequence([self._seed, epoch, i]).generate_state(1)[0])
+        seed = seed_of(self._seed, epoch, i)
         rng = random.Random(seed)
         crop, other = self.crops[i], self.crops[rng.randrange(len(self.crops))]
         has_face = bool(np.isfinite(crop.points).all())
@@ -207,7 +207,7 @@ def _batches(faces: HiddenFaces, keys: list[tuple[int, int]], cfg: VisibilityCon
         batch_sampler=chunks,
         num_workers=cfg.workers,
         worker_init_fn=quiet_worker,
-        collate_fn=lambda items: Hidden(*(torch.from_numpy(np.stack(column)) for column in zip(*items))),
+        collate_fn=lambda items: Hidden(*stacked(items)),
     )
     yield from loader
 
@@ -234,18 +234,17 @@ def report(net: LandmarkNet, exam: HiddenFaces, cfg: VisibilityConfig) -> str:
         wanted.append(hidden.visible.numpy())
         known.append(hidden.known.numpy() > 0)
     seen, visible, sure = (np.concatenate(some) for some in (found, wanted, known))
-    points, (fits, misfits) = slice(0, -1), (visible[:, -1] == 1, visible[:, -1] == 0)
-    seen, fit = seen[:, points], seen[:, -1]
-    visible, sure = visible[:, points], sure[:, points]
+    known_seen, known_visible = seen[:, :-1][sure[:, :-1]], visible[:, :-1][sure[:, :-1]]
+    fit, fits = seen[:, -1], visible[:, -1] == 1
     labelled = np.stack([_visible_of(sample) for sample in exam.crops.samples])
     plain = seen_of(net, exam.crops)
     groups = {
-        "behind drawn objects": seen[sure & (visible < 0.1)],
-        "beside them": seen[sure & (visible > 0.9)],
+        "behind drawn objects": known_seen[known_visible < 0.1],
+        "beside them": known_seen[known_visible > 0.9],
         "of faces as they are, labelled hidden": plain[labelled == 0],
         "of faces as they are, seen": plain[labelled == 1],
         "crops that fit": fit[fits],
-        "crops that do not": fit[misfits],
+        "crops that do not": fit[~fits],
     }
     return ", ".join(f"{name} {(some < 0.5).mean():.1%}" for name, some in groups.items() if len(some))
 

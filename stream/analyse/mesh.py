@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import cv2
 import numpy as np
 
 from lineament.engines.mesh import MeshModels, load_card
-from lineament.landmarks.geometry import apply, crop_from_frame, invert, mirrored, warp
+from lineament.landmarks.geometry import apply, crop_from_frame, invert, mirrored, rgb_crops
 from lineament.landmarks.schema import MESH468
 from lineament.landmarks.types import F32, Frame, Result
 from lineament.stream.analyse.smooth import Smoother
@@ -50,8 +49,7 @@ class Mesh:
         n = len(matrices)
         if self._still:
             matrices += [mirrored(matrix, hw) for matrix in matrices]
-        crops = [cv2.cvtColor(warp(bgr, matrix, hw), cv2.COLOR_BGR2RGB) for matrix in matrices]
-        seen = self._models(np.stack(crops).astype(np.uint8, copy=False)).features
+        seen = self._models(rgb_crops(bgr, matrices, hw)).features
         meshes = [apply(invert(matrix), points) for matrix, points in zip(matrices, seen)]
         flip = list(MESH468.flip)
         twins = [twin[flip] for twin in meshes[n:]] if self._still else meshes

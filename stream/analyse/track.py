@@ -12,11 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, warp
+from lineament.landmarks.geometry import apply, bounds, crop_from_frame, frame_from_unit, mirrored, rgb_crops
 from lineament.landmarks.iris import find_irises, place_irises
 from lineament.landmarks.schema import SCHEMAS, WFLW98
 from lineament.landmarks.types import (
@@ -319,8 +318,7 @@ class Tracker:
                 points_unit, confidences, visibility = self._on_frame(frame.bgr, matrices)
         else:
             with _timed(ms, "crop"):
-                crops = [cv2.cvtColor(warp(frame.bgr, m, card.input_hw), cv2.COLOR_BGR2RGB) for m in matrices]
-                rgb_NHWC = np.stack(crops).astype(np.uint8, copy=False)
+                rgb_NHWC = rgb_crops(frame.bgr, matrices, card.input_hw)
             with _timed(ms, "landmark"):
                 points_unit, confidences, visibility = self._landmarker(rgb_NHWC)
         points = [apply(frame_from_unit(m, card.input_hw), unit) for m, unit in zip(matrices, points_unit)]

@@ -66,9 +66,9 @@ def face_json(track: Track, frame: Frame, schema: str) -> dict[str, object]:
     }
 
 
-def known(value: float) -> float | None:
+def known(value: float, digits: int = 4) -> float | None:
     """Rounded; None for nan and infinity, which JSON lacks."""
-    return round(value, 4) if math.isfinite(value) else None
+    return round(value, digits) if math.isfinite(value) else None
 
 
 def _rounded(values: F32) -> object:

@@ -22,6 +22,7 @@ from lineament.landmarks.types import F32, U8, LineamentError, Result, Track
 from lineament.stream.read.image import cannot_write
 from lineament.stream.read.spec import redacted
 from lineament.stream.write.files import AppendSink
+from lineament.stream.write.json_line import known
 
 log = logging.getLogger(__name__)
 
@@ -190,12 +191,12 @@ def _face(track: Track, frame_hw: tuple[int, int]) -> dict[str, Cell]:
     x1, y1, x2, y2 = (float(v) for v in track.face.box_xyxy)
     return {
         "face_id": track.id,
-        "confidence": _cell(track.confidence, 4),
-        "score": _cell(track.face.score, 4),
-        **{f"pose_R{axis}": _cell(v, 4) for axis, v in zip("xyz", camera_angles(track.points, frame_hw))},
-        **{name: _cell(angle, 4) for name, angle in pose._asdict().items()},
-        **{f"{part}_aspect": _cell(ratio, 4) for part, ratio in ratios._asdict().items()},
-        **{f"face_{name}": _cell(v, 2) for name, v in zip("xywh", (x1, y1, x2 - x1, y2 - y1))},
+        "confidence": known(float(track.confidence)),
+        "score": known(float(track.face.score)),
+        **{f"pose_R{axis}": known(v) for axis, v in zip("xyz", camera_angles(track.points, frame_hw))},
+        **{name: known(angle) for name, angle in pose._asdict().items()},
+        **{f"{part}_aspect": known(ratio) for part, ratio in ratios._asdict().items()},
+        **{f"face_{name}": known(v, 2) for name, v in zip("xywh", (x1, y1, x2 - x1, y2 - y1))},
     }
 
 
@@ -203,10 +204,6 @@ def _points(points: F32) -> list[Cell]:
     """(K, 2) px -> 2 K cells, first all x."""
     numbers: list[float] = np.round(points.T.astype(np.float64), 2).ravel().tolist()
     return [number if math.isfinite(number) else None for number in numbers]
-
-
-def _cell(value: float, digits: int) -> float | None:
-    return round(float(value), digits) if math.isfinite(value) else None
 
 
 def _csv(lines: Sequence[Sequence[Cell]]) -> str:
