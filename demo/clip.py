@@ -11,9 +11,9 @@ from lineament.demo.config import Limits
 from lineament.demo.models import Models
 from lineament.demo.settings import Settings
 from lineament.demo.uploads import check_clip
+from lineament.demo.visitors import Cancelled
 from lineament.landmarks.pose import aspect_ratios, head_pose
 from lineament.landmarks.types import LineamentError, Result
-from lineament.stream.read.image import kind_of
 from lineament.stream.read.pictures import AnimationSource
 from lineament.stream.read.video import VideoSource
 from lineament.stream.run.session import Session, SessionConfig
@@ -26,10 +26,6 @@ ANGLES = ("yaw", "pitch", "roll")
 
 Row = tuple[int, float, dict[str, float | None]]
 """face id, time in s, value per signal"""
-
-
-class Cancelled(Exception):  # noqa: N818 - not an error
-    """The visitor cancelled the clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +55,7 @@ def annotate(
 
     Raises Cancelled soon after the event is set, LineamentError if the file is not a clip or exceeds a limit.
     """
-    check_clip(path, limits)
-    reader = AnimationSource if kind_of(path) == "animation" else VideoSource
+    reader = AnimationSource if check_clip(path, limits) == "animation" else VideoSource
     source = reader(path, max_pixels=int(limits.clip_megapixels * 1e6))
     source.name = "clip"  # errors and results must not contain the server's path
     video, jsonl = folder / "annotated.mp4", folder / "points.jsonl"

@@ -10,14 +10,14 @@ import gradio as gr
 
 from lineament.demo import page_parts
 from lineament.demo.chooser import Chooser, picture_of
-from lineament.demo.clip import Cancelled
 from lineament.demo.compare import compare_clip
 from lineament.demo.context import COMPARE, RESULTS_URL, Demo, session
 from lineament.demo.controls import Controls, Values
 from lineament.demo.image_tab import IN_TURN
 from lineament.demo.picture import compare
 from lineament.demo.uploads import check_clip, is_clip
-from lineament.demo.video_tab import AT_ONCE, ONE_BY_ONE
+from lineament.demo.video_tab import AT_ONCE, ONE_BY_ONE, frames_told
+from lineament.demo.visitors import Cancelled
 from lineament.landmarks.types import LineamentError
 
 _EMPTY = "Drop a picture or a clip above, or use a sample."
@@ -112,27 +112,19 @@ class _Jobs:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio passes one for such a default
     ) -> tuple[str, str, str]:
-        def on_progress(done: int, total: int | None) -> None:
-            progress((done, max(done, total)) if total else None, desc="frames", unit="frames")
-
-        demo, page = self.demo, session(request, COMPARE)
-        started = demo.tabs.start(page, values[self.view.job])
-        if started is None:
-            return "", "", page_parts.note("Cancelled.")
-        cancelled, folder = started
+        demo, told = self.demo, frames_told(progress)
         try:
-            chosen = self.view.chooser.chosen(demo, values, request)
-            if not isinstance(chosen, Path):
-                raise LineamentError("no clip is chosen; drop one above, or use the sample")
-            settings, models = self.controls.settings(values), self._models(values)
-            both = compare_clip(chosen, folder, models, settings, demo.models, demo.cfg.limits, cancelled, on_progress)
+            with demo.tabs.running(session(request, COMPARE), values[self.view.job]) as job:
+                chosen = self.view.chooser.chosen(demo, values, request)
+                if not isinstance(chosen, Path):
+                    raise LineamentError("no clip is chosen; drop one above, or use the sample")
+                settings, models, limits = self.controls.settings(values), self._models(values), demo.cfg.limits
+                both = compare_clip(chosen, job.folder, models, settings, demo.models, limits, job.cancelled, told)
         except Cancelled:
             return "", "", page_parts.note("Cancelled.")
         except LineamentError as error:
             return "", "", page_parts.error(error)
-        finally:
-            demo.tabs.end(page, cancelled)
-        return page_parts.compared_clips(*both, f"{RESULTS_URL}/{folder.name}")
+        return page_parts.compared_clips(*both, f"{RESULTS_URL}/{job.folder.name}")
 
     def _models(self, values: Values) -> tuple[str, str]:
         return values[self.view.left], values[self.view.right]

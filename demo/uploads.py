@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import av
 import av.error
 import cv2
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
-from av.video.stream import VideoStream
 from PIL import Image
 
 from lineament.demo.config import Limits
 from lineament.landmarks.types import U8, LineamentError
 from lineament.stream.read.image import DAMAGED, Picture, kind_of
+from lineament.stream.read.streams import largest, videos_of
 
 MAX_FRAME_BYTES, MAX_FRAME_PIXELS = 2_000_000, 1920 * 1080
 """of a webcam frame; the page sends much smaller ones"""
@@ -72,26 +71,26 @@ def decode_frame(data: bytes) -> U8:
     return np.asarray(bgr, np.uint8)
 
 
-def check_clip(path: Path, limits: Limits) -> None:
-    """Raises LineamentError if the file is not a video or animation, or exceeds a limit. Decodes nothing."""
+def check_clip(path: Path, limits: Limits) -> Literal["video", "animation"]:
+    """What the file is. Raises LineamentError if it is neither, or exceeds a limit. Decodes nothing."""
     _check_size(path, limits, "clip")
     kind = kind_of(path)
     if kind == "picture":
         raise LineamentError("the file is a picture, not a video; use the Image tab")
     if kind == "animation":
         _check_animation(path, limits)
-        return
+        return "animation"
     try:
         with _container(path) as container:
-            pictures = _moving(container)
-            if not pictures:
+            if not (videos := videos_of(container)):
                 raise LineamentError("the file contains sound only; use a file with video")
-            codec = cast("av.VideoCodecContext | None", pictures[0].codec_context)
+            video = largest(videos)
+            codec = cast("av.VideoCodecContext | None", video.codec_context)
             if codec is None:
                 raise LineamentError("the clip's codec is not supported; use H.264, HEVC, VP9 or AV1")
             width, height = codec.width, codec.height
             seconds = _seconds(container)
-            frames = pictures[0].frames
+            frames = video.frames
     except (av.error.FFmpegError, OSError, ValueError):
         raise LineamentError(
             "the file is not a supported video, or is damaged; use MP4, MOV, MKV, WebM, AVI or GIF"
@@ -107,6 +106,7 @@ def check_clip(path: Path, limits: Limits) -> None:
             f"the clip has {seconds:.0f} s and {frames} frames; the limit is {limits.clip_s:g} s and "
             f"{limits.clip_frames} frames; use a part of it"
         )
+    return "video"
 
 
 def _check_animation(path: Path, limits: Limits) -> None:
@@ -126,7 +126,7 @@ def is_clip(path: Path) -> bool:
 def _has_video(path: Path) -> bool:
     try:
         with _container(path) as container:
-            return bool(_moving(container))
+            return bool(videos_of(container))
     except (av.error.FFmpegError, OSError, ValueError):
         return False
 
@@ -134,11 +134,6 @@ def _has_video(path: Path) -> bool:
 def _container(path: Path) -> InputContainer:
     # without the prefix, FFmpeg would parse "a:b.mp4" as a protocol
     return av.open(f"file:{path}", options=_LOCAL_ONLY, metadata_errors="replace")
-
-
-def _moving(container: InputContainer) -> list[VideoStream]:
-    """Its video, without cover art."""
-    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
 
 
 def _seconds(container: InputContainer) -> float:

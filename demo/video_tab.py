@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,10 +12,11 @@ import gradio as gr
 import pandas as pd
 
 from lineament.demo import page_parts
-from lineament.demo.clip import ANGLES, OPENNESS, Cancelled, Row, annotate
+from lineament.demo.clip import ANGLES, OPENNESS, annotate
 from lineament.demo.config import Limits
 from lineament.demo.context import RESULTS_URL, Demo, session
 from lineament.demo.controls import Controls, Values
+from lineament.demo.visitors import Cancelled
 from lineament.landmarks.types import LineamentError
 
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -97,33 +99,33 @@ class _Jobs:
 
     def _annotate(self, path: str | None, values: Values, page: str, progress: gr.Progress) -> str:
         """Runs the job and returns the HTML of its result."""
-
-        def on_progress(done: int, total: int | None) -> None:
-            progress((done, max(done, total)) if total else None, desc="frames", unit="frames")
-
-        demo, rows = self.demo, list[Row]()
-        started = demo.tabs.start(page, values[self.view.job])
-        if started is None:
-            return page_parts.note("Cancelled.")
-        cancelled, folder = started
+        demo, told = self.demo, frames_told(progress)
         try:
-            if path is None:
-                raise LineamentError("no clip is chosen; drop one above, or use the sample")
-            settings = self.controls.settings(values)
-            made = annotate(Path(path), folder, settings, demo.models, demo.cfg.limits, cancelled, on_progress)
-            rows = made.rows
+            with demo.tabs.running(page, values[self.view.job]) as job:
+                if path is None:
+                    raise LineamentError("no clip is chosen; drop one above, or use the sample")
+                settings, limits = self.controls.settings(values), demo.cfg.limits
+                made = annotate(Path(path), job.folder, settings, demo.models, limits, job.cancelled, told)
+                job.rows.extend(made.rows)
         except Cancelled:
             return page_parts.note("Cancelled.")
         except LineamentError as error:
             return page_parts.error(error)
-        finally:
-            demo.tabs.end(page, cancelled, rows)
-        return page_parts.clip(made, f"{RESULTS_URL}/{folder.name}")
+        return page_parts.clip(made, f"{RESULTS_URL}/{job.folder.name}")
 
     def plot(self, signals: list[str], request: gr.Request) -> list[Any]:
         rows = self.demo.tabs.result(session(request))
         kinds = ((OPENNESS, "height / width"), (ANGLES, "degrees"))
         return [_plot(rows, [s for s in kind if s in signals], y) for kind, y in kinds]
+
+
+def frames_told(progress: gr.Progress) -> Callable[[int, int | None], None]:
+    """Shows the frames done, of a total if it is known."""
+
+    def told(done: int, total: int | None) -> None:
+        progress((done, max(done, total)) if total else None, desc="frames", unit="frames")
+
+    return told
 
 
 def _plot(rows: object, signals: list[str], y: str) -> Any:

@@ -8,8 +8,10 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lineament.landmarks.types import LineamentError
 
@@ -77,6 +79,21 @@ class _Tab:
     used_s: float = field(default_factory=time.monotonic)
 
 
+class Cancelled(Exception):  # noqa: N818 - not an error
+    """The visitor cancelled the job."""
+
+
+class Job(NamedTuple):
+    """A job of a page while it runs."""
+
+    cancelled: threading.Event
+    """set to end it"""
+    folder: Path
+    """for its results"""
+    rows: list[object]
+    """kept until the next job begins or the page closes"""
+
+
 class Tabs:
     """The jobs and files of every open page, by session. Thread-safe."""
 
@@ -123,6 +140,17 @@ class Tabs:
                 tab.used_s = time.monotonic()
             if tab and cancelled is tab.latest:
                 tab.latest, tab.result = None, result
+
+    @contextlib.contextmanager
+    def running(self, session: str, name: str) -> Iterator[Job]:
+        """From start to end. Raises Cancelled if the job was cancelled while it waited."""
+        if (started := self.start(session, name)) is None:
+            raise Cancelled
+        job = Job(*started, [])
+        try:
+            yield job
+        finally:
+            self.end(session, job.cancelled, job.rows)
 
     def result(self, session: str) -> object:
         """The result of the page's last job, or None."""

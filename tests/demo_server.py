@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 from lineament.demo.bench import browser_with_camera, chromium, free_port
 from lineament.landmarks.types import U8
 from lineament.stream.read.sample import Sample
-from tests.waiting import WAIT_S, until
+from tests.waiting import WAIT_S, started, until
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_MS = 1000 * WAIT_S
@@ -60,18 +60,15 @@ def served(command: Sequence[str], where: Path, port: int, folder: Path, **env: 
     """A server in its own process, ended by SIGTERM. where: its working folder. folder: for what it writes."""
     log = folder / "log"
     environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **env}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=where, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    try:
-        until(lambda: "open http" in log.read_text() or process.poll() is not None, log.read_text)
-        assert process.poll() is None, log.read_text()
-        yield Server(f"http://127.0.0.1:{port}/", folder, log)
-    finally:
-        process.terminate()
+    options = {"stderr": subprocess.STDOUT, "env": environment}
+    with log.open("w") as out, started(command, cwd=where, stdout=out, **options) as process:
         try:
-            code = process.wait(WAIT_S)
+            until(lambda: "open http" in log.read_text() or process.poll() is not None, log.read_text)
+            assert process.poll() is None, log.read_text()
+            yield Server(f"http://127.0.0.1:{port}/", folder, log)
         finally:
-            process.kill()
+            process.terminate()
+            code = process.wait(WAIT_S)
     assert code == 0, log.read_text()
     assert not list(folder.glob("lineament-*"))
 
@@ -138,3 +135,17 @@ def running(page: Page, view: str = "webcam", frames: int = 5) -> None:
         " return v?.element.dataset.state === 'running' && v.meter.frames >= frames && v.result.faces.length > 0; }",
         arg=[view, frames],
     )
+
+
+def upload(page: Page, where: str, path: Path) -> None:
+    """Uploads a file and waits until the page shows it."""
+    page.set_input_files(f"#{where} input[type=file]", str(path))
+    page.locator(f"#{where} [aria-label=Clear]").wait_for()
+
+
+def opens_an_absent_camera(page: Page) -> None:
+    """The Camera tab is there, may open cameras, and says what is wrong with this one."""
+    tab(page, "Camera")
+    page.get_by_label("camera address").fill(f"rtsp://127.0.0.1:{free_port()}/live")
+    page.click("#camera [data-ln=start]")
+    expect(page.locator("#camera [data-ln=error]")).to_contain_text("connection refused")

@@ -30,8 +30,19 @@ from lineament.demo.config import DemoConfig
 from lineament.demo.guard import from_own_page
 from lineament.landmarks.types import LineamentError
 from tests.demo_files import sample_clip
-from tests.demo_server import ROOT, Server, browsing, running, served, serving, tab, visit
-from tests.waiting import WAIT_S, until
+from tests.demo_server import (
+    ROOT,
+    Server,
+    browsing,
+    opens_an_absent_camera,
+    running,
+    served,
+    serving,
+    tab,
+    upload,
+    visit,
+)
+from tests.waiting import WAIT_S, started, until
 
 SPACE = ROOT / "demo" / "space"
 DOCS = (ROOT / "docs" / "demo.md").read_text()
@@ -99,13 +110,9 @@ def test_behind_a_documented_proxy_everything_works_with_tls_and_a_login(
         with visit(browser, server, login=LOGIN, ignore_https_errors=True) as page:
             page.click("#live [data-ln=start]")
             running(page)
-            tab(page, "Camera")
-            page.get_by_label("camera address").fill(f"rtsp://127.0.0.1:{free_port()}/live")
-            page.click("#camera [data-ln=start]")
-            expect(page.locator("#camera [data-ln=error]")).to_contain_text("connection refused")
+            opens_an_absent_camera(page)
             tab(page, "Video")
-            page.set_input_files("#video-file input[type=file]", str(sample_clip(tmp_path / "a.mp4", frames=10)))
-            page.locator("#video-file [aria-label=Clear]").wait_for()
+            upload(page, "video-file", sample_clip(tmp_path / "a.mp4", frames=10))
             page.get_by_role("button", name="Annotate").click()
             expect(page.locator("#video-result")).to_contain_text("10 frames, 1 face")
             page.wait_for_function("document.querySelector('#video-result video').readyState >= 2")
@@ -156,15 +163,18 @@ def proxied(proxy: str, port: int, demo: Server, folder: Path) -> Iterator[None]
         command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "proxy.conf")]
     (folder / "proxy.conf").write_text(text)
     env = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    with (folder / "proxy.out").open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        until(lambda: _listens(port) or process.poll() is not None, (folder / "proxy.out").read_text)
-        assert process.poll() is None, (folder / "proxy.out").read_text()
-        yield
-    finally:
-        process.terminate()
-        process.wait(WAIT_S)
+    options = {"env": env, "stderr": subprocess.STDOUT}
+    with (
+        (folder / "proxy.out").open("w") as out,
+        started(command, cwd=folder, stdout=out, **options) as process,
+    ):
+        try:
+            until(lambda: _listens(port) or process.poll() is not None, (folder / "proxy.out").read_text)
+            assert process.poll() is None, (folder / "proxy.out").read_text()
+            yield
+        finally:
+            process.terminate()  # nginx then ends its workers, too
+            process.wait(WAIT_S)
 
 
 def _listens(port: int) -> bool:

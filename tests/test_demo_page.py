@@ -37,7 +37,17 @@ from lineament.demo.bench import free_port
 from lineament.landmarks.types import U8
 from lineament.stream.local_cameras import mjpeg_server, turning_head
 from tests.demo_files import WRONG_CLIPS, WRONG_PICTURES, audio_only, sample_clip
-from tests.demo_server import ROOT, Server, browsing, running, serving, tab, visit
+from tests.demo_server import (
+    ROOT,
+    Server,
+    browsing,
+    opens_an_absent_camera,
+    running,
+    serving,
+    tab,
+    upload,
+    visit,
+)
 from tests.waiting import WAIT_S, until
 
 Points = NDArray[np.float64]
@@ -300,12 +310,6 @@ def test_a_blocked_camera_is_explained(browser: Browser, server: Server) -> None
 
 
 # ---- picture
-
-
-def upload(page: Page, where: str, path: Path) -> None:
-    """Uploads a file and waits until the page shows it."""
-    page.set_input_files(f"#{where} input[type=file]", str(path))
-    page.locator(f"#{where} [aria-label=Clear]").wait_for()
 
 
 def test_a_picture_is_drawn_zoomed_by_keys_and_downloaded(
@@ -687,10 +691,7 @@ def test_without_internet_the_demo_reports_the_missing_link_and_serves_locally(
             page.wait_for_selector("#live [data-ln=start]")
             page.click("#live [data-ln=sample]")
             running(page)
-            tab(page, "Camera")
-            page.get_by_label("camera address").fill(f"rtsp://127.0.0.1:{free_port()}/live")
-            page.click("#camera [data-ln=start]")
-            expect(page.locator("#camera [data-ln=error]")).to_contain_text("connection refused")
+            opens_an_absent_camera(page)
 
 
 def test_a_port_in_use_is_reported_in_one_line(server: Server) -> None:

@@ -195,7 +195,7 @@ with open_sink("a.csv") as lines, open_sink("a.parquet") as table:
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while int(process.stdout.readline()) < 40:
             pass
@@ -243,6 +243,9 @@ for name in ("a.csv", "a.parquet"):
     assert_whole([int(row["frame"]) for row in rows_of(tmp_path / "a.csv")], 5)
     to_parquet(tmp_path / "a.parquet.part", tmp_path / "a.parquet")
     assert parquet.read_table(tmp_path / "a.parquet").num_rows % 20 == 0
+
+
+from tests.waiting import started
 
 
 def test_a_picture_whose_name_is_not_text_has_a_row(tmp_path: Path) -> None:

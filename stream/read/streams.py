@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import cast
 
 import av
@@ -28,7 +29,7 @@ def video_stream(container: InputContainer, name: str, number: int | None = None
     Covers and thumbnails do not count. Logs the choice if there is one. Raises LineamentError if there is no video, or
     no such stream.
     """
-    videos = [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
+    videos = videos_of(container)
     if not videos:
         kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise LineamentError(f"{name} contains only {kinds}; give a file with video")
@@ -36,7 +37,7 @@ def video_stream(container: InputContainer, name: str, number: int | None = None
         raise LineamentError(f"{name} is a picture in tiles (HEIC or AVIF); download it and give the file")
     listed = ", ".join(f"{i} ({_described(stream)})" for i, stream in enumerate(videos))
     if number is None:
-        chosen = max(videos, key=lambda s: (_pixels(s), bool(s.disposition & Disposition.default)))
+        chosen = largest(videos)
     elif 0 <= number < len(videos):
         chosen = videos[number]
     else:
@@ -45,6 +46,16 @@ def video_stream(container: InputContainer, name: str, number: int | None = None
         hint = "; --stream N reads another" if number is None else ""
         log.info("%s has %d video streams: %s; reading %d%s", name, len(videos), listed, videos.index(chosen), hint)
     return chosen
+
+
+def videos_of(container: InputContainer) -> list[VideoStream]:
+    """Its video streams, without covers and thumbnails."""
+    return [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
+
+
+def largest(videos: Sequence[VideoStream]) -> VideoStream:
+    """Of equals, the one marked as default."""
+    return max(videos, key=lambda s: (_pixels(s), bool(s.disposition & Disposition.default)))
 
 
 def end_s(container: InputContainer, stream: VideoStream) -> tuple[float | None, bool]:
