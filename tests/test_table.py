@@ -22,6 +22,7 @@ from lineament.landmarks.types import F32, F64, Face, Frame, LineamentError, Res
 from lineament.stream.__main__ import main
 from lineament.stream.write.open import open_sink
 from lineament.stream.write.table import columns, to_parquet
+from tests.waiting import started
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -243,9 +244,6 @@ for name in ("a.csv", "a.parquet"):
     assert_whole([int(row["frame"]) for row in rows_of(tmp_path / "a.csv")], 5)
     to_parquet(tmp_path / "a.parquet.part", tmp_path / "a.parquet")
     assert parquet.read_table(tmp_path / "a.parquet").num_rows % 20 == 0
-
-
-from tests.waiting import started
 
 
 def test_a_picture_whose_name_is_not_text_has_a_row(tmp_path: Path) -> None:
