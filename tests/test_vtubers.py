@@ -302,6 +302,7 @@ def test_an_address_that_is_wrong_is_refused_at_once(output: str, says: str) -> 
         ("ws://127.0.0.1:9200", True),
         ("mqtts://broker/faces", True),
         ("osc://127.0.0.1:39539", True),
+        ("OSC://127.0.0.1:39539", True),
         ("openseeface://127.0.0.1:11573", True),
         ("annotated.mp4", False),
         ("points.csv", False),

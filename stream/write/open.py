@@ -108,7 +108,8 @@ def _open_address(output: str, fps: float | None, line: JsonLine) -> Sink:
 
 def is_expressive(output: str) -> bool:
     """Whether an output has each face's gaze and expression: JSON lines, messages and avatars."""
-    return output == "-" or output.lower().endswith(".jsonl") or output.startswith(_EXPRESSIVE)
+    name = output.lower()
+    return name == "-" or name.endswith(".jsonl") or name.startswith(_EXPRESSIVE)
 
 
 def is_address(output: str) -> bool:
