@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lineament.landmarks.adapter import mean_shape
+from lineament.landmarks.iris import PUPILS, RINGS
 from lineament.landmarks.measures import EYES
 from lineament.landmarks.pose import Fit
-from lineament.landmarks.schema import WFLW98
 from lineament.landmarks.types import F32, F64, Floats
 
 RADIUS = 0.22
@@ -29,9 +29,6 @@ _OPEN, _SHARE_OPEN = 0.12, 0.65
 ones less than 0.15; and its least share of the relaxed eye's"""
 _SEEN = 0.5
 """least share of an eye's width that is seen: a turned head hides its far eye behind the nose"""
-
-_EYES = np.array([WFLW98.parts["left_eye"], WFLW98.parts["right_eye"]])
-_PUPILS = np.array([*WFLW98.parts["left_pupil"], *WFLW98.parts["right_pupil"]])
 
 
 class Gaze(NamedTuple):
@@ -60,9 +57,9 @@ def sight(points: Floats, fit: Fit, irises: F32 | None, neutral: F64 | None) -> 
     if irises is None or not np.isfinite(irises).any():
         return np.full(3, math.nan)
     eyes = np.array(points, np.float64)
-    eyes[_PUPILS] = irises
+    eyes[PUPILS] = irises
     face = fit.frontal(eyes)
-    rings, pupils = face[_EYES], face[_PUPILS]
+    rings, pupils = face[RINGS], face[PUPILS]
     corners = rings[:, 0], rings[:, 4]
     centers = (corners[0] + corners[1]) / 2 + _to_center()
     # the person's left eye comes first in neutral, and last here
@@ -113,5 +110,5 @@ def _to_center() -> F64:
     The mean face looks straight ahead, so its pupil lies in front of the centre.
     """
     shape = mean_shape()
-    offsets = shape[_PUPILS] - (shape[_EYES[:, 0]] + shape[_EYES[:, 4]]) / 2
+    offsets = shape[PUPILS] - (shape[RINGS[:, 0]] + shape[RINGS[:, 4]]) / 2
     return np.asarray(offsets.mean(0) * (0, 1, 1) + (0, 0, RADIUS))

@@ -31,8 +31,10 @@ _SMALLEST_PX, _LARGEST_PX = 18.0, 1e5
 _FARTHEST = 1000.0
 """px in the patch: lids beyond are no eye's"""
 
-_EYES = np.array([WFLW98.parts["left_eye"], WFLW98.parts["right_eye"]])
-_PUPILS = np.array([*WFLW98.parts["left_pupil"], *WFLW98.parts["right_pupil"]])
+RINGS = np.array([WFLW98.parts["left_eye"], WFLW98.parts["right_eye"]])
+"""(2, 8) indices of the lids of each eye, from one corner along the top"""
+PUPILS = np.array([*WFLW98.parts["left_pupil"], *WFLW98.parts["right_pupil"]])
+"""(2,)"""
 
 
 def find_irises(bgr: U8, points: Floats, visibility: Floats | None = None) -> F64:
@@ -42,9 +44,9 @@ def find_irises(bgr: U8, points: Floats, visibility: Floats | None = None) -> F6
     bgr: (H, W, 3) uint8. points: (98, 2) of WFLW98, frame px, not smoothed: those are where the eyes are in this frame.
     visibility: (98,) of the points, if known.
     """
-    found = np.array([_aside(bgr, ring) for ring in points[_EYES].astype(np.float64)])
+    found = np.array([_aside(bgr, ring) for ring in points[RINGS].astype(np.float64)])
     if visibility is not None:
-        found[visibility[_EYES].mean(1) < SEEN] = np.nan
+        found[visibility[RINGS].mean(1) < SEEN] = np.nan
     return found
 
 
@@ -53,12 +55,12 @@ def place_irises(points: Floats, aside: F64) -> F32:
 
     Lids hide the upper and lower edge of an iris, so its height over the eye's corners is that of the pupil's point.
     """
-    rings = points[_EYES].astype(np.float64)
+    rings = points[RINGS].astype(np.float64)
     along = rings[:, 4] - rings[:, 0]
     across = np.column_stack([-along[:, 1], along[:, 0]])
     middles = (rings[:, 0] + rings[:, 4]) / 2
     with np.errstate(all="ignore"):
-        up = ((points[_PUPILS] - middles) * across).sum(1) / (across * across).sum(1)
+        up = ((points[PUPILS] - middles) * across).sum(1) / (across * across).sum(1)
         return np.asarray(middles + along * aside[:, None] + across * up[:, None], np.float32)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from lineament.landmarks.adapter import mean_shape
 from lineament.landmarks.expression import expression
 from lineament.landmarks.gaze import RADIUS, sight
+from lineament.landmarks.iris import PUPILS
 from lineament.landmarks.pose import Fit, fit
 from lineament.landmarks.schema import WFLW98, ibug68_from_wflw98
 from lineament.landmarks.types import F64, Floats, Track
@@ -26,7 +27,6 @@ from lineament.stream.write.udp import Moment
 
 _UNIT = 0.33
 """of OpenSeeFace's face, per unit of the mean face: both are as wide as the contour"""
-_PUPILS = *WFLW98.parts["left_pupil"], *WFLW98.parts["right_pupil"]
 _TIP = WFLW98.parts["nose_ridge"][-1]
 _OF_IBUG = [i for i in range(68) if i not in (48, 54)]
 """its 66 points: iBUG's 68 without the outer corners of the mouth"""
@@ -65,7 +65,7 @@ def _packed(track: Track, found: Fit, frame_hw: tuple[int, int]) -> bytes:
 
 def _chosen(points: Floats) -> Floats:
     """(98, n) of WFLW98 -> (68, n): its 66 and the pupils, right eye of the person first."""
-    return np.concatenate([ibug68_from_wflw98(points)[_OF_IBUG], points[[*_PUPILS]]])
+    return np.concatenate([ibug68_from_wflw98(points)[_OF_IBUG], points[PUPILS]])
 
 
 def _error_px(points: Floats, found: Fit) -> float:
