@@ -117,7 +117,8 @@ def test_a_broker_that_was_killed_gets_them_again_when_it_is_back(
             index = feed(sink, lambda: len(indices(got)) > 5, index)
             seen = indices(got)  # more may arrive meanwhile
             assert seen == sorted(set(seen))
-    assert caplog.text.count("trying again") == 1 and caplog.text.count("is back after") == 1
+            # here, for the sink outlives this broker and may notice its end
+            assert caplog.text.count("trying again") == 1 and caplog.text.count("is back after") == 1
 
 
 def test_a_frozen_broker_costs_messages_but_no_memory_and_does_not_keep_the_run_from_ending(tmp_path: Path) -> None:
