@@ -82,7 +82,24 @@ class Cuda:
         self._do("cudaStreamSynchronize", stream)
 
     def captured(self, stream: int, work: Callable[[], None]) -> Any:
-        """The calls that work makes on stream, as one launchable graph. Other threads may use CUDA meanwhile."""
+        """The calls that work makes on stream, as one launchable graph. Other threads may use CUDA meanwhile.
+
+        Raises LineamentError if they cannot be captured; stream is then usable as before.
+        """
+        try:
+            graph = self._recorded(stream, work)
+            try:
+                launchable = self._do("cudaGraphInstantiate", graph, 0)
+            finally:
+                self._runtime.cudaGraphDestroy(graph)
+        except LineamentError:
+            # TensorRT asks for the last error after its own calls, and would take this one for its own
+            self._runtime.cudaGetLastError()
+            raise
+        self._frees.append(lambda: self._runtime.cudaGraphExecDestroy(launchable))
+        return launchable
+
+    def _recorded(self, stream: int, work: Callable[[], None]) -> Any:
         # not the global mode, in which an allocation by another thread, such as a decoder, breaks the capture
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._do("cudaStreamBeginCapture", stream, mode)
@@ -91,13 +108,7 @@ class Cuda:
         finally:
             # also after a failure, or the stream stays in capture mode and is unusable
             ended = self._runtime.cudaStreamEndCapture(stream)
-        graph = _done(self._runtime, ended, "capturing a CUDA graph")
-        try:
-            launchable = self._do("cudaGraphInstantiate", graph, 0)
-        finally:
-            self._runtime.cudaGraphDestroy(graph)
-        self._frees.append(lambda: self._runtime.cudaGraphExecDestroy(launchable))
-        return launchable
+        return _done(self._runtime, ended, "capturing a CUDA graph")
 
     def launch(self, graph: Any, stream: int) -> None:
         self._do("cudaGraphLaunch", graph, stream)

@@ -4,17 +4,19 @@
         points_unit, confidence, visibility = landmarker(rgb_NHWC)
 
 A call is a single launch: upload, network and download of a batch of 1, 2, 4, 8 or 16 crops are one CUDA graph,
-captured at the first batch of that size. Batches of other sizes are padded to the next; larger ones are split.
+captured at the first batch of that size. Batches of other sizes are padded to the next; larger ones are split. A batch
+that cannot be captured is enqueued layer by layer, which is slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from lineament.engines.cuda import Cuda, first_gpu
@@ -22,11 +24,22 @@ from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, read_header, r
 from lineament.engines.frame_graph import FRAME, MATRICES
 from lineament.engines.model_file import INPUT, OUTPUTS, FileLandmarker, Port, check_graph, landmarks_of
 from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
-from lineament.landmarks.geometry import invert, warp
+from lineament.landmarks.card import ModelCard
+from lineament.landmarks.geometry import compose, covered, invert, rgb_crops
 from lineament.landmarks.types import F32, F64, U8, Landmarks, LineamentError
+
+log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16)
 """batch sizes with a CUDA graph, besides the largest of the engine"""
+WORTH = 8
+"""Crops are cut on the GPU if the part of the frame round them has at most that many times their bytes. Cutting one of
+256 px on the CPU takes as long as copying 16 times its bytes to pinned memory; the other half is for the bus."""
+_STEP_PX = 64
+"""The part's sides are multiples of it, so that a moving face seldom changes the shape of the cutter's input."""
+
+Window = tuple[int, int, int, int]
+"""left, top, right and bottom, frame px"""
 
 
 class TensorRtLandmarker(FileLandmarker):
@@ -46,6 +59,7 @@ class TensorRtLandmarker(FileLandmarker):
             net = _Net(lib, self._cuda, plans[POINTS_PLAN], path)
             check_graph(path, self._card, *net.ports())
             self._fewest, _, self._most = header.key.batches
+            net.reserve()
             height, width = self._card.input_hw
             self._rgb: U8 = self._cuda.pinned((self._most, height, width, 3), np.uint8)
             self._rgb_gpu = self._cuda.memory(self._rgb.nbytes)
@@ -54,37 +68,49 @@ class TensorRtLandmarker(FileLandmarker):
             }
             self._found_gpu = {name: self._cuda.memory(array.nbytes) for name, array in self._found.items()}
             self._net = net
-            self._cutter = _Cutter(lib, self._cuda, plans[CROP_PLAN], path, self._most) if CROP_PLAN in plans else None
+            self._cutter = (
+                _Cutter(lib, self._cuda, plans[CROP_PLAN], path, self._card, self._most) if CROP_PLAN in plans else None
+            )
         except BaseException:
             self._cuda.close()
             raise
-        self._graphs: dict[tuple[int, bool], Any] = {}
+        self._launches: dict[tuple[int, bool], Callable[[], None]] = {}
+        self._capturable = True
 
     def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
-        """Points in the crops that these matrices cut out of bgr, (H, W, 3) uint8, on the GPU.
+        """Points in the crops that these matrices cut out of bgr, (H, W, 3) uint8.
 
-        If a face is so large that its crop shrinks the frame to less than half, or the frame is outside the engine's
-        range of sizes, all crops are cut on the CPU, which averages.
+        They are cut on the GPU, from the part of the frame round them, unless that part is so large that cutting on
+        the CPU is faster, or a face so large that its crop shrinks the frame to less than half, which needs averaging.
         """
         with self._lock:
-            cutter = None if self._closed else self._cutter
-            parts = [
-                crop_from_frame[start : start + self._most] for start in range(0, len(crop_from_frame), self._most)
-            ]
-            if (
-                cutter is not None
-                and parts
-                and all(cutter.takes(bgr, len(part)) for part in parts)
-                and not any(map(_shrinks, crop_from_frame))
-            ):
-                return _joined([self._on_frame(cutter, bgr, part) for part in parts])
-        crops = [warp(bgr, matrix, self._card.input_hw) for matrix in crop_from_frame]
-        rgb = [cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) for crop in crops]
-        height, width = self._card.input_hw
-        return self(np.asarray(rgb, np.uint8).reshape(-1, height, width, 3))
+            parts = self._cut_on_gpu(bgr.shape, crop_from_frame)
+            try:
+                if parts:
+                    return _joined([self._cut_and_launch(bgr, window, matrices) for window, matrices in parts])
+            except LineamentError as error:  # such as no memory left; if the net fails too, so does the call below
+                log.warning("%s has its crops cut on the CPU from now on: %s", self._path.name, error)
+                self._cutter = None
+        return self(rgb_crops(bgr, crop_from_frame, self._card.input_hw))
 
-    def _on_frame(self, cutter: _Cutter, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
-        cutter.cut(bgr, crop_from_frame, self._rgb_gpu, self._stream)
+    def _cut_on_gpu(
+        self, frame_hw3: tuple[int, ...], crop_from_frame: Sequence[F64]
+    ) -> list[tuple[Window, Sequence[F64]]]:
+        """The part of the frame for each batch of crops; none if they are better cut on the CPU."""
+        if self._closed or self._cutter is None or any(map(_shrinks, crop_from_frame)):
+            return []
+        found = []
+        for start in range(0, len(crop_from_frame), self._most):
+            matrices = crop_from_frame[start : start + self._most]
+            window = self._cutter.window(frame_hw3, matrices)
+            if window is None:
+                return []
+            found.append((window, matrices))
+        return found
+
+    def _cut_and_launch(self, bgr: U8, window: Window, crop_from_frame: Sequence[F64]) -> Landmarks:
+        assert self._cutter is not None
+        self._cutter.cut(bgr, window, crop_from_frame, self._rgb_gpu, self._stream)
         return self._launch(len(crop_from_frame), upload=False)
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
@@ -98,15 +124,16 @@ class TensorRtLandmarker(FileLandmarker):
     def _launch(self, n: int, upload: bool) -> Landmarks:
         """The points of the first n crops in host memory, or in GPU memory if not upload."""
         size = bucket(n, self._fewest, self._most)
-        if (size, upload) not in self._graphs:
-            self._graphs[size, upload] = self._captured(size, upload)
-        self._cuda.launch(self._graphs[size, upload], self._stream)
+        if (size, upload) not in self._launches:
+            self._launches[size, upload] = self._prepared(size, upload)
+        self._launches[size, upload]()
         self._cuda.wait(self._stream)
         return landmarks_of({name: array[:n].copy() for name, array in self._found.items()})
 
-    def _captured(self, size: int, upload: bool) -> Any:
+    def _prepared(self, size: int, upload: bool) -> Callable[[], None]:
+        """What enqueues the work of a batch: the launch of a CUDA graph, or all its calls if it cannot be captured."""
         rgb = self._rgb[:size]
-        context = self._net.context()
+        context = self._net.context(captured=True)
         self._net.place(context, {INPUT: rgb.shape}, {INPUT: self._rgb_gpu, **self._found_gpu})
 
         def work() -> None:
@@ -119,12 +146,21 @@ class TensorRtLandmarker(FileLandmarker):
         # once before: TensorRT finishes its set-up in the first run, which must not be captured
         work()
         self._cuda.wait(self._stream)
-        return self._cuda.captured(self._stream, work)
+        if self._capturable:
+            try:
+                self._net.refuse_uncapturable(context, self._stream)
+                graph = self._cuda.captured(self._stream, work)
+            except LineamentError as error:
+                log.warning("%s runs without CUDA graphs, which is slower: %s", self._path.name, error)
+                self._capturable = False
+            else:
+                return partial(self._cuda.launch, graph, self._stream)
+        return work
 
     def _release(self) -> None:
         # contexts before the memory that they use
         del self._net, self._cutter, self._rgb, self._found
-        self._graphs.clear()
+        self._launches.clear()
         self._cuda.close()
 
 
@@ -146,8 +182,9 @@ class _Net:
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.outputs = [name for name in names if name not in self.inputs]
-        self._n_working = int(self._engine.device_memory_size_v2)
-        self._working = cuda.memory(self._n_working)
+        self._is_rtx = lib.name == "tensorrt-rtx"
+        self._cuda = cuda
+        self._working, self._n_working = 0, 0
         self._contexts: list[Any] = []
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -173,23 +210,50 @@ class _Net:
         )
         return inputs, outputs
 
-    def context(self) -> Any:
-        """An execution context; a CUDA graph needs its own for each input shape."""
-        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def reserve(self, n_bytes: int | None = None) -> None:
+        """Makes the working memory at least that large; by default as large as the largest input needs."""
+        wanted = int(self._engine.device_memory_size_v2) if n_bytes is None else n_bytes
+        if wanted > self._n_working:
+            # at least doubled, so that old memory, freed at close, never exceeds the current one
+            self._n_working = max(wanted, 2 * self._n_working)
+            self._working = self._cuda.memory(self._n_working)
+
+    def context(self, captured: bool) -> Any:
+        """An execution context. A CUDA graph needs its own for each input shape.
+
+        captured: its input shape stays the same, so TensorRT-RTX compiles kernels for that shape at the first run; it
+        would by default do so in the background, and a graph captured meanwhile would keep the generic ones. Otherwise
+        it compiles none, as the next frame may have another shape.
+        """
+        managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._is_rtx:
+            config = self._engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(managed)
+            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if captured else strategies.NONE
+            context = self._engine.create_execution_context(config)
+        else:
+            context = self._engine.create_execution_context(managed)
         if context is None:
             raise self._failed("create a context")
-        context.set_device_memory(self._working, self._n_working)
         self._contexts.append(context)
         return context
 
     def place(self, context: Any, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
-        """Sets the shapes of inputs, and the GPU addresses of inputs and outputs."""
+        """Sets the shapes of inputs, the GPU addresses of inputs and outputs, and the memory that these shapes need."""
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self._failed(f"take {name} {shape}")
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise self._failed(f"place {name}")
+        self.reserve(int(context.update_device_memory_size_for_shapes()))
+        context.set_device_memory(self._working, self._n_working)
+
+    def refuse_uncapturable(self, context: Any, stream: int) -> None:
+        """Raises LineamentError if TensorRT-RTX says that this context cannot be captured; TensorRT does not say."""
+        if self._is_rtx and not context.is_stream_capturable(stream):
+            raise LineamentError(f"{self._name} cannot capture it")
 
     def enqueue(self, context: Any, stream: int) -> None:
         if not context.execute_async_v3(stream):
@@ -197,40 +261,62 @@ class _Net:
 
     def _failed(self, what: str) -> LineamentError:
         said = complaint(self._logger.messages)
+        # they are not the reason of a later failure
+        self._logger.messages.clear()
         return LineamentError(f"{self._name} cannot {what}: {self._path}: {said}")
 
 
 class _Cutter:
-    """Cuts crops out of a frame on the GPU. Its buffers grow with the largest frame."""
+    """Cuts crops out of a frame on the GPU.
 
-    def __init__(self, lib: Library, cuda: Cuda, plan: bytes, path: Path, most: int) -> None:
-        self._cuda = cuda
+    Only the part of the frame round them is uploaded, and memory grows with it: for the largest frame of the engine it
+    would be most of a gigabyte.
+    """
+
+    def __init__(self, lib: Library, cuda: Cuda, plan: bytes, path: Path, card: ModelCard, most: int) -> None:
+        self._cuda, self._input_hw = cuda, card.input_hw
         self._net = _Net(lib, cuda, plan, path)
-        self._context = self._net.context()
+        self._context = self._net.context(captured=False)
         self._matrices: F32 = cuda.pinned((most, 2, 3), np.float32)
         self._matrices_gpu = cuda.memory(self._matrices.nbytes)
-        self._frame: U8 = np.empty(0, np.uint8)
-        self._frame_gpu = 0
+        self._part: U8 = np.empty(0, np.uint8)
+        self._part_gpu = 0
+        self._placed: tuple[tuple[int, ...], int] | None = None
+        """shape of the part and number of crops that the context is ready for"""
 
-    def takes(self, bgr: U8, n: int) -> bool:
-        """Whether the engine accepts that frame and n crops of it."""
-        return self._net.takes(FRAME, bgr.shape) and self._net.takes(MATRICES, (n, 2, 3))
+    def window(self, frame_hw3: tuple[int, ...], crop_from_frame: Sequence[F64]) -> Window | None:
+        """The part of a frame of that shape to cut the crops from; None if they are better cut on the CPU."""
+        boxes = np.array([covered(matrix, self._input_hw, frame_hw3[:2]) for matrix in crop_from_frame])
+        left, top = boxes[:, :2].min(0) // _STEP_PX * _STEP_PX
+        limit = frame_hw3[1::-1]
+        right, bottom = np.minimum(-(-boxes[:, 2:].max(0) // _STEP_PX) * _STEP_PX, limit)
+        shape = (int(bottom - top), int(right - left), 3)
+        height, width = self._input_hw
+        cheap = shape[0] * shape[1] <= WORTH * len(boxes) * height * width
+        takes = cheap and self._net.takes(FRAME, shape) and self._net.takes(MATRICES, (len(boxes), 2, 3))
+        return (int(left), int(top), int(right), int(bottom)) if takes else None
 
-    def cut(self, bgr: U8, crop_from_frame: Sequence[F64], to: int, stream: int) -> None:
-        """Enqueues on stream: write the crops, RGB, to GPU memory at `to`."""
-        if bgr.nbytes > self._frame.nbytes:
-            # at least doubled, so that old buffers, freed at close, never exceed the current one
-            self._frame = self._cuda.pinned((max(bgr.nbytes, 2 * self._frame.nbytes),), np.uint8)
-            self._frame_gpu = self._cuda.memory(self._frame.nbytes)
-        frame, matrices = self._frame[: bgr.nbytes], self._matrices[: len(crop_from_frame)]
-        np.copyto(frame.reshape(bgr.shape), bgr)
-        matrices[:] = [invert(matrix) for matrix in crop_from_frame]
-        self._net.place(
-            self._context,
-            {FRAME: bgr.shape, MATRICES: matrices.shape},
-            {FRAME: self._frame_gpu, MATRICES: self._matrices_gpu, INPUT: to},
-        )
-        self._cuda.upload(self._frame_gpu, frame, stream)
+    def cut(self, bgr: U8, window: Window, crop_from_frame: Sequence[F64], to: int, stream: int) -> None:
+        """Enqueues on stream: write the crops, RGB, to GPU memory at `to`, which is always the same."""
+        left, top, right, bottom = window
+        seen = bgr[top:bottom, left:right]
+        if seen.size > self._part.nbytes:
+            # at least doubled, as in _Net.reserve
+            self._part = self._cuda.pinned((max(seen.size, 2 * self._part.nbytes),), np.uint8)
+            self._part_gpu = self._cuda.memory(self._part.nbytes)
+            self._placed = None
+        part, matrices = self._part[: seen.size], self._matrices[: len(crop_from_frame)]
+        np.copyto(part.reshape(seen.shape), seen)
+        frame_from_part = np.array([[1.0, 0.0, left], [0.0, 1.0, top]])
+        matrices[:] = [invert(compose(matrix, frame_from_part)) for matrix in crop_from_frame]
+        if self._placed != (seen.shape, len(matrices)):
+            self._net.place(
+                self._context,
+                {FRAME: seen.shape, MATRICES: matrices.shape},
+                {FRAME: self._part_gpu, MATRICES: self._matrices_gpu, INPUT: to},
+            )
+            self._placed = (seen.shape, len(matrices))
+        self._cuda.upload(self._part_gpu, part, stream)
         self._cuda.upload(self._matrices_gpu, matrices, stream)
         self._net.enqueue(self._context, stream)
 

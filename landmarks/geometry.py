@@ -12,6 +12,7 @@ from math import cos, hypot, sin, sqrt
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.types import F32, F64, U8, Floats
@@ -127,19 +128,27 @@ def warp(image: U8, crop_from_frame: F64, input_hw: tuple[int, int]) -> U8:
 
 
 def rgb_crops(bgr: U8, crop_from_frame: Sequence[F64], input_hw: tuple[int, int]) -> U8:
-    """bgr: (H, W, 3). The crops of at least one matrix, as a landmark model takes them: (N, height, width, 3) RGB."""
+    """bgr: (H, W, 3). The crops of these matrices, as a landmark model takes them: (N, height, width, 3) RGB."""
     crops = [cv2.cvtColor(warp(bgr, matrix, input_hw), cv2.COLOR_BGR2RGB) for matrix in crop_from_frame]
-    return np.stack(crops).astype(np.uint8, copy=False)
+    return np.array(crops, np.uint8).reshape(-1, *input_hw, 3)
+
+
+def covered(crop_from_frame: F64, input_hw: tuple[int, int], frame_hw: tuple[int, ...]) -> NDArray[np.intp]:
+    """(4,) left, top, right, bottom: the pixels of the frame that the crop is interpolated from. Empty if it lies
+    outside; the last row and column do not belong to it."""
+    height, width = input_hw
+    corners = np.array([[-1.0, -1.0], [width, -1.0], [width, height], [-1.0, height]])
+    corners_frame = apply(invert(crop_from_frame), corners)
+    limit = np.array([frame_hw[1], frame_hw[0]])
+    low = np.clip(np.floor(corners_frame.min(0)), 0, limit)
+    high = np.clip(np.ceil(corners_frame.max(0)) + 1, 0, limit)
+    return np.concatenate([low, high]).astype(np.intp)
 
 
 def _reduced(image: U8, crop_from_frame: F64, input_hw: tuple[int, int], shrink: int) -> tuple[U8, F64]:
     """The part of image under the crop, averaged over shrink x shrink pixels, and the crop's matrix for it."""
-    height, width = input_hw
-    corners = np.array([[-1.0, -1.0], [width, -1.0], [width, height], [-1.0, height]])
-    corners_frame = apply(invert(crop_from_frame), corners)
-    limit = np.array([image.shape[1], image.shape[0]])
-    low = np.clip(np.floor(corners_frame.min(0)).astype(int), 0, limit)
-    high = np.clip(np.ceil(corners_frame.max(0)).astype(int) + 1, 0, limit)
+    box = covered(crop_from_frame, input_hw, image.shape[:2])
+    low, high = box[:2], box[2:]
     cells = (high - low) // shrink
     if (cells < 1).any():
         return image, crop_from_frame

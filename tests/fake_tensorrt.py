@@ -4,7 +4,8 @@ failures."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,24 +17,26 @@ import onnxruntime
 import pytest
 
 from lineament.engines import tensorrt_backend
-from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
+from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, Gpu, PlanKey, write_engine
 from lineament.engines.frame_graph import crop_graph
 from lineament.engines.tensorrt_build import Profile, crop_profile, points_profile
 from lineament.engines.tensorrt_library import Library
-from lineament.landmarks.types import U8
+from lineament.landmarks.types import U8, LineamentError
 from tests.tint import CARD as TINT
 from tests.tint import tint
 
 CARD = replace(TINT, precision="fp16")
 H200 = Gpu("NVIDIA H200", (9, 0))
 KEY = PlanKey("a" * 64, "b" * 64, "tensorrt", "11.4.0", H200.name, H200.compute_capability, (1, 1, 6), "fp16")
+RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
+RTX_KEY = replace(KEY, library="tensorrt-rtx", gpu=ANY_RTX, compute_capability=(8, 0))
 
 
-def play_tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
-    """Makes the backend see an H200 and TensorRT 11.4.0."""
+def play_tensorrt(monkeypatch: pytest.MonkeyPatch, gpu: Gpu = H200) -> FakeTrt:
+    """Makes the backend see that GPU, and TensorRT or TensorRT-RTX 11.4.0."""
     fake = FakeTrt()
     monkeypatch.setattr(tensorrt_backend, "Cuda", FakeCuda)
-    monkeypatch.setattr(tensorrt_backend, "first_gpu", lambda: H200)
+    monkeypatch.setattr(tensorrt_backend, "first_gpu", lambda: gpu)
     monkeypatch.setattr(tensorrt_backend, "library", lambda name: Library(name, fake))
     return fake
 
@@ -63,6 +66,8 @@ class FakeCuda:
         self.memories: dict[int, U8] = {}
         self.captures = self.launches = self.uploaded = 0
         self.capturing = self.closed = False
+        self.breaks_captures = False
+        self.most_bytes = 1 << 40
         FakeCuda.made.append(self)
 
     def stream(self) -> int:
@@ -72,6 +77,8 @@ class FakeCuda:
         return np.zeros(shape, dtype)
 
     def memory(self, n_bytes: int) -> int:
+        if n_bytes > self.most_bytes:
+            raise LineamentError("the GPU has no memory left (cudaMalloc)")
         address = 1000 + len(self.memories)
         self.memories[address] = np.full(n_bytes, 85, np.uint8)
         return address
@@ -90,8 +97,12 @@ class FakeCuda:
     def captured(self, stream: int, work: Callable[[], None]) -> Any:
         self.captures += 1
         self.capturing = True
-        work()
-        self.capturing = False
+        try:
+            work()
+        finally:
+            self.capturing = False
+        if self.breaks_captures:
+            raise LineamentError("CUDA failed at capturing a CUDA graph: operation not permitted (error 900)")
         return work
 
     def launch(self, graph: Any, stream: int) -> None:
@@ -103,12 +114,22 @@ class FakeCuda:
 
 
 class FakeContext:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
+    def __init__(self, engine: FakeEngine, strategy: object) -> None:
+        self.engine, self.strategy = engine, strategy
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.n_memory = 0
 
-    def set_device_memory(self, memory: int, size: int) -> None: ...
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self.shapes.keys() == {port.name for port in self.engine.session.get_inputs()}, "all shapes come first"
+        return self.engine._working_bytes(self.shapes)
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert len(FakeCuda.made[-1].memories[memory]) >= size
+        self.n_memory = size
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.engine.capturable
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         fewest, _, most = self.engine.get_tensor_profile_shape(name, 0)
@@ -128,6 +149,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         memories = FakeCuda.made[-1].memories
+        assert self.n_memory >= self.engine._working_bytes(self.shapes), "it would write beyond its memory"
         if self.engine.breaks:
             self.engine.logger.log("ERROR", "Error Code 1: Cuda Runtime (out of memory)")
             return False
@@ -143,12 +165,23 @@ class FakeContext:
         return True
 
 
-class FakeEngine:
-    device_memory_size_v2 = 64
+class FakeRuntimeConfig:
+    """Of TensorRT-RTX."""
 
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+
+    def __init__(self) -> None:
+        self.strategy: object = None
+
+    def set_execution_context_allocation_strategy(self, strategy: object) -> None:
+        self.strategy = strategy
+
+
+class FakeEngine:
     def __init__(self, plan: bytes, logger: Any) -> None:
         self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
-        self.logger, self.breaks = logger, False
+        self.logger, self.breaks, self.capturable = logger, False, True
+        self.contexts: list[FakeContext] = []
         self.profile = json.loads(self.session.get_modelmeta().custom_metadata_map["profile"])
         self.ports = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.num_io_tensors = len(self.ports)
@@ -172,8 +205,20 @@ class FakeEngine:
     def get_tensor_dtype(self, name: str) -> str:
         return "uint8" if "uint8" in self._port(name).type else "float32"
 
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self._working_bytes({name: tuple(bounds[2]) for name, bounds in self.profile.items()})
+
+    def _working_bytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Single precision for each byte or number of its inputs."""
+        return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig()
+
     def create_execution_context(self, strategy: object) -> FakeContext:
-        return FakeContext(self)
+        self.contexts.append(FakeContext(self, strategy))
+        return self.contexts[-1]
 
 
 class FakeLogger:
@@ -185,6 +230,7 @@ class FakeTrt:
     ILogger = FakeLogger
     TensorIOMode = SimpleNamespace(INPUT="in")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="mine")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager", NONE="none")
 
     def __init__(self) -> None:
         self.opened: list[FakeEngine] = []

@@ -24,7 +24,7 @@ from lineament.engines.cuda import Cuda, first_gpu
 from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
 from lineament.engines.export import real_crops
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
-from lineament.engines.tensorrt_backend import TensorRtLandmarker, bucket
+from lineament.engines.tensorrt_backend import WORTH, TensorRtLandmarker, bucket
 from lineament.engines.tensorrt_build import build, layers_by_precision
 from lineament.engines.tensorrt_library import complaint, installed, library
 from lineament.landmarks.card import ModelCard
@@ -40,9 +40,12 @@ from tests.fake_tensorrt import (  # noqa: E402
     CARD,
     H200,
     KEY,
+    RTX_5090,
+    RTX_KEY,
     FakeContext,
     FakeCuda,
     FakeEngine,
+    FakeRuntimeConfig,
     FakeTrt,
     engine_file,
     plan,
@@ -192,11 +195,114 @@ def test_a_frame_gives_the_same_points_as_its_crops(trt: FakeTrt, tmp_path: Path
             np.testing.assert_allclose(landmarker.on_frame(frame, matrices).points_unit, wanted, atol=0.5 / 256)
 
 
-def test_crops_cut_on_the_gpu_are_not_uploaded(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
+def upright(card: ModelCard, *boxes_xyxy: tuple[float, float, float, float]) -> list[F64]:
+    return [crop_from_frame(np.array(box), card) for box in boxes_xyxy]
+
+
+def test_only_the_part_of_the_frame_round_the_crops_is_uploaded(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
         gpu = FakeCuda.made[-1]
-        landmarker.on_frame(astronaut, matrices_on(astronaut, landmarker.card, 2, (12, 45)))
-        assert gpu.uploaded == astronaut.nbytes + 2 * 6 * 4
+        # crops of 1.3 times their boxes: from 109 to 161, from 141 to 193, and at the frame's corner
+        for boxes, (width, height) in (
+            ([(115, 115, 155, 155)], (128, 128)),
+            ([(115, 115, 155, 155), (147, 115, 187, 155)], (192, 128)),
+            ([(480, 480, 530, 530)], (512 - 448, 512 - 448)),
+        ):
+            before = gpu.uploaded
+            matrices = upright(landmarker.card, *boxes)
+            found = landmarker.on_frame(astronaut, matrices).points_unit
+            assert gpu.uploaded - before == width * height * 3 + len(boxes) * 6 * 4
+            np.testing.assert_allclose(found, answer(warped(astronaut, matrices, (64, 64))), atol=0.5 / 256)
+
+
+def test_crops_far_apart_are_cut_on_the_cpu_which_is_faster(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        gpu = FakeCuda.made[-1]
+        matrices = upright(landmarker.card, (5, 5, 45, 45), (460, 460, 500, 500))
+        landmarker.on_frame(astronaut, matrices)  # captures
+        before = gpu.uploaded
+        found = landmarker.on_frame(astronaut, matrices).points_unit
+        np.testing.assert_allclose(found, answer(warped(astronaut, matrices, (64, 64))), atol=1e-5)
+        assert WORTH * 2 * 64 * 64 < 512 * 512 and gpu.uploaded - before == 2 * 64 * 64 * 3
+
+
+def test_memory_grows_with_the_part_of_the_frame_and_not_with_the_largest_frame(
+    trt: FakeTrt, tmp_path: Path, astronaut: U8
+) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        gpu = FakeCuda.made[-1]
+
+        def held() -> int:
+            return sum(memory.nbytes for memory in gpu.memories.values())
+
+        opened = held()
+        assert trt.opened[1].device_memory_size_v2 > 4320 * 7680 * 3 > 100 * opened
+        for half_px, most in ((20, 2 * 5 * 192 * 128 * 3), (60, 5 * 5 * 192 * 256 * 3)):
+            landmarker.on_frame(
+                astronaut, upright(landmarker.card, (135 - half_px, 110 - half_px, 135 + half_px, 110 + half_px))
+            )
+            assert opened < held() < opened + most
+        grown = held()
+        landmarker.on_frame(astronaut, upright(landmarker.card, (115, 115, 155, 155)))
+        assert held() == grown
+
+
+def test_without_memory_for_the_part_crops_are_cut_on_the_cpu_from_then_on(
+    trt: FakeTrt, tmp_path: Path, astronaut: U8, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        FakeCuda.made[-1].most_bytes = 10_000
+        matrices = upright(landmarker.card, (115, 115, 155, 155))
+        wanted = answer(warped(astronaut, matrices, (64, 64)))
+        for _ in range(2):
+            np.testing.assert_allclose(landmarker.on_frame(astronaut, matrices).points_unit, wanted, atol=1e-5)
+    assert len(caplog.messages) == 1 and "cut on the CPU from now on: the GPU has no memory left" in caplog.text
+
+
+def test_a_batch_that_cannot_be_captured_runs_without_a_graph_and_says_so_once(
+    trt: FakeTrt, tmp_path: Path, astronaut: U8, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        gpu = FakeCuda.made[-1]
+        gpu.breaks_captures = True
+        for n in (1, 1, 3, 9):
+            rgb = np.resize(crops(4), (n, 64, 64, 3))
+            np.testing.assert_allclose(landmarker(rgb).points_unit, answer(rgb), atol=1e-5)
+            matrices = matrices_on(astronaut, landmarker.card, n, (12, 45))
+            wanted = answer(warped(astronaut, matrices, (64, 64)))
+            np.testing.assert_allclose(landmarker.on_frame(astronaut, matrices).points_unit, wanted, atol=0.5 / 256)
+        assert (gpu.captures, gpu.launches) == (1, 0)
+    (said,) = caplog.messages
+    assert "tint.engine runs without CUDA graphs" in said and "operation not permitted" in said
+
+
+def test_an_rtx_engine_compiles_for_the_shapes_it_captures_and_not_for_those_of_frames(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, astronaut: U8
+) -> None:
+    trt = play_tensorrt(monkeypatch, RTX_5090)
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", RTX_KEY, hw=(64, 64))) as landmarker:
+        matrices = matrices_on(astronaut, landmarker.card, 2, (12, 45))
+        landmarker.on_frame(astronaut, matrices)
+        landmarker(warped(astronaut, matrices, (64, 64)))
+        assert FakeCuda.made[-1].captures == 2
+    for opened, strategy in zip(trt.opened, ("eager", "none")):
+        assert opened.contexts
+        for context in opened.contexts:
+            assert isinstance(context.strategy, FakeRuntimeConfig) and context.strategy.strategy == "mine"
+            assert context.strategy.dynamic_shapes_kernel_specialization_strategy == strategy
+
+
+def test_an_rtx_engine_that_says_it_cannot_be_captured_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trt = play_tensorrt(monkeypatch, RTX_5090)
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", RTX_KEY)) as landmarker:
+        trt.opened[0].capturable = False
+        for n in (1, 3):
+            np.testing.assert_allclose(landmarker(crops(n)).points_unit, answer(crops(n)), atol=1e-5)
+        assert FakeCuda.made[-1].captures == 0
+    (said,) = caplog.messages
+    assert "runs without CUDA graphs" in said and "cannot capture it" in said
 
 
 def test_a_crop_that_shrinks_the_frame_is_averaged_on_the_cpu(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
@@ -259,6 +365,7 @@ def test_running_out_of_memory_says_what_to_do(trt: FakeTrt, landmarker: TensorR
     trt.opened[0].breaks = True
     with pytest.raises(LineamentError, match=r"no memory left; close other programs.*--batches 1 1 4"):
         landmarker(crops(1))
+    assert not trt.opened[0].logger.messages, "it would be given as the reason of a later failure"
 
 
 @pytest.mark.parametrize(
@@ -339,12 +446,15 @@ def test_cuda_errors_name_the_failed_call_and_the_next_step(monkeypatch: pytest.
             gpu.stream()
 
 
-def test_a_capture_ends_if_its_work_fails_and_everything_is_freed_last_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_capture_ends_and_leaves_no_error_behind_and_everything_is_freed_last_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     done: list[str] = []
     runtime = cuda_of(cudaStreamCreateWithFlags=(0, 5), cudaMalloc=(0, 99), cudaGraphInstantiate=(0, "launchable"))
     runtime.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
     runtime.cudaStreamBeginCapture = lambda stream, mode: (done.append(f"begin {mode}"), (Status(0),))[1]
     runtime.cudaStreamEndCapture = lambda stream: (done.append("end"), (Status(0), "graph"))[1]
+    runtime.cudaGetLastError = lambda: done.append("error read")
     for name in ("cudaGraphDestroy", "cudaGraphExecDestroy", "cudaFree", "cudaStreamDestroy"):
         setattr(runtime, name, lambda handle, name=name: done.append(name))
     monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
@@ -360,9 +470,8 @@ def test_a_capture_ends_if_its_work_fails_and_everything_is_freed_last_first(mon
     gpu.captured(stream, lambda: None)
     gpu.close()
     gpu.close()
-    begun = ["begin thread", "end"]
     freed = ["cudaGraphDestroy", "cudaGraphExecDestroy", "cudaFree", "cudaStreamDestroy"]
-    assert done == [*begun, *begun, *freed]
+    assert done == ["begin thread", "end", "error read", "begin thread", "end", *freed]
 
 
 def test_a_missing_package_is_named_with_the_command_to_install_it(
