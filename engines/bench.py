@@ -4,7 +4,8 @@
 
 A checkpoint is exported and built for every runtime present: PyTorch, ONNX Runtime, OpenVINO in f32, bf16 and INT8, the
 last in throughput mode too, and on an NVIDIA GPU TensorRT. The first row is the reference: PyTorch for a checkpoint.
-Latency is that of one call, from crops in memory to points in memory; contenders take turns (see engines.timing).
+Latency is that of one call, from crops in memory to points in memory, and then from a whole frame to the points of its
+faces, crops included; contenders take turns (see engines.timing).
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from tqdm import tqdm
 
 from lineament import engines
 from lineament.engines.distance import NEAR_PX, recommended, within_px
+from lineament.engines.portrait import portrait
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
-from lineament.landmarks.types import U8, Landmarker, LineamentError
+from lineament.landmarks.geometry import crop_from_frame, rgb_crops
+from lineament.landmarks.types import F64, U8, FrameLandmarker, Landmarker, Landmarks, LineamentError
 
 log = logging.getLogger("lineament")
 
@@ -105,7 +108,11 @@ class Row:
     nme: float | None
     """percent, on labelled data"""
     latency: dict[int, Latency] = field(default_factory=dict)
-    """by batch size"""
+    """from crops to points, by batch size"""
+    on_frame: dict[int, Latency] = field(default_factory=dict)
+    """from a frame to the points in its crops, by number of faces"""
+    cut_on_cpu: dict[int, Latency] = field(default_factory=dict)
+    """the same with all crops cut on the CPU, for a runtime that may cut them on the GPU"""
 
 
 @ends_in_a_line
@@ -147,8 +154,10 @@ def bench(cfg: BenchConfig) -> list[Row]:
             raise LineamentError(f"nothing here can run {cfg.model}; see the warnings above")
         card = _one_card([landmarker for _, landmarker, _ in opened], cfg)
         crops = real_crops(card, max(cfg.batches))
-        latency = _timed([(contender.name, landmarker) for contender, landmarker, _ in opened], crops, cfg)
-        points = [landmarker(crops).points_unit for _, landmarker, _ in opened]
+        landmarkers = [landmarker for _, landmarker, _ in opened]
+        latency = _timed([[partial(one, crops[:n]) for one in landmarkers] for n in cfg.batches], cfg, "crops")
+        on_frame, cut_on_cpu = _timed_on_frames(landmarkers, card, cfg)
+        points = [landmarker(crops).points_unit for landmarker in landmarkers]
         nme = _nme(card, cache, cfg)
         return [
             Row(
@@ -159,9 +168,11 @@ def bench(cfg: BenchConfig) -> list[Row]:
                 open_s,
                 within_px(found, points[0]),
                 nme(landmarker) if nme else None,
-                latency[contender.name],
+                latency[i],
+                on_frame[i],
+                cut_on_cpu.get(i, {}),
             )
-            for (contender, landmarker, open_s), found in zip(opened, points)
+            for i, ((contender, landmarker, open_s), found) in enumerate(zip(opened, points))
         ]
 
 
@@ -197,7 +208,7 @@ def machine() -> str:
 def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
     """Lines to print: the machine, a row per contender, then the latencies."""
     first = rows[0]
-    width = max(20, *(len(row.name) for row in rows))
+    width = max(22, *(len(row.name) + len(", cut on CPU") * bool(row.cut_on_cpu) for row in rows))
     lines = [machine(), f"{cfg.model}, {cfg.n} calls per contender and batch size, in turns", ""]
     head = f"{'':{width}} {'MiB':>8} {'build s':>8} {'open s':>7} {'95% px':>8}"
     lines.append(head + (f" {'NME':>6} {'delta':>7}" if first.nme is not None else ""))
@@ -206,20 +217,30 @@ def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
         if row.nme is not None and first.nme is not None:
             cells += f" {row.nme:6.2f} {row.nme - first.nme:+7.3f}"
         lines.append(cells)
-    for title in ("ms per call, p50 / p95", "crops/s"):
-        lines += ["", f"{title:{width}} " + " ".join(f"{f'batch {batch}':>17}" for batch in cfg.batches)]
-        for row in rows:
-            cells = ""
-            for latency in (row.latency[batch] for batch in cfg.batches):
-                both = f"{latency.p50_ms:.2f} / {latency.p95_ms:.2f}"
-                cells += f" {both if title.startswith('ms') else f'{latency.crops_per_s:.0f}':>17}"
-            lines.append(f"{row.name:{width}}{cells}")
+    by_batch = [(row.name, row.latency) for row in rows]
+    lines += _latencies("ms per call, p50 / p95", "batch", by_batch, width, cfg)
+    lines += ["", f"{'crops/s':{width}} " + " ".join(f"{f'batch {batch}':>17}" for batch in cfg.batches)]
+    for name, latency in by_batch:
+        lines.append(f"{name:{width}}" + "".join(f" {latency[batch].crops_per_s:17.0f}" for batch in cfg.batches))
+    by_faces = [(row.name, row.on_frame) for row in rows]
+    by_faces += [(f"{row.name}, cut on CPU", row.cut_on_cpu) for row in rows if row.cut_on_cpu]
+    lines += _latencies("ms per 1080p frame", "faces", by_faces, width, cfg)
     batch = min(cfg.batches)
     times_ms = [row.latency[batch].p50_ms for row in rows]
     lines += ["", f"fastest at batch {batch}: {_of_onnxruntime(rows, times_ms, times_ms.index(min(times_ms)))}"]
     i = recommended(times_ms, [row.away_px for row in rows])
     if i is not None:
         lines.append(f"fastest within {NEAR_PX} px of {first.name}: {_of_onnxruntime(rows, times_ms, i)}")
+    return lines
+
+
+def _latencies(
+    title: str, count: str, rows: Sequence[tuple[str, dict[int, Latency]]], width: int, cfg: BenchConfig
+) -> list[str]:
+    lines = ["", f"{title:{width}} " + " ".join(f"{f'{count} {n}':>17}" for n in cfg.batches)]
+    for name, latency in rows:
+        cells = [f"{latency[n].p50_ms:.2f} / {latency[n].p95_ms:.2f}" for n in cfg.batches]
+        lines.append(f"{name:{width}}" + "".join(f" {cell:>17}" for cell in cells))
     return lines
 
 
@@ -260,7 +281,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def as_json(row: Row) -> dict[str, object]:
-    return {**asdict(row), "latency": {str(batch): latency._asdict() for batch, latency in row.latency.items()}}
+    told = asdict(row)
+    for name in ("latency", "on_frame", "cut_on_cpu"):
+        told[name] = {str(n): latency._asdict() for n, latency in getattr(row, name).items()}
+    return told
 
 
 # ---- contenders
@@ -371,17 +395,52 @@ def _one_card(landmarkers: Sequence[Landmarker], cfg: BenchConfig) -> ModelCard:
     return cards[0]
 
 
-def _timed(landmarkers: Sequence[tuple[str, Landmarker]], crops: U8, cfg: BenchConfig) -> dict[str, dict[int, Latency]]:
-    """{name: {batch: latency}}"""
-    found: dict[str, dict[int, Latency]] = {name: {} for name, _ in landmarkers}
-    bar = tqdm(total=len(cfg.batches) * len(landmarkers) * cfg.n, desc="timing", leave=False, disable=None)
-    for batch in cfg.batches:
-        calls = [partial(landmarker, crops[:batch]) for _, landmarker in landmarkers]
-        for (name, _), ms in zip(landmarkers, in_turns(calls, cfg.n, bar.update)):
+def _timed(calls: Sequence[Sequence[Callable[[], object]]], cfg: BenchConfig, what: str) -> list[dict[int, Latency]]:
+    """calls: for each of cfg.batches, one of each contender. {batch: latency} of each contender."""
+    found: list[dict[int, Latency]] = [{} for _ in calls[0]]
+    bar = tqdm(total=len(calls) * len(found) * cfg.n, desc=f"timing {what}", leave=False, disable=None)
+    for batch, turn in zip(cfg.batches, calls):
+        for latency, ms in zip(found, in_turns(turn, cfg.n, bar.update)):
             p50, p95 = np.percentile(ms, (50, 95)).tolist()
-            found[name][batch] = Latency(p50, p95, batch / p50 * 1e3)
+            latency[batch] = Latency(p50, p95, batch / p50 * 1e3)
     bar.close()
     return found
+
+
+def _timed_on_frames(
+    landmarkers: Sequence[Landmarker], card: ModelCard, cfg: BenchConfig
+) -> tuple[list[dict[int, Latency]], dict[int, dict[int, Latency]]]:
+    """From a frame to points, of each contender; and, by index, with crops cut on the CPU by those that choose."""
+    bgr, matrices = frame_of_faces(card, max(cfg.batches))
+
+    def on_cpu(landmarker: Landmarker, n: int) -> Landmarks:
+        return landmarker(rgb_crops(bgr, matrices[:n], card.input_hw))
+
+    choosing = {i: one.on_frame for i, one in enumerate(landmarkers) if isinstance(one, FrameLandmarker)}
+    calls = [
+        [
+            *(
+                partial(choosing[i], bgr, matrices[:n]) if i in choosing else partial(on_cpu, one, n)
+                for i, one in enumerate(landmarkers)
+            ),
+            *(partial(on_cpu, landmarkers[i], n) for i in choosing),
+        ]
+        for n in cfg.batches
+    ]
+    found = _timed(calls, cfg, "frames")
+    return found[: len(landmarkers)], dict(zip(choosing, found[len(landmarkers) :]))
+
+
+def frame_of_faces(card: ModelCard, n: int) -> tuple[U8, list[F64]]:
+    """A frame of 1920x1080 with a face in each of 4x2 places, (1080, 1920, 3) BGR, and crop_from_frame of n of them; of
+    more than eight, the crops differ a little."""
+    bgr = np.tile(portrait(), (3, 4, 1))[:1080, :1920]
+    rng = np.random.default_rng(0)
+    matrices = []
+    for i in range(n):
+        center = np.array([225.0 + 512 * (i % 4), 122.0 + 512 * (i // 4 % 2)]) + rng.normal(0, 3, 2)
+        matrices.append(crop_from_frame(np.concatenate([center - 65, center + 65]), card, float(rng.normal(0, 0.1))))
+    return np.ascontiguousarray(bgr), matrices
 
 
 def _nme(card: ModelCard, cache: Path, cfg: BenchConfig) -> Callable[[Landmarker], float] | None:

@@ -11,8 +11,20 @@ import cv2
 import pytest
 
 from lineament.engines import bench as bench_module
-from lineament.engines.bench import BenchConfig, Contender, Latency, Row, bench, contenders, main, plot, table
+from lineament.engines.bench import (
+    BenchConfig,
+    Contender,
+    Latency,
+    Row,
+    bench,
+    contenders,
+    frame_of_faces,
+    main,
+    plot,
+    table,
+)
 from lineament.engines.engine_file import Gpu
+from lineament.landmarks.geometry import rgb_crops
 from lineament.landmarks.types import Landmarker, LineamentError
 from tests.labelled import mean_face, write_wflw
 
@@ -20,20 +32,13 @@ torch = pytest.importorskip("torch")
 for package in ("onnx", "openvino", "onnxruntime"):
     pytest.importorskip(package)
 
-SLOW = Latency(20.0, 30.0, 50.0)
+SLOW = {1: Latency(20.0, 30.0, 50.0), 2: Latency(30.0, 40.0, 66.7)}
+FAST = {1: Latency(8.0, 9.0, 125.0), 2: Latency(15.0, 16.0, 133.3)}
+CUT = {1: Latency(9.0, 9.5, 111.1), 2: Latency(17.0, 18.0, 117.6)}
 ROWS = [
-    Row("torch cpu", "a.safetensors", 10.0, 0.0, 1.0, 0.0, 4.0, {1: SLOW, 2: Latency(30.0, 40.0, 66.7)}),
-    Row("onnxruntime", "a.onnx", 10.0, 9.0, 0.1, 0.01, 4.0, {1: SLOW, 2: Latency(30.0, 40.0, 66.7)}),
-    Row(
-        "openvino int8",
-        "a8.onnx",
-        3.0,
-        29.0,
-        0.2,
-        1.5,
-        4.05,
-        {1: Latency(8.0, 9.0, 125.0), 2: Latency(15.0, 16.0, 133.3)},
-    ),
+    Row("torch cpu", "a.safetensors", 10.0, 0.0, 1.0, 0.0, 4.0, SLOW, SLOW),
+    Row("onnxruntime", "a.onnx", 10.0, 9.0, 0.1, 0.01, 4.0, SLOW, SLOW),
+    Row("openvino int8", "a8.onnx", 3.0, 29.0, 0.2, 1.5, 4.05, FAST, CUT, CUT),
 ]
 
 
@@ -76,8 +81,11 @@ def test_a_checkpoint_is_run_by_every_runtime_there_is(told: tuple[str, Path]) -
     assert {"onnxruntime", "openvino fp32", "openvino int8"} <= set(names)
     for row in rows:
         assert set(row["latency"]) == {"1", "3"} and row["size_mib"] > 0.1 and row["open_s"] > 0
-        for batch, (p50_ms, p95_ms, crops_per_s) in ((int(b), v.values()) for b, v in row["latency"].items()):
-            assert 0 < p50_ms <= p95_ms and crops_per_s == pytest.approx(batch / p50_ms * 1000)
+        for measured in (row["latency"], row["on_frame"]):
+            assert set(measured) == {"1", "3"}
+            for batch, (p50_ms, p95_ms, crops_per_s) in ((int(b), v.values()) for b, v in measured.items()):
+                assert 0 < p50_ms <= p95_ms and crops_per_s == pytest.approx(batch / p50_ms * 1000)
+        assert row["cut_on_cpu"] == {}, "none of these cuts crops on a GPU"
         assert row["nme"] > 5, "an untrained net is far off"
 
 
@@ -118,8 +126,34 @@ def test_the_fastest_is_named_with_its_share_of_onnx_runtimes_time() -> None:
     (int8,) = [line for line in lines if line.startswith("openvino int8") and "+0.050" in line]
     assert int8.split() == ["openvino", "int8", "3.0", "29.0", "0.20", "1.500", "4.05", "+0.050"]
     assert any(line.split() == ["openvino", "int8", "8.00", "/", "9.00", "15.00", "/", "16.00"] for line in lines)
+    frames = lines[lines.index(next(line for line in lines if line.startswith("ms per 1080p frame"))) :]
+    assert any(line.split() == ["openvino", "int8", "9.00", "/", "9.50", "17.00", "/", "18.00"] for line in frames)
+    (cut,) = [line for line in frames if "cut on CPU" in line]
+    assert cut.startswith("openvino int8, cut on CPU ") and cut.endswith("17.00 / 18.00")
     without = table([replace(row, nme=None) for row in ROWS], cfg)
     assert "NME" not in "\n".join(without)
+
+
+def test_a_runtime_that_cuts_crops_itself_is_timed_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lineament.engines.tensorrt_backend import TensorRtLandmarker
+    from tests.fake_tensorrt import FakeCuda, engine_file, play_tensorrt
+
+    play_tensorrt(monkeypatch)
+    path = engine_file(tmp_path / "tint.engine", hw=(128, 128))
+    gpu = Contender("tensorrt", path, lambda: TensorRtLandmarker(path))
+    monkeypatch.setattr(bench_module, "contenders", lambda cfg: [gpu])
+    (row,) = bench(BenchConfig(path, out=tmp_path / "out", n=2, batches=(1, 2)))
+    assert set(row.latency) == set(row.on_frame) == set(row.cut_on_cpu) == {1, 2}
+    assert FakeCuda.made[-1].captures == 4, "each batch size with crops from the CPU and from the GPU"
+
+
+def test_the_frame_of_the_bench_has_a_face_in_every_crop() -> None:
+    from lineament import engines
+
+    with engines.load("student", "onnxruntime") as student:
+        bgr, matrices = frame_of_faces(student.card, 10)
+        found = student(rgb_crops(bgr, matrices, student.card.input_hw))
+    assert bgr.shape == (1080, 1920, 3) and found.confidence.min() > 0.9
 
 
 def test_one_batch_is_enough_for_a_plot(tmp_path: Path) -> None:
