@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lineament.landmarks.card import ModelCard
-from lineament.landmarks.geometry import apply, compose, crop_from_frame, crop_from_unit, frame_from_unit, invert, warp
+from lineament.landmarks.geometry import (
+    apply,
+    compose,
+    covered,
+    crop_from_frame,
+    crop_from_unit,
+    frame_from_unit,
+    invert,
+    warp,
+)
 from lineament.landmarks.types import F32, U8
 
 CARD = ModelCard(name="test", schema="wflw98", input_hw=(192, 192), crop_scale=1.5)
@@ -117,6 +126,23 @@ def test_a_shrinking_crop_averages_instead_of_aliasing() -> None:
     stripes[::2] = 255
     crop = warp(stripes, crop_from_frame(np.array([240, 240, 720, 720], np.float32), CARD), CARD.input_hw)
     assert np.abs(crop.astype(int) - 127).max() < 64
+
+
+@given(boxes, rolls)
+def test_a_crop_shows_no_pixel_beyond_those_it_is_said_to_cover(box: F32, roll: float) -> None:
+    matrix = crop_from_frame(box, CARD, roll)
+    left, top, right, bottom = covered(matrix, CARD.input_hw, (300, 400))
+    frame = np.full((300, 400, 3), 255, np.uint8)
+    frame[top:bottom, left:right] = 0
+    assert not warp(frame, matrix, CARD.input_hw).any()
+
+
+def test_what_a_crop_covers_is_no_more_than_its_bounds_and_a_pixel_round_them() -> None:
+    upright = crop_from_frame(np.array([100, 100, 228, 228], np.float32), CARD)  # 192 px at scale 1: from 68 to 260 px
+    assert covered(upright, CARD.input_hw, (300, 400)).tolist() == [67, 67, 262, 262]
+    assert covered(upright, CARD.input_hw, (200, 100)).tolist() == [67, 67, 100, 200]
+    left, top, right, bottom = covered(upright, CARD.input_hw, (50, 50))
+    assert left >= right and top >= bottom, "it lies outside"
 
 
 def test_outside_the_frame_is_black() -> None:
