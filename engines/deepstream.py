@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lineament.engines.model_file import INPUT
+from lineament.engines.model_file import CONFIDENCE, INPUT
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.types import F64
 
@@ -26,20 +26,29 @@ Rect = tuple[float, float, float, float]
 
 
 def planar(half: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph of fp16.half_precision that takes what nvinfer passes: float32 (N, 3, H, W) RGB, 0..255."""
+    """A copy of a graph of fp16.half_precision that takes what nvinfer passes: float32 (N, 3, H, W) RGB, 0..255.
+
+    Its confidence is (N, 1), because nvinfer takes the batch off: a number would have no dimension.
+    """
     import onnx
     from onnx import TensorProto, helper
 
     model = onnx.ModelProto()
     model.CopyFrom(half)
     graph, pixels = model.graph, f"{INPUT}_NHWC"
+    others = {INPUT: pixels, CONFIDENCE: f"{CONFIDENCE}_N"}
     for node in graph.node:
-        node.input[:] = [pixels if name == INPUT else name for name in node.input]
+        node.input[:] = [others.get(name, name) for name in node.input]
+        node.output[:] = [others.get(name, name) for name in node.output]
     graph.node.insert(0, helper.make_node("Transpose", [INPUT], [pixels], name=pixels, perm=[0, 2, 3, 1]))
     batch, height, width, _ = graph.input[0].type.tensor_type.shape.dim
     shape = [batch.dim_param, 3, height.dim_value, width.dim_value]
     graph.input[0].CopyFrom(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, shape))
-    # the types of bytes
+    for output in graph.output:
+        if output.name == CONFIDENCE:
+            graph.node.append(helper.make_node("Flatten", [others[CONFIDENCE]], [CONFIDENCE], name=CONFIDENCE, axis=1))
+            output.type.tensor_type.shape.dim.add(dim_value=1)
+    # those of bytes
     del graph.value_info[:]
     onnx.checker.check_model(model, full_check=True)
     return model

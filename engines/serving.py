@@ -163,7 +163,7 @@ def _put(path: Path, content: bytes) -> None:
 
 def _name(cfg: ServingConfig, card: ModelCard) -> str:
     name = cfg.name or card.name
-    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise LineamentError(f"{name!r} cannot be a folder of Triton's; give --name, of letters, digits and ._-")
     return name
 

@@ -200,6 +200,7 @@ def test_a_wrong_model_or_option_ends_in_one_line(tmp_path: Path, capsys: pytest
         ([str(tmp_path / "fixed.onnx")], "has a fixed batch size, expected a dynamic one"),
         (["student", "--max-batch", "0"], "got max_batch 0, face_class 0; expected 1 to 1024"),
         (["student", "--name", "a/b"], "'a/b' cannot be a folder of Triton's; give --name"),
+        (["student", "--name", ".."], "'..' cannot be a folder of Triton's; give --name"),
     ):
         assert main([*args, "--out", str(tmp_path / "served")]) == 1
         error = capsys.readouterr().err
@@ -441,6 +442,8 @@ def test_nvinfer_reads_every_key_and_the_graph_is_what_it_feeds(out: Path) -> No
     (fed,) = session_of(path).get_inputs()
     assert fed.type == "tensor(float)" and fed.shape[1:] == list(map(int, properties["infer-dims"].split(";")))
     assert isinstance(fed.shape[0], str), "nvinfer sets the batch"
+    shapes = {port.name: port.shape[1:] for port in session_of(path).get_outputs()}
+    assert shapes == {"points": [98, 2], "confidence": [1], "visibility": [98]}, "without the batch, none is empty"
     n_half, n_single = precisions_of_layers(onnx.load(path))
     assert n_half > 10 * n_single
     assert properties["model-engine-file"] == f"{path.name}_b{properties['batch-size']}_gpu0_fp32.engine"
@@ -450,19 +453,21 @@ def test_emulated_nvinfer_finds_the_points_of_our_own_landmarker(out: Path) -> N
     nvinfer, card, bgr = Nvinfer(out), card_of(out), portrait()
     rect = nvinfer_rect(rect_of(FACE_XYXY), card, bgr.shape[:2])
     cut, ours = nvinfer_crop(rect, card), crop_from_frame(FACE_XYXY, card)
-    points = apply(frame_from_unit(cut, card.input_hw), nvinfer(bgr, [rect])["points"][0])
+    found = nvinfer(bgr, [rect])
+    points = apply(frame_from_unit(cut, card.input_hw), found["points"][0])
     px = 256 * ours[0, 0] / card.input_hw[1]
     with load("student", "onnxruntime") as landmarker:
         crops = rgb_crops(bgr, [cut, ours], card.input_hw)
-        same, own = (
-            apply(frame_from_unit(matrix, card.input_hw), unit)
-            for matrix, unit in zip((cut, ours), landmarker(crops).points_unit)
-        )
+        wanted = landmarker(crops)
+    same, own = (
+        apply(frame_from_unit(matrix, card.input_hw), unit) for matrix, unit in zip((cut, ours), wanted.points_unit)
+    )
     fed = nvinfer.planes(bgr, [rect])[0]
     assert np.abs(fed - crops[0].transpose(2, 0, 1)).mean() < 0.3, "the graph normalises: it wants grey levels, RGB"
     from_same, from_own = (px * np.linalg.norm(points - other, axis=1) for other in (same, own))
     assert from_same.max() < 0.2, "of a 256-px crop, for the same rectangle"
     assert from_own.mean() < 0.5 and from_own.max() < 1.0, "for a rectangle rounded to even numbers"
+    np.testing.assert_allclose(found["confidence"], wanted.confidence[:1, None], atol=0.01)
 
 
 @pytest.mark.parametrize("scale", [1.2, (1.2, 1.3)])
