@@ -17,7 +17,7 @@ For a range, an earlier message may name the operation by its output, with under
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,12 +37,13 @@ def refused_nodes(half: onnx.ModelProto, messages: Sequence[str], moved: Collect
     """
     said = [" ".join(message.split()) for message in messages]
     refused = [found[1] for message in said if (found := _REFUSED.search(message))]
-    nodes = _half_nodes(half)
+    nodes, names = _half_nodes(half), [node.name for node in half.graph.node]
     ranges = [found for text in refused if (found := _RANGE.search(text))]
-    named = _named(nodes, [text for text in refused if not _RANGE.search(text)])
+    named = {name for text in refused if not _RANGE.search(text) for name in _named(names, text)}
     named |= _of_operations(nodes, [found[1] for message in said if (found := _OPERATION.search(message))])
+    named &= set(nodes)
     if not named and ranges:
-        named = _in_range(half, nodes, ranges[0][1], ranges[0][2])
+        named = _in_range(nodes, names, ranges[0][1], ranges[0][2])
     before = {_kind(node) for node in half.graph.node if node.name in moved}
     again = {kind for name in named if (kind := _kind(nodes[name])) in before and kind.startswith(_GROUPED)}
     return [name for name, node in nodes.items() if name in named or _kind(node) in again]
@@ -58,15 +59,18 @@ def _half_nodes(half: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {node.name: node for node in half.graph.node if node.op_type != "Cast" and halves & set(node.input)}
 
 
-def _named(nodes: Iterable[str], texts: Sequence[str]) -> set[str]:
-    """The nodes whose names are in texts. The parser adds a number to a name for which it makes several layers."""
-    for suffix in ("", r"(?:_\d+)?"):
-        # neither the middle of a longer name nor of a path
-        whole = {name: re.compile(rf"(?<![\w/:-])(?<!\w\.){re.escape(name)}{suffix}(?![\w/:-]|\.\w)") for name in nodes}
-        found = {name for name, pattern in whole.items() if any(pattern.search(text) for text in texts)}
-        if found:
-            return found
-    return set()
+def _named(names: Collection[str], text: str) -> set[str]:
+    """Those of names that are in text, neither as the middle of a longer name nor of a path.
+
+    The parser adds a number to the name of a node for which it makes several layers.
+    """
+    found = set()
+    for name in names:
+        if name in text:
+            whole = re.finditer(rf"(?<![\w/:-])(?<!\w\.){re.escape(name)}(?:_\d+)?(?![\w/:-]|\.\w)", text)
+            if any(match[0] == name or match[0] not in names for match in whole):
+                found.add(name)
+    return found
 
 
 def _of_operations(nodes: Mapping[str, onnx.NodeProto], outputs: Collection[str]) -> set[str]:
@@ -74,14 +78,14 @@ def _of_operations(nodes: Mapping[str, onnx.NodeProto], outputs: Collection[str]
     return {name for name, node in nodes.items() if any(re.sub(r"\W", "_", output) in flat for output in node.output)}
 
 
-def _in_range(half: onnx.ModelProto, nodes: Mapping[str, onnx.NodeProto], begin: str, end: str) -> set[str]:
+def _in_range(nodes: Mapping[str, onnx.NodeProto], names: Sequence[str], begin: str, end: str) -> set[str]:
     """The grouped convolutions between two layers of TensorRT, or all layers with weights if none is half.
 
-    Either may be a constant or TensorRT's own; the range then extends to that end of the graph.
+    nodes: those in half precision. names: of all, in the order of the graph. begin, end: each may be a constant or
+    TensorRT's own layer; the range then extends to that end of the graph.
     """
-    names = [node.name for node in half.graph.node]
-    first = min((names.index(name) for name in _named(names, [begin])), default=0)
-    last = max((names.index(name) for name in _named(names, [end])), default=len(names) - 1)
+    first = min(map(names.index, _named(names, begin)), default=0)
+    last = max(map(names.index, _named(names, end)), default=len(names) - 1)
     kinds = {name: kind for name in names[first : last + 1] if name in nodes and (kind := _kind(nodes[name]))}
     return {name for name, kind in kinds.items() if kind.startswith(_GROUPED)} or set(kinds)
 

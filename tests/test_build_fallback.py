@@ -218,6 +218,16 @@ def test_the_nodes_are_found_in_the_forms_of_the_message(
     assert sorted(refused_nodes(half, told)) == sorted(names[str(name)] for name in named)
 
 
+def test_a_node_that_is_single_already_is_not_mistaken_for_another(exported: Path, half: onnx.ModelProto) -> None:
+    """node_silu_3 is not the third layer of node_silu."""
+    names = [node.name for node in half.graph.node]
+    longer = next(name for name in names if name.startswith("node_silu_"))
+    assert "node_silu" in names
+    moved = half_precision(onnx.load(exported), [longer])
+    assert refused_nodes(half, [IN_11.format(longer)]) == [longer]
+    assert refused_nodes(moved, [IN_11.format(longer)], [longer]) == []
+
+
 def test_in_a_range_the_grouped_convolutions_are_suspected_unless_the_operation_is_named(half: onnx.ModelProto) -> None:
     """Either end may be innocent, and may be a constant or a layer that TensorRT added."""
     whole = IN_11.format("{ForeignNode[net.head.linear.bias...(Unnamed Layer* 6) [Shuffle]]}")
