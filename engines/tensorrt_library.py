@@ -33,7 +33,10 @@ _NO_MEMORY = (
     r"[Oo]ut of memory|OutOfMemory|cudaErrorMemoryAllocation|insuff?icient (?:memory|workspace)|"
     r"memory is insufficient|Requested amount of GPU memory"
 )
-_NO_KERNEL = r"[Cc]ould not find any implementation|No low-precision conv kernel|No implementation of layer .* obeys"
+_NO_KERNEL = (
+    "this release has no kernel for a layer of the graph on this GPU; install another, such as "
+    "`pip install tensorrt==10.16.1.11`, or run the model on the CPU with `make engine ARGS='--target cpu'`"
+)
 _NEXT_LAYER = "=============== Computing costs for "
 """TensorRT's log, before it looks for kernels for a layer"""
 
@@ -61,12 +64,9 @@ _CAUSES = (
         "this release lacks an operator of the graph, or a variant; install the release in requirements-gpu.txt, "
         "or run the model on the CPU with `make engine ARGS='--target cpu'`",
     ),
-    (
-        # after memory: TensorRT also says so if it has kernels, but no memory to try them
-        _NO_KERNEL,
-        "this release has no kernel for a layer of the graph on this GPU; install another, such as "
-        "`pip install tensorrt==10.16.1.11`, or run the model on the CPU with `make engine ARGS='--target cpu'`",
-    ),
+    # after memory: TensorRT also says so if it has kernels, but no memory to try them
+    (r"[Cc]ould not find any implementation|No implementation of layer .* obeys", _NO_KERNEL),
+    (r"No low-precision conv kernel", _NO_KERNEL),
 )
 """patterns in TensorRT's log and their explanations; the first match counts"""
 
@@ -132,7 +132,7 @@ def complaint(messages: Sequence[str]) -> str:
     """One line on what went wrong and what to do, from the messages of TensorRT and its parser."""
     said = [" ".join(message.split()) for message in messages]
     if found := _cause(said):
-        _, cause, message = found
+        cause, message = found
         return f"{cause} (TensorRT: {message[:200]})"
     if not said:
         return "TensorRT gives no reason; try the release in requirements-gpu.txt"
@@ -145,9 +145,10 @@ def lacks_kernel(messages: Sequence[str]) -> bool:
     return found is not None and found[0] == _NO_KERNEL
 
 
-def _cause(said: Sequence[str]) -> tuple[str, str, str] | None:
-    """The first pattern of _CAUSES that is found, its explanation, and the message."""
-    return next(
-        ((pattern, cause, message) for pattern, cause in _CAUSES for message in said if re.search(pattern, message)),
-        None,
-    )
+def _cause(said: Sequence[str]) -> tuple[str, str] | None:
+    """The explanation of the first pattern that is found, and the message in which it is."""
+    for pattern, cause in _CAUSES:
+        for message in said:
+            if re.search(pattern, message):
+                return cause, message
+    return None

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lineament.engines import tensorrt_build
 from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans
-from lineament.engines.export import real_crops
+from lineament.engines.export import real_crops, run_onnx
 from lineament.engines.fp16 import half_precision
 from lineament.engines.tensorrt_backend import TensorRtLandmarker
-from lineament.engines.tensorrt_build import BuildReport, build, points_profile
+from lineament.engines.tensorrt_build import BuildReport, build
 from lineament.engines.tensorrt_library import Library, collecting_logger, installed, library
 from lineament.landmarks.geometry import crop_from_frame
 from lineament.landmarks.types import U8, LineamentError
@@ -448,27 +449,28 @@ def test_a_graph_with_some_nodes_in_single_is_built_for_real_with_just_those(
     exported: Path, half: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT-RTX's parser and builder, which are told that two convolutions were refused."""
-    from lineament.engines import tensorrt_build
-
     refused = convolutions(half, grouped=True)
-    graphs = []
-    plan = tensorrt_build._PlanBuild.plan
-
-    def refuse_first(self: Any, model: onnx.ModelProto, profile: Any, progress: bool) -> bytes:
-        graphs.append(model)
-        if len(graphs) == 1:
-            raise tensorrt_build._NoKernelError("no kernel", [IN_11.format(" + ".join(refused))])
-        return plan(self, model, profile, progress)
-
-    monkeypatch.setattr(tensorrt_build._PlanBuild, "plan", refuse_first)
+    graphs = refuse_first(monkeypatch, refused)
     report = build(exported, tmp_path / "tiny.engine", "tensorrt-rtx", progress=False)
     assert report.in_single == tuple(refused) and (report.n_half, report.n_single) == (16, 4)
-    lib = library("tensorrt-rtx")
-    found = parsed_singles(lib, graphs[1])
     # the products of the last layers have no half precision either
+    found = parsed_singles(library("tensorrt-rtx"), graphs[1])
     assert {name for name, kind in found.items() if kind == "CONVOLUTION"} == set(refused) and len(found) == 4
-    assert read_header(report.path).in_single == tuple(refused)
-    assert points_profile((64, 64), (1, 1, 2))["rgb"][2] == (2, 64, 64, 3)
+
+
+def refuse_first(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> list[onnx.ModelProto]:
+    """The first build refuses these nodes, later ones are real. Returns the list of their graphs, which grows."""
+    graphs: list[onnx.ModelProto] = []
+    plan = tensorrt_build._PlanBuild.plan
+
+    def played(self: Any, model: onnx.ModelProto, profile: Any, progress: bool) -> bytes:
+        graphs.append(model)
+        if len(graphs) == 1:
+            raise tensorrt_build._NoKernelError("no kernel", [IN_11.format(" + ".join(names))])
+        return plan(self, model, profile, progress)
+
+    monkeypatch.setattr(tensorrt_build._PlanBuild, "plan", played)
+    return graphs
 
 
 def parsed_singles(lib: Library, model: onnx.ModelProto) -> dict[str, str]:
@@ -485,3 +487,18 @@ def parsed_singles(lib: Library, model: onnx.ModelProto) -> dict[str, str]:
         for layer in found
         if layer.type in heavy and layer.get_input(0).dtype == trt.DataType.FLOAT
     }
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_an_engine_with_convolutions_in_single_agrees_with_its_graph(
+    exported: Path, half: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not installed("tensorrt"):
+        pytest.skip("needs tensorrt: pip install -r requirements-gpu.txt")
+    refuse_first(monkeypatch, convolutions(half, grouped=True))
+    report = build(exported, tmp_path / "tiny.engine", "tensorrt", progress=False)
+    assert len(report.in_single) == 2
+    rgb = real_crops(read_header(report.path).card, 5)
+    with TensorRtLandmarker(report.path) as landmarker:
+        error = np.linalg.norm(landmarker(rgb).points_unit - run_onnx(exported.read_bytes(), rgb), axis=-1).max()
+    assert error * 256 < 0.5
