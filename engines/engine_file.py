@@ -6,7 +6,7 @@
     10 bytes      "LINEAMENT" and a zero byte
     4 bytes       version of this layout; all numbers are little-endian
     8 bytes       length of the JSON
-    JSON          {"card": ..., "key": ..., "source": ..., "plans": [{"name", "bytes", "sha256"}, ...]}
+    JSON          {"card", "key", "source", "plans": [{"name", "bytes", "sha256"}, ...], "in_single": [...]}
     plans         concatenated
 
 A plan runs only on the kind of GPU and with the release of TensorRT it was built for, and fails elsewhere with an
@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -74,6 +74,8 @@ class PlanHeader:
     """the model it was built from, as passed to `make engine`"""
     plans: tuple[tuple[str, int, str], ...]
     """name, bytes and SHA-256 of each"""
+    in_single: tuple[str, ...] = ()
+    """nodes in single precision, because the library has no half-precision kernel for them"""
 
     @property
     def rebuild(self) -> str:
@@ -93,12 +95,20 @@ def runs_rtx(gpu: Gpu) -> bool:
     return gpu.compute_capability in ((8, 6), (8, 9)) or gpu.compute_capability[0] == 12
 
 
-def write_engine(path: Path, card: ModelCard, key: PlanKey, source: str, plans: Mapping[str, bytes]) -> None:
+def write_engine(
+    path: Path, card: ModelCard, key: PlanKey, source: str, plans: Mapping[str, bytes], in_single: Sequence[str] = ()
+) -> None:
     """Writes path atomically."""
     listed = [
         {"name": name, "bytes": len(plan), "sha256": hashlib.sha256(plan).hexdigest()} for name, plan in plans.items()
     ]
-    header = {"card": asdict(card), "key": asdict(key), "source": source, "plans": listed}
+    header = {
+        "card": asdict(card),
+        "key": asdict(key),
+        "source": source,
+        "plans": listed,
+        "in_single": list(in_single),
+    }
     text = json.dumps(header, indent=1).encode()
     try:
         with replaced(path) as part, part.open("wb") as file:
@@ -233,4 +243,8 @@ def _parsed(path: Path, values: Any) -> PlanHeader:
         raise ValueError("a plan has a negative length")
     if POINTS_PLAN not in (name for name, _, _ in plans):
         raise ValueError(f"it contains no plan called {POINTS_PLAN!r}")
-    return PlanHeader(card, PlanKey(**key), str(values["source"]), plans)
+    # absent from files of before it was written
+    in_single = values.get("in_single", [])
+    if not isinstance(in_single, list) or not all(isinstance(name, str) for name in in_single):
+        raise ValueError(f"its in_single is {str(in_single)[:60]}, expected a list of names")
+    return PlanHeader(card, PlanKey(**key), str(values["source"]), plans, tuple(in_single))

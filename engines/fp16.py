@@ -10,6 +10,7 @@ nodes between them, nearly all of the work, become half precision. These stay in
     averages                 a mean over a whole feature map exceeds the range and resolution of half precision
     the last layer, if it outputs coordinates: near 0.7, the spacing of half precision is 0.12 px in a crop of 256
     decoding                 softmax, argmax, expected values and everything after them
+    any other node by name, if TensorRT has no half-precision kernel for it (engines.missing_kernel)
 
 Two existing tools were tried on the graphs of PyTorch's exporter (2026-11):
 
@@ -22,7 +23,7 @@ Two existing tools were tried on the graphs of PyTorch's exporter (2026-11):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,13 +43,17 @@ _DATA_INPUTS = {"Resize": (0,), "Pad": (0, 2), "Clip": (0, 1, 2)}
 _LIMIT = float(np.finfo(np.float16).max)
 
 
-def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of model, same inputs and outputs. Raises LineamentError when a weight is too large for half precision."""
+def half_precision(model: onnx.ModelProto, keep_single: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy of model, same inputs and outputs. Raises LineamentError when a weight is too large for half precision.
+
+    keep_single: names, in the copy, of nodes to leave in single precision. Every node of the copy has a unique name.
+    """
     typed = _with_types(model)
+    _name_nodes(typed.graph)
     _cast_pixels_first(typed.graph)
     half_nodes, rewrite = _half_nodes(typed), _Rewrite(typed.graph)
     for i, node in enumerate(typed.graph.node):
-        rewrite.add(node, half=i in half_nodes)
+        rewrite.add(node, half=i in half_nodes and node.name not in keep_single)
     return _assembled(typed, rewrite.nodes)
 
 
@@ -71,6 +76,16 @@ def _with_types(model: onnx.ModelProto) -> onnx.ModelProto:
     except onnx.shape_inference.InferenceError as error:
         reason = " ".join(str(error).split())[:200]
         raise LineamentError(f"cannot infer the tensor types of the graph: {reason}; export it again") from None
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Names the nodes that have no name or that of another, in place: TensorRT says by name which one it refuses."""
+    taken: set[str] = set()
+    for node in graph.node:
+        node.name = node.name or f"{node.op_type}_{node.output[0]}"
+        while node.name in taken:
+            node.name += "_"
+        taken.add(node.name)
 
 
 class _Rewrite:
@@ -102,7 +117,9 @@ class _Rewrite:
         for at, name in enumerate(node.output):
             if half and name in self._outputs & self._floats:
                 node.output[at] = f"{name}_half"
-                casts.append(helper.make_node("Cast", [node.output[at]], [name], to=TensorProto.FLOAT))
+                casts.append(
+                    helper.make_node("Cast", [node.output[at]], [name], name=f"cast_{name}", to=TensorProto.FLOAT)
+                )
             elif half and name in self._floats:
                 self._halves.add(name)
         self.nodes += [node, *casts]

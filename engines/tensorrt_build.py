@@ -3,8 +3,11 @@
     report = build(Path("b5.onnx"), Path("b5.engine"), "tensorrt-rtx", source="runs/b5/best.safetensors")
 
 Both libraries have the same API. The graph is first rewritten in half precision (engines.fp16), because the network is
-strongly typed: TensorRT uses the types of the graph. The result is checked twice, in the parsed network and in the
-engine: by the engine inspector, which may not show every layer, or, if no GPU can open the engine, by its size.
+strongly typed: TensorRT uses the types of the graph. If it has no half-precision kernel for a node, that node goes to
+single precision and the build is repeated (engines.missing_kernel).
+
+The precision is checked in the parsed network and, if no GPU can open the engine, by the engine's size. What the engine
+inspector shows is only reported: it may show part of the layers, no types, or nothing that can be read.
 """
 
 from __future__ import annotations
@@ -25,14 +28,16 @@ from lineament.engines.engine_file import (
     POINTS_PLAN,
     RTX_CAPABILITY,
     LibraryName,
+    PlanHeader,
     PlanKey,
     read_header,
     write_engine,
 )
 from lineament.engines.fp16 import half_precision, precisions_of_layers
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
+from lineament.engines.missing_kernel import refused_nodes
 from lineament.engines.model_file import INPUT, read_card
-from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, library
+from lineament.engines.tensorrt_library import Library, collecting_logger, complaint, lacks_kernel, library
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.types import LineamentError
 
@@ -47,10 +52,14 @@ _FRAME_HW = ((16, 16), (720, 1280), (4320, 7680))
 """smallest, usual and largest frame"""
 _SLACK = 4 << 20
 """bytes that a plan may have beyond 1.5 times its weights"""
-_HEAVY = re.compile(r"conv|gemm|matmul|matrix", re.IGNORECASE)
+_MOST_BUILDS = 10
+"""of one graph, each with more nodes in single precision: two for each kind of grouped convolution of the B5"""
+_HEAVY = re.compile(r"conv|gemm|matmul|matrix|correlation", re.IGNORECASE)
 _SINGLE = re.compile(r"FP32|Float\b")
 _LOWER = re.compile(r"FP16|Half|BF16|BFloat16|Int8|FP8|INT4|FP4", re.IGNORECASE)
 """data types as the inspector prints them; it may print neither, such as 'N/A due to dynamic shapes'"""
+_TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
+"""of a tensor in the inspector's JSON: the first up to TensorRT 10, the others since 11"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class BuildReport:
     n_half: int
     n_single: int
     """layers with weights in either precision"""
+    in_single: tuple[str, ...]
+    """nodes in single precision for want of a half-precision kernel, as in the file's header"""
     checked: str
     """how the precision was checked, for the user"""
 
@@ -82,20 +93,29 @@ def build(
     if not 1 <= batches[0] <= batches[1] <= batches[2]:
         raise LineamentError(f"batches are {batches}, expected fewest, usual and most crops per call, such as 1 1 16")
     card = replace(read_card(onnx_path), precision="fp16")
-    half = _half_graph(onnx_path)
+    single = _dynamic_graph(onnx_path)
     lib = library(name)
-    key = _key(card, half, lib, batches)
-    n_half, n_single = precisions_of_layers(half)
-    if _is_built(path, key):
+    key = _key(card, half_precision(single), lib, batches)
+    if header := _up_to_date(path, key):
         log.info("%s is up to date", path)
-        return BuildReport(path, key, path.stat().st_size, 0.0, n_half, n_single, "checked when it was built")
+        n_half, n_single = precisions_of_layers(half_precision(single, header.in_single))
+        checked = f"checked when it was built{_moved(header.in_single)}"
+        return BuildReport(path, key, path.stat().st_size, 0.0, n_half, n_single, header.in_single, checked)
     began_s = time.perf_counter()
-    points_plan, checked = _checked_plan(lib, half, points_profile(card.input_hw, batches), path, progress)
-    crop_plan = _PlanBuild(lib, path).plan(crop_graph(card.input_hw), crop_profile(batches), progress=False)
+    building = _PlanBuild(lib, path)
+    plan, half, in_single = _points_plan(building, single, points_profile(card.input_hw, batches), progress)
+    n_half, n_single = precisions_of_layers(half)
+    if lib.name == "tensorrt":
+        seen = _seen_in_engine(building, plan, n_single)
+    else:
+        _check_size(plan, half)
+        seen = "by size in the engine"
+    plans = {POINTS_PLAN: plan, **_crop_plan(lib, path, card.input_hw, batches)}
     build_s = time.perf_counter() - began_s
     card = replace(card, built_with={**card.built_with, name: lib.version})
-    write_engine(path, card, key, source, {POINTS_PLAN: points_plan, CROP_PLAN: crop_plan})
-    return BuildReport(path, key, path.stat().st_size, build_s, n_half, n_single, checked)
+    write_engine(path, card, key, source, plans, in_single)
+    checked = f"{n_half} of {n_half + n_single} layers in the network, {seen}{_moved(in_single)}"
+    return BuildReport(path, key, path.stat().st_size, build_s, n_half, n_single, in_single, checked)
 
 
 Profile = Mapping[str, Sequence[tuple[int, ...]]]
@@ -111,14 +131,14 @@ def crop_profile(batches: tuple[int, int, int]) -> Profile:
     return {FRAME: [(*hw, 3) for hw in _FRAME_HW], MATRICES: [(n, 2, 3) for n in (1, *batches[1:])]}
 
 
-def _half_graph(onnx_path: Path) -> onnx.ModelProto:
-    """The graph of onnx_path in half precision. Raises LineamentError if its batch size is fixed."""
+def _dynamic_graph(onnx_path: Path) -> onnx.ModelProto:
+    """The graph of onnx_path. Raises LineamentError if its batch size is fixed."""
     import onnx
 
     single = onnx.load(onnx_path)
     if single.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
         raise LineamentError(f"{onnx_path} has a fixed batch size, expected a dynamic one; export it again")
-    return half_precision(single)
+    return single
 
 
 def _key(card: ModelCard, half: onnx.ModelProto, lib: Library, batches: tuple[int, int, int]) -> PlanKey:
@@ -133,30 +153,71 @@ def _key(card: ModelCard, half: onnx.ModelProto, lib: Library, batches: tuple[in
     return PlanKey(card.weights_sha256, sha256, lib.name, lib.version, gpu, capability, batches, "fp16")
 
 
-def _is_built(path: Path, key: PlanKey) -> bool:
+def _up_to_date(path: Path, key: PlanKey) -> PlanHeader | None:
+    """The header of path, if it was built with that key."""
     if not path.exists():
-        return False
+        return None
     try:
         header = read_header(path)
     except LineamentError as error:
         log.info("rebuilding: %s", error)
-        return False
-    return header.key == key
+        return None
+    return header if header.key == key else None
 
 
-def _checked_plan(
-    lib: Library, half: onnx.ModelProto, profile: Profile, path: Path, progress: bool
-) -> tuple[bytes, str]:
-    """The plan of half, and how its precision was checked. Raises LineamentError if it is not in half precision."""
-    n_half, n_single = precisions_of_layers(half)
-    building = _PlanBuild(lib, path)
-    plan = building.plan(half, profile, progress)
-    if lib.name == "tensorrt":
-        seen = _check_engine(building.layers(plan), n_single)
-    else:
-        _check_size(plan, half)
-        seen = "by size in the engine"
-    return plan, f"{n_half} of {n_half + n_single} layers in the network, {seen}"
+def _points_plan(
+    building: _PlanBuild, single: onnx.ModelProto, profile: Profile, progress: bool
+) -> tuple[bytes, onnx.ModelProto, tuple[str, ...]]:
+    """The plan of single in half precision, the graph it was built from, and the nodes that TensorRT refused in half.
+
+    Raises LineamentError if those would be most of the layers.
+    """
+    in_single: list[str] = []
+    builds = 0
+    while True:
+        half = half_precision(single, in_single)
+        builds += 1
+        try:
+            return building.plan(half, profile, progress), half, tuple(in_single)
+        except _NoKernelError as error:
+            refused = refused_nodes(half, error.messages, in_single)
+            n_half, n_single = precisions_of_layers(half_precision(single, [*in_single, *refused]))
+            if not refused or n_half < n_single or builds == _MOST_BUILDS:
+                tried = f", even with {_listed(in_single)} in single precision" if in_single else ""
+                raise LineamentError(f"{error}{tried}") from None
+            log.warning(
+                "no half-precision kernel for %s: building again with %s in single precision",
+                _listed(refused),
+                "it" if len(refused) == 1 else "them",
+            )
+            in_single += refused
+
+
+def _moved(in_single: Sequence[str]) -> str:
+    """For the user, after how the precision was checked."""
+    return f"; {_listed(in_single)} in single precision, for want of a half-precision kernel" if in_single else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} node{'s' * (len(names) > 1)} ({', '.join(names[:3])}{more})"
+
+
+def _crop_plan(lib: Library, path: Path, hw: tuple[int, int], batches: tuple[int, int, int]) -> dict[str, bytes]:
+    """The plan that cuts crops by its name, or none: without it crops are cut on the CPU."""
+    try:
+        return {CROP_PLAN: _PlanBuild(lib, path).plan(crop_graph(hw), crop_profile(batches), progress=False)}
+    except LineamentError as error:
+        log.warning("%s will cut its crops on the CPU; delete it and build again to retry: %s", path.name, error)
+        return {}
+
+
+class _NoKernelError(LineamentError):
+    """There is no kernel for a layer in the precision of the graph."""
+
+    def __init__(self, line: str, messages: Sequence[str]) -> None:
+        super().__init__(line)
+        self.messages = tuple(messages)
 
 
 class _PlanBuild:
@@ -170,6 +231,7 @@ class _PlanBuild:
         self._logger = collecting_logger(self._trt)
         # TensorRT-RTX times nothing during a build, and would look for a GPU if it were given a cache
         self._cache_path = path.with_name(f"{path.stem}.timing") if lib.name == "tensorrt" else None
+        self._timings = self._cache_path.read_bytes() if self._cache_path and self._cache_path.is_file() else b""
         try:
             self._builder = self._trt.Builder(self._logger)
         except (RuntimeError, TypeError) as error:  # pybind's error for a null pointer
@@ -177,6 +239,11 @@ class _PlanBuild:
             raise self._failed("start") from None
 
     def plan(self, model: onnx.ModelProto, profile: Profile, progress: bool) -> bytes:
+        """May be called again with other precisions, which then starts from the timings of the last call.
+
+        Raises _NoKernelError if that is why it fails, or another LineamentError.
+        """
+        self._logger.messages.clear()
         network = self._read(model)
         _check_network(self._trt, network, model)
         config = self._config(profile)
@@ -189,19 +256,35 @@ class _PlanBuild:
             if bar is not None:
                 bar.close()
         if plan is None:
-            raise self._failed("build an engine")
+            failed = self._failed("build an engine")
+            if not lacks_kernel(self._logger.messages):
+                raise failed
+            self._keep_timings(config)
+            raise _NoKernelError(str(failed), self._logger.messages)
+        self._keep_timings(config)
         if self._cache_path is not None:
             self._cache_path.parent.mkdir(parents=True, exist_ok=True)
-            self._cache_path.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            self._cache_path.write_bytes(self._timings)
         return bytes(memoryview(plan))
 
-    def layers(self, plan: bytes) -> str:
-        """JSON of the engine's layers from its inspector. Needs the GPU that the plan was built for."""
-        engine = self._trt.Runtime(self._logger).deserialize_cuda_engine(plan)
-        if engine is None:
-            raise self._failed("open the engine it built")
-        information = engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON)
-        return str(information)
+    def layers(self, plan: bytes) -> str | None:
+        """JSON of the engine's layers from its inspector, which may return None. Needs the GPU of the plan.
+
+        Raises LineamentError if the engine does not open.
+        """
+        self._logger.messages.clear()
+        try:
+            engine = self._trt.Runtime(self._logger).deserialize_cuda_engine(plan)
+            if engine is None:
+                raise self._failed("open the engine it built")
+            inspector = engine.create_engine_inspector()
+            if inspector is None:
+                raise self._failed("inspect the engine it built")
+            said: str | None = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        except (RuntimeError, TypeError, UnicodeDecodeError) as error:  # pybind's, also for a null pointer
+            self._logger.messages.append(str(error))
+            raise self._failed("inspect the engine it built") from None
+        return said
 
     def _read(self, model: onnx.ModelProto) -> Any:
         """model as a network of TensorRT."""
@@ -228,11 +311,15 @@ class _PlanBuild:
         for name, (fewest, usual, most) in profile.items():
             shapes.set_shape(name, fewest, usual, most)
         config.add_optimization_profile(shapes)
-        if self._cache_path is not None:
-            cached = self._cache_path.read_bytes() if self._cache_path.is_file() else b""
-            if not config.set_timing_cache(config.create_timing_cache(cached), ignore_mismatch=False):
-                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        if self._cache_path is not None and not config.set_timing_cache(
+            config.create_timing_cache(self._timings), ignore_mismatch=False
+        ):
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         return config
+
+    def _keep_timings(self, config: Any) -> None:
+        if self._cache_path is not None and (timings := config.get_timing_cache().serialize()) is not None:
+            self._timings = bytes(memoryview(timings))
 
     def _failed(self, what: str) -> LineamentError:
         return LineamentError(f"{self._name} cannot {what} for {self._path}: {complaint(self._logger.messages)}")
@@ -243,50 +330,75 @@ def _check_network(trt: Any, network: Any, model: onnx.ModelProto) -> None:
     heavy = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     single = [layer.name for layer in layers if layer.type in heavy and layer.get_input(0).dtype == trt.DataType.FLOAT]
-    _refuse_single(single, precisions_of_layers(model)[1])
+    allowed = precisions_of_layers(model)[1]
+    if len(single) > allowed:
+        raise LineamentError(
+            f"{len(single)} convolutions and matrix products are in single precision, expected {allowed}, "
+            f"so the engine would be slow: {', '.join(single[:3])}; try the release in requirements-gpu.txt"
+        )
 
 
-def _check_engine(layers_json: str, n_single: int) -> str:
-    """Same for an engine, by its inspector's output; returns what was checked, for the user."""
-    single, lower, unknown = layers_by_precision(layers_json)
-    _refuse_single(single, n_single)
+def _seen_in_engine(building: _PlanBuild, plan: bytes, n_single: int) -> str:
+    """What the inspector shows of the engine's precision, for the user. It only warns: the network has been checked,
+    the points will be, and an inspector that is silent or wrong is no reason to lose a build of minutes."""
+    try:
+        single, lower, unknown = layers_by_precision(building.layers(plan))
+    except LineamentError as error:
+        log.warning("the inspector says nothing about the engine, which is kept: %s", error)
+        return "the inspector says nothing about the engine"
+    if len(single) > n_single:
+        log.warning(
+            "the inspector shows %d convolutions and matrix products in single precision, expected %d, so the engine "
+            "may be slow: %s; compare its time with that of another release",
+            len(single),
+            n_single,
+            ", ".join(single[:3]),
+        )
     seen = f"{len(lower)} of {len(single) + len(lower) + len(unknown)} in the engine"
     return f"{seen}, whose inspector shows no type for {len(unknown)}" if unknown else seen
 
 
-def layers_by_precision(layers_json: str) -> tuple[list[str], list[str], list[str]]:
+def layers_by_precision(said: str | None) -> tuple[list[str], list[str], list[str]]:
     """Names of an engine's convolutions and matrix products in single precision, in a lower one, and in one that the
     inspector does not show. Layers that TensorRT has fused into one of another kind are not listed at all.
 
-    A layer is single if all its inputs and outputs are. With dynamic batch sizes the inspector shows no types of
-    tensors; then the type of its weights counts.
+    A layer is single if all its inputs and outputs are. With dynamic batch sizes the inspector may show no types of
+    tensors; then the type of its weights counts. Raises LineamentError if `said`, its JSON, tells nothing.
     """
     single: list[str] = []
     lower: list[str] = []
     unknown: list[str] = []
-    for layer in json.loads(layers_json)["Layers"]:
-        if not isinstance(layer, dict):
-            raise LineamentError("the engine inspector shows only layer names; build with detailed profiling verbosity")
+    for layer in _layers_in(said):
         if not _HEAVY.search(f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}"):
             continue
-        ends = [str(end.get("Format/Datatype", "")) for key in ("Inputs", "Outputs") for end in layer.get(key, [])]
-        if not ends or not all(_SINGLE.search(end) or _LOWER.search(end) for end in ends):
+        ends = [end for key in ("Inputs", "Outputs") for end in layer.get(key) or [] if isinstance(end, dict)]
+        types = [" ".join(str(end[key]) for key in _TYPE_KEYS if key in end) for end in ends]
+        if not types or not all(_SINGLE.search(text) or _LOWER.search(text) for text in types):
             weights = layer.get("Weights")
-            ends = [str(weights["Type"])] if isinstance(weights, dict) and weights.get("Count") else []
-        if any(_LOWER.search(end) for end in ends):
+            types = [str(weights.get("Type"))] if isinstance(weights, dict) and weights.get("Count") else []
+        if any(_LOWER.search(text) for text in types):
             found = lower
         else:
-            found = single if any(_SINGLE.search(end) for end in ends) else unknown
+            found = single if any(_SINGLE.search(text) for text in types) else unknown
         found.append(str(layer.get("Name")))
+    if not single and not lower and not unknown:
+        raise LineamentError("it shows no convolution and no matrix product")
     return single, lower, unknown
 
 
-def _refuse_single(names: Sequence[str], allowed: int) -> None:
-    if len(names) > allowed:
-        raise LineamentError(
-            f"{len(names)} convolutions and matrix products are in single precision, expected {allowed}, "
-            f"so the engine would be slow: {', '.join(names[:3])}; try the release in requirements-gpu.txt"
-        )
+def _layers_in(said: str | None) -> list[dict[str, Any]]:
+    """The layers that the inspector describes. Raises LineamentError if there are none.
+
+    Control characters separate names in its metadata, and text may follow the JSON.
+    """
+    try:
+        layers = json.JSONDecoder(strict=False).raw_decode((said or "").lstrip())[0]["Layers"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise LineamentError(f"it returned {said!r:.60}, expected JSON with layers ({error})") from None
+    described = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    if not described:
+        raise LineamentError(f"it shows only the names of layers, such as {layers!r:.60}")
+    return described
 
 
 def _check_size(plan: bytes, model: onnx.ModelProto) -> None:

@@ -29,9 +29,20 @@ _REQUIREMENTS: dict[LibraryName, str] = {
 }
 _OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 4)}
 
+_NO_MEMORY = (
+    r"[Oo]ut of memory|OutOfMemory|cudaErrorMemoryAllocation|insuff?icient (?:memory|workspace)|"
+    r"memory is insufficient|Requested amount of GPU memory"
+)
+_NO_KERNEL = (
+    "this release has no kernel for a layer of the graph on this GPU; install another, such as "
+    "`pip install tensorrt==10.16.1.11`, or run the model on the CPU with `make engine ARGS='--target cpu'`"
+)
+_NEXT_LAYER = "=============== Computing costs for "
+"""TensorRT's log, before it looks for kernels for a layer"""
+
 _CAUSES = (
     (
-        r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory|Requested amount of GPU memory",
+        _NO_MEMORY,
         "the GPU has no memory left; close other programs that use it (nvidia-smi lists them), or build for fewer "
         "crops per call with `make engine ARGS='--batches 1 1 4'`",
     ),
@@ -53,6 +64,9 @@ _CAUSES = (
         "this release lacks an operator of the graph, or a variant; install the release in requirements-gpu.txt, "
         "or run the model on the CPU with `make engine ARGS='--target cpu'`",
     ),
+    # after memory: TensorRT also says so if it has kernels, but no memory to try them
+    (r"[Cc]ould not find any implementation|No implementation of layer .* obeys", _NO_KERNEL),
+    (r"No low-precision conv kernel", _NO_KERNEL),
 )
 """patterns in TensorRT's log and their explanations; the first match counts"""
 
@@ -90,7 +104,11 @@ def library(name: LibraryName) -> Library:
 
 
 def collecting_logger(trt: Any) -> Any:
-    """A logger for TensorRT that keeps errors in `messages`, because its exceptions do not give the reason."""
+    """A logger for TensorRT that keeps errors in `messages`, because its exceptions do not give the reason.
+
+    Warnings that memory is short are kept, too: they are the reason if the build then fails at the same layer.
+    """
+    severities = trt.ILogger.Severity
 
     class Collecting(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -98,7 +116,12 @@ def collecting_logger(trt: Any) -> Any:
             self.messages: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            if message.startswith(_NEXT_LAYER):
+                # the layers before it were built after all
+                self.messages.clear()
+            elif severity in (severities.ERROR, severities.INTERNAL_ERROR) or (
+                severity == severities.WARNING and re.search(_NO_MEMORY, message)
+            ):
                 self.messages.append(message)
             log.debug("%s: %s", severity, message)
 
@@ -108,10 +131,24 @@ def collecting_logger(trt: Any) -> Any:
 def complaint(messages: Sequence[str]) -> str:
     """One line on what went wrong and what to do, from the messages of TensorRT and its parser."""
     said = [" ".join(message.split()) for message in messages]
-    for pattern, cause in _CAUSES:
-        for message in said:
-            if re.search(pattern, message):
-                return f"{cause} (TensorRT: {message[:200]})"
+    if found := _cause(said):
+        cause, message = found
+        return f"{cause} (TensorRT: {message[:200]})"
     if not said:
         return "TensorRT gives no reason; try the release in requirements-gpu.txt"
     return f"TensorRT: {said[0][:300]}; try the release in requirements-gpu.txt"
+
+
+def lacks_kernel(messages: Sequence[str]) -> bool:
+    """Whether a build failed only because there is no kernel for a layer in the precision of the graph."""
+    found = _cause([" ".join(message.split()) for message in messages])
+    return found is not None and found[0] == _NO_KERNEL
+
+
+def _cause(said: Sequence[str]) -> tuple[str, str] | None:
+    """The explanation of the first pattern that is found, and the message in which it is."""
+    for pattern, cause in _CAUSES:
+        for message in said:
+            if re.search(pattern, message):
+                return cause, message
+    return None

@@ -44,6 +44,28 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(MAGIC) and [p.name for p in path.parent.iterdir()] == ["b5.engine"]
 
 
+def test_nodes_in_single_precision_are_listed_and_a_file_of_before_that_lists_none(tmp_path: Path) -> None:
+    path = tmp_path / "b5.engine"
+    write_engine(path, CARD, KEY, "b5", PLANS, ["node_Conv_1", "node_silu"])
+    assert read_header(path).in_single == ("node_Conv_1", "node_silu")
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[len(MAGIC) + 4 : len(MAGIC) + 12])
+    begin = len(MAGIC) + 12
+    values = json.loads(data[begin : begin + length])
+    for changed, said in (
+        ({}, None),
+        ({"in_single": "node"}, "expected a list of names"),
+        ({"in_single": [1]}, "list"),
+    ):
+        text = json.dumps({key: value for key, value in values.items() if key != "in_single"} | changed).encode()
+        path.write_bytes(data[: begin - 8] + struct.pack("<Q", len(text)) + text + data[begin + length :])
+        if said is None:
+            assert read_header(path).in_single == () and read_plans(path) == PLANS
+        else:
+            with pytest.raises(LineamentError, match=said):
+                read_header(path)
+
+
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = written(tmp_path / "b5.engine").read_bytes()
     cut = tmp_path / "cut.engine"

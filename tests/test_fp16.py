@@ -134,6 +134,63 @@ def test_an_imported_trained_model_says_the_same_in_half(shared: Path, tmp_path:
     assert error_px(single, half_precision(single), card)[:-1].max() < 0.5
 
 
+def test_nodes_kept_in_single_are_float_and_the_rest_is_as_before(
+    pair: tuple[onnx.ModelProto, onnx.ModelProto, ModelCard],
+) -> None:
+    single, half, card = pair
+    convs = [node for node in half.graph.node if node.op_type == "Conv"]
+    grouped = [node.name for node in convs if next(a.i for a in node.attribute if a.name == "group") > 1]
+    kept = {*grouped, convs[0].name, next(node.name for node in half.graph.node if node.op_type == "Sigmoid")}
+    assert len(grouped) == 2 and len(kept) == 4
+    found = half_precision(single, kept)
+    onnx.checker.check_model(found, full_check=True)
+    before, after = types_by_node(half), types_by_node(found)
+    floats = {onnx.TensorProto.FLOAT16: onnx.TensorProto.FLOAT}
+    for name in kept:
+        before[name] = [floats.get(kind, kind) for kind in before[name]]
+    assert after == before
+    n_half, n_single = precisions_of_layers(half)
+    assert precisions_of_layers(found) == (n_half - 3, n_single + 3)
+    error = error_px(single, found, card)
+    # as for the whole graph in half
+    assert (np.percentile(error, 97) if card.head == "heatmap" else error.max()) < 0.5
+
+
+def nodes_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    assert len({node.name for node in model.graph.node} - {""}) == len(model.graph.node), "names are not unique"
+    return {node.name: node for node in model.graph.node}
+
+
+def types_by_node(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """The types of the inputs and outputs of each node but the casts, which follow from those of the others."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    ports = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    types |= {port.name: port.type.tensor_type.elem_type for port in ports}
+    return {
+        name: [types[end] for end in [*node.input, *node.output] if end]
+        for name, node in nodes_of(model).items()
+        if node.op_type != "Cast"
+    }
+
+
+def test_nodes_without_a_name_or_with_that_of_another_get_one_of_their_own() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["y"]),
+        helper.make_node("Relu", ["y"], ["z"], name="same"),
+        helper.make_node("Neg", ["z"], ["w"], name="same"),
+        helper.make_node("MatMul", ["w", "second"], ["v"], name="MatMul_y"),
+        helper.make_node("MatMul", ["v", "first"], ["points"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3]) for name in ("x", "points")]
+    weights = [numpy_helper.from_array(np.eye(3, dtype=np.float32), name) for name in ("first", "second")]
+    graph = helper.make_graph(nodes, "unnamed", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    names = nodes_of(half_precision(model))
+    assert {"MatMul_y", "same", "same_", "MatMul_y_", "MatMul_points"} <= set(names)
+    # a last layer gives numbers itself
+    assert precisions_of_layers(half_precision(model, ["MatMul_y_"])) == (1, 2)
+
+
 def test_a_weight_beyond_half_precision_is_refused() -> None:
     weight = np.full((3, 4), 1e5, np.float32)
     nodes = [
