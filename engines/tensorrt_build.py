@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
 
 BATCHES = (1, 1, 16)
 """fewest, usual and most crops per call: a stream rarely has more than one face, a batch serves several streams"""
-_FRAME_HW = ((16, 16), (720, 1280), (4320, 7680))
-"""smallest, usual and largest frame"""
+_FRAME_HW = ((16, 16), (448, 448), (4320, 7680))
+"""smallest, usual and largest part of a frame to cut crops from"""
 _SLACK = 4 << 20
 """bytes that a plan may have beyond 1.5 times its weights"""
 _MOST_BUILDS = 10
@@ -230,7 +230,8 @@ class _PlanBuild:
         self._trt, self._name, self._path = lib.module, f"{lib.name} {lib.version}", path
         self._logger = collecting_logger(self._trt)
         # TensorRT-RTX times nothing during a build, and would look for a GPU if it were given a cache
-        self._cache_path = path.with_name(f"{path.stem}.timing") if lib.name == "tensorrt" else None
+        self._is_rtx = lib.name == "tensorrt-rtx"
+        self._cache_path = None if self._is_rtx else path.with_name(f"{path.stem}.timing")
         self._timings = self._cache_path.read_bytes() if self._cache_path and self._cache_path.is_file() else b""
         try:
             self._builder = self._trt.Builder(self._logger)
@@ -307,6 +308,9 @@ class _PlanBuild:
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED
         # layers in single precision are meant to be exact
         config.clear_flag(self._trt.BuilderFlag.TF32)
+        if self._is_rtx:
+            # memory that the engine allocates itself cannot be captured in a CUDA graph
+            config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         shapes = self._builder.create_optimization_profile()
         for name, (fewest, usual, most) in profile.items():
             shapes.set_shape(name, fewest, usual, most)

@@ -148,9 +148,13 @@ class FakeConfig:
 
     def __init__(self) -> None:
         self._profile, self._cache = FakeProfile(), FakeTimingCache(b"")
+        self._flags = {"TF32"}
 
     def clear_flag(self, flag: str) -> None:
-        assert flag == "TF32"
+        self._flags.discard(flag)
+
+    def set_flag(self, flag: str) -> None:
+        self._flags.add(flag)
 
     def add_optimization_profile(self, profile: FakeProfile) -> int:
         self._profile = profile
@@ -189,6 +193,7 @@ class FakeBuilder:
         """Looks for a kernel for each layer in turn, and stops at the first that has none."""
         self._trt.built.append(network._model)
         self._trt.timings_before.append(config._cache._timings)
+        self._trt.flags.append(config._flags)
         for layer in network._layers:
             self._logger.log("VERBOSE", f"=============== Computing costs for {layer.name}")
             for severity, message in self._trt.says(layer):
@@ -245,7 +250,7 @@ class FakeBuilderTrt(FakeTrt):
     ILogger: Any = FakeILogger
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
-    BuilderFlag = SimpleNamespace(TF32="TF32")
+    BuilderFlag = SimpleNamespace(TF32="TF32", REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
     LayerInformationFormat = SimpleNamespace(JSON="JSON")
     LayerType = SimpleNamespace(**{kind: kind for kind in HEAVY.values()})
     DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF")
@@ -255,6 +260,7 @@ class FakeBuilderTrt(FakeTrt):
         self.built: list[onnx.ModelProto] = []
         """the graph of each build, of crops included"""
         self.timings_before: list[bytes] = []
+        self.flags: list[set[str]] = []
         self.opens_nothing = False
         self.refuses: Refusal = lambda layer: None
         self.says: Callable[[FakeLayer], list[tuple[str, str]]] = lambda layer: []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lineament.engines import tensorrt_build
-from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, read_header, read_plans
+from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, LibraryName, read_header, read_plans
 from lineament.engines.export import real_crops, run_onnx
 from lineament.engines.fp16 import half_precision
 from lineament.engines.tensorrt_backend import TensorRtLandmarker
@@ -319,7 +319,8 @@ def test_an_engine_without_a_crop_plan_cuts_its_crops_on_the_cpu(
             matrices = [crop_from_frame(np.array([205.0, 90, 245, 140]), landmarker.card)]
             found.append(landmarker.on_frame(astronaut, matrices).points_unit)
             uploaded.append(FakeCuda.made[-1].uploaded)
-    assert uploaded[0] < astronaut.nbytes < uploaded[1]
+    # crops before, in and after the capture; or once the part of the frame round them, and a matrix
+    assert uploaded == [3 * (64 * 64 * 3), 192 * 128 * 3 + 6 * 4]
     np.testing.assert_allclose(found[0], found[1], atol=0.5 / 256)
 
 
@@ -425,6 +426,14 @@ def test_what_raises_in_the_inspector_is_no_reason_to_lose_the_engine(
 
 def test_the_fake_inspector_says_what_was_built(half: onnx.ModelProto) -> None:
     assert inspected(half).count('"Half"') == 2 * 18 and "\x1e" in inspected(half)
+
+
+@pytest.mark.parametrize(("name", "flags"), [("tensorrt", set[str]()), ("tensorrt-rtx", {"REQUIRE_USER_ALLOCATION"})])
+def test_an_rtx_engine_leaves_all_allocation_to_us_because_it_is_captured(
+    name: LibraryName, flags: set[str], trt: FakeBuilderTrt, exported: Path, tmp_path: Path
+) -> None:
+    build(exported, tmp_path / "tiny.engine", name, progress=False)
+    assert trt.flags == [flags, flags], "of the net and of the crops; TF32 would cost accuracy"
 
 
 # ---- for real
