@@ -117,6 +117,9 @@ $(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt re
 	@$(call apt,command -v Xvfb && ls /usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib /usr/sbin/mosquitto,$(APT_TEST))
 	@$(call apt,command -v chromium || command -v google-chrome,$(APT_BROWSER))
 	@$(call pip,-r requirements-dev.txt)
+	@# read by the tests; a torch with CUDA brings those that fit it
+	@$(PY) -c 'import cuda.bindings' 2>/dev/null || $(call pip,$$(grep ^cuda-bindings== requirements-gpu.txt)) || \
+		echo 'could not install cuda-bindings; its tests are skipped' >&2
 	@$(MAKE) --no-print-directory $(VENV)/.mesh || echo 'continuing without; its tests are skipped' >&2
 	@touch $@
 

@@ -1,5 +1,8 @@
 """Fakes of TensorRT and CUDA that run the graph with ONNX Runtime on numpy memory: same calls, same order, same
-failures."""
+failures.
+
+`real` is the class of TensorRT that a fake stands for, empty for the module; tests.test_tensorrt_api compares them.
+"""
 
 from __future__ import annotations
 
@@ -114,6 +117,8 @@ class FakeCuda:
 
 
 class FakeContext:
+    real = "IExecutionContext"
+
     def __init__(self, engine: FakeEngine, strategy: object) -> None:
         self.engine, self.strategy = engine, strategy
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -143,11 +148,11 @@ class FakeContext:
         self.shapes[name] = shape
         return True
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
         return True
 
-    def execute_async_v3(self, stream: int) -> bool:
+    def execute_async_v3(self, stream_handle: int) -> bool:
         memories = FakeCuda.made[-1].memories
         assert self.n_memory >= self.engine._working_bytes(self.shapes), "it would write beyond its memory"
         if self.engine.breaks:
@@ -168,6 +173,7 @@ class FakeContext:
 class FakeRuntimeConfig:
     """Of TensorRT-RTX."""
 
+    real = "IRuntimeConfig"
     dynamic_shapes_kernel_specialization_strategy = "lazy"
 
     def __init__(self) -> None:
@@ -178,6 +184,8 @@ class FakeRuntimeConfig:
 
 
 class FakeEngine:
+    real = "ICudaEngine"
+
     def __init__(self, plan: bytes, logger: Any) -> None:
         self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
         self.logger, self.breaks, self.capturable = logger, False, True
@@ -189,8 +197,8 @@ class FakeEngine:
     def _port(self, name: str) -> Any:
         return next(port for port in self.ports if port.name == name)
 
-    def get_tensor_name(self, i: int) -> str:
-        return str(self.ports[i].name)
+    def get_tensor_name(self, index: int) -> str:
+        return str(self.ports[index].name)
 
     def get_tensor_mode(self, name: str) -> str:
         return "in" if any(port.name == name for port in self.session.get_inputs()) else "out"
@@ -198,8 +206,8 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else -1 for size in self._port(name).shape)
 
-    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        assert index == 0, "it was built with one profile"
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert profile_index == 0, "it was built with one profile"
         return [tuple(bound) for bound in self.profile[name]]
 
     def get_tensor_dtype(self, name: str) -> str:
@@ -222,10 +230,12 @@ class FakeEngine:
 
 
 class FakeLogger:
+    real = "ILogger"
     Severity = SimpleNamespace(ERROR="ERROR", INTERNAL_ERROR="INTERNAL_ERROR")
 
 
 class FakeTrt:
+    real = ""
     __version__ = "11.4.0"
     ILogger = FakeLogger
     TensorIOMode = SimpleNamespace(INPUT="in")
@@ -236,8 +246,8 @@ class FakeTrt:
         self.opened: list[FakeEngine] = []
 
     @staticmethod
-    def nptype(dtype: str) -> Any:
-        return np.dtype(dtype).type
+    def nptype(trt_type: str) -> Any:
+        return np.dtype(trt_type).type
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
         def deserialize_cuda_engine(plan: bytes) -> FakeEngine | None:

@@ -42,9 +42,7 @@ from tests.fake_tensorrt import (  # noqa: E402
     KEY,
     RTX_5090,
     RTX_KEY,
-    FakeContext,
     FakeCuda,
-    FakeEngine,
     FakeRuntimeConfig,
     FakeTrt,
     engine_file,
@@ -630,15 +628,6 @@ def test_a_graph_of_one_fixed_batch_is_refused(exported: Path, tmp_path: Path) -
         build(path, tmp_path / "one.engine", "tensorrt-rtx", progress=False)
     with pytest.raises(LineamentError, match="batches are"):
         build(exported, tmp_path / "one.engine", "tensorrt-rtx", batches=(2, 1, 4), progress=False)
-
-
-@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")
-def test_the_fake_tensorrt_has_no_call_that_the_real_one_lacks() -> None:
-    real = library("tensorrt-rtx").module
-    for played, kind in ((FakeContext, real.IExecutionContext), (FakeEngine, real.ICudaEngine)):
-        assert {name for name in vars(played) if not name.startswith("_")} <= set(dir(kind))
-    assert real.ExecutionContextAllocationStrategy.USER_MANAGED and real.TensorIOMode.INPUT
-    assert real.nptype(real.DataType.UINT8) is np.uint8
 
 
 def test_a_bar_shows_progress(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
