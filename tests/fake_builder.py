@@ -41,7 +41,7 @@ class FakeILogger:
     real = "ILogger"
     Severity = SimpleNamespace(**{name: name for name in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")})
 
-    def log(self, severity: Any, message: str) -> None:
+    def log(self, severity: Any, msg: str) -> None:
         raise NotImplementedError("an abstract method of the real class")
 
 

@@ -28,6 +28,7 @@ MODULES = {"tensorrt": "tensorrt_bindings", "tensorrt-rtx": "tensorrt_rtx_bindin
 ONLY: dict[str, set[str]] = {
     "tensorrt": set(),
     "tensorrt-rtx": {
+        "BuilderFlag.REQUIRE_USER_ALLOCATION",
         "DynamicShapesKernelSpecializationStrategy",
         "IExecutionContext.is_stream_capturable",
         "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
