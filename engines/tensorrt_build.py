@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lineament.engines.driver import install_gpu
 from lineament.engines.engine_file import (
     ANY_RTX,
     CROP_PLAN,
@@ -285,7 +286,7 @@ def _refuse_single(names: Sequence[str], allowed: int) -> None:
     if len(names) > allowed:
         raise LineamentError(
             f"{len(names)} convolutions and matrix products are in single precision, expected {allowed}, "
-            f"so the engine would be slow: {', '.join(names[:3])}; try the release in requirements-gpu.txt"
+            f"so the engine would be slow: {', '.join(names[:3])}; try the pinned release ({install_gpu()})"
         )
 
 
