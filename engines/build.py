@@ -115,7 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
         rows = run(replace(cfg, model=model))
         print(table(rows))
         print("\n".join(["", *advice(str(model), rows, cfg.data is not None), ""]), flush=True)
-        kept += [str(row.path) for row in rows]
+        kept += [str(row.path) for row in rows if row.ms is not None]
     if wanted.gpu and wanted.without:
         files = ", ".join(dict.fromkeys(kept))
         raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.without}. Kept, for the CPU: {files}")

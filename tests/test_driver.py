@@ -378,13 +378,14 @@ def test_without_a_gpu_the_files_for_the_cpu_are_all_that_is_wanted(
 def made(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
 ) -> tuple[int, str]:
-    """The exit code and stderr of a build that writes two files."""
+    """The exit code and stderr of a build that writes two files for the CPU, and one for other machines."""
 
     def run(cfg: build.BuildConfig) -> list[Row]:
-        paths = [folder / name for name in ("a.onnx", "a.onnx", "a-bf16.onnx")]
-        for path in paths:
-            path.write_bytes(b"x")
-        return [Row(path, by, "fp32", 0, 0.0, ms=3.0) for path, by in zip(paths, ("ONNX Runtime", *["OpenVINO"] * 2))]
+        names = {"a.onnx": 3.0, "a-rtx.engine": None, "a-bf16.onnx": 2.0}
+        for name in names:
+            (folder / name).write_bytes(b"x")
+        rows = [Row(folder / name, "OpenVINO", "fp32", 0, 0.0, ms=ms) for name, ms in names.items()]
+        return [rows[0]._replace(by="ONNX Runtime"), *rows]
 
     monkeypatch.setattr(build, "run", run)
     code = main(["--model", str(folder / "a.safetensors"), *args])
