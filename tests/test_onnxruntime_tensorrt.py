@@ -22,6 +22,7 @@ from lineament.engines.onnxruntime_tensorrt import needs  # noqa: E402
 from tests.tint import CARD, answer, crops, tint  # noqa: E402
 
 DOCUMENTED = {
+    "trt_fp16_enable",
     "trt_engine_cache_enable",
     "trt_engine_cache_path",
     "trt_timing_cache_enable",
@@ -90,6 +91,7 @@ def test_the_engine_is_built_once_for_all_batches_and_kept(tmp_path: Path) -> No
     folder = Path(session.options["trt_engine_cache_path"])
     assert folder.parent == tmp_path / "built" / "onnxruntime" and folder.is_dir()
     assert session.options == {
+        "trt_fp16_enable": "True",
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "True",
