@@ -13,6 +13,9 @@ PY := $(VENV)/bin/python
 # What the requested model needs beside the serving packages
 MESH := $(if $(filter mesh mesh-fast,$(MODEL)),$(VENV)/.mesh)
 
+# nvidia-smi, if there is one and `make engine` builds for its GPU
+NVIDIA = $(if $(filter cpu tensorrt-rtx --help -h,$(subst =, ,$(ARGS))),,$(shell command -v nvidia-smi))
+
 # What a bare Debian or Ubuntu lacks: libGL and glib for OpenCV, venv; for the tests a display, an RTSP server, an MQTT
 # broker and a browser.
 APT_SERVE := libgl1 libglib2.0-0 python3-venv
@@ -21,7 +24,7 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help stream demo bench-demo engine bench bench-engines soak cluster-demo fit-mesh train b5 test audit lock lint types apt clean
+.PHONY: help stream demo bench-demo engine driver bench bench-engines soak cluster-demo fit-mesh train b5 test audit lock lint types apt clean
 
 help:
 	@echo 'make stream                    98 landmarks on your webcam, or on a sample if there is none'
@@ -57,8 +60,12 @@ bench-engines: $(VENV)/.train
 		echo 'which model? make bench-engines MODEL=runs/b5/best.safetensors' >&2; exit 2;)) \
 		$(PY) -m engines.bench $(MODEL) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-engine: $(VENV)/.train $(if $(shell command -v nvidia-smi),$(VENV)/.gpu)
+engine: $(if $(NVIDIA),driver) $(VENV)/.train $(if $(NVIDIA),$(VENV)/.gpu)
 	@$(PY) -m engines.build $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+# Before gigabytes are installed: can TensorRT run on this driver and GPU?
+driver: | $(VENV)/bin/python
+	@$(PY) -I engines/driver.py gpu >/dev/null
 
 bench: $(VENV)/.bench
 	@$(PY) -m stream.bench $(ARGS)
@@ -123,17 +130,22 @@ $(VENV)/.dev: requirements-dev.txt requirements-rtx.txt requirements-demo.txt re
 	@$(MAKE) --no-print-directory $(VENV)/.mesh || echo 'continuing without; its tests are skipped' >&2
 	@touch $@
 
-$(VENV)/.train: requirements-train.txt $(VENV)/.serve
+# engines/driver.py has the table of NVIDIA drivers and requirements
+$(VENV)/.train: requirements-train.txt requirements-train-cu12.txt $(VENV)/.serve
 	@echo 'installing the training packages, once; takes some minutes'
-	@$(call pip,-r requirements-train.txt)
+	@$(call pip,-r "$$($(PY) -I engines/driver.py train)")
 	@# albumentations installs a headless OpenCV over the one with a GUI
 	@$(call pip,--force-reinstall --no-deps $$(grep ^opencv-python== requirements.txt))
 	@touch $@
 
-$(VENV)/.gpu: requirements-gpu.txt $(VENV)/.train
-	@echo 'installing TensorRT, once; about 2 GB'
-	@if $(call pip,-r requirements-gpu.txt); then touch $@; \
-	else echo 'could not install TensorRT; continuing without' >&2; fi
+# The builds for CUDA 12 and 13 write the same files. Without TensorRT, engines.build ends with the reason and exit code 1.
+$(VENV)/.gpu: requirements-gpu.txt requirements-gpu-cu12.txt $(VENV)/.train
+	@fitting="$$($(PY) -I engines/driver.py gpu 2>/dev/null)"; [ -n "$$fitting" ] || exit 0; \
+	case "$$fitting" in *cu12*) other=tensorrt-cu13;; *) other=tensorrt-cu12;; esac; \
+	$(PY) -m pip uninstall --quiet --yes $$other $$other-libs $$other-bindings 2>/dev/null; \
+	echo "installing TensorRT from $$fitting, once; about 2 GB"; \
+	if $(call pip,-r "$$fitting"); then touch $@; \
+	else echo 'could not install TensorRT; building for the CPU' >&2; fi
 
 $(VENV)/.demo: requirements-demo.txt $(VENV)/.serve
 	@echo 'installing the demo packages, once; takes half a minute'

@@ -213,7 +213,7 @@ def _onnxruntime(path: Path, device: Device, threads: int | None) -> Landmarker:
         raise LineamentError(f"ONNX Runtime cannot be imported ({reason}); run `pip install {package}`")
     from lineament.engines.onnxruntime_backend import OnnxRuntimeLandmarker
 
-    return OnnxRuntimeLandmarker(path, device, threads)
+    return OnnxRuntimeLandmarker(path, device, threads, BUILT / "onnxruntime")
 
 
 def _import_error(package: str) -> str | None:

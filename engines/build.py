@@ -6,7 +6,8 @@
 
 An NVIDIA GPU with `tensorrt` gets an engine for that GPU. `tensorrt-rtx`, if installed, builds one for RTX GPUs from
 the 30 series on, without needing one. A machine without a GPU gets the best file for its CPU: f32, bf16 or INT8. Each
-is compared with PyTorch on real crops, and a table shows the results.
+is compared with PyTorch on real crops, and a table shows the results. A GPU that gets no engine, though no other target
+was named, is a failure: the last line says why, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lineament import engines
+from lineament.engines import driver
 from lineament.engines.distance import NEAR_PX, NOISE, recommended, within_px
 from lineament.engines.engine_file import ANY_RTX, RTX_RUNS_ON, LibraryName, runs_rtx
 from lineament.engines.export import export, real_crops, run_onnx, run_torch
@@ -85,6 +87,17 @@ class Row(NamedTuple):
     """median for one crop; None if it cannot run here"""
 
 
+class Plan(NamedTuple):
+    """What to build on this machine, and for which GPU."""
+
+    targets: list[LibraryName | Literal["cpu"]]
+    """the best last"""
+    gpu: str = ""
+    """the name of the GPU here; empty if there is none, or if it does not count because another target was named"""
+    without: str = ""
+    """why no engine is built for a GPU; empty if one is"""
+
+
 @ends_in_a_line
 def main(args: Sequence[str] | None = None) -> int:
     import tyro
@@ -94,10 +107,18 @@ def main(args: Sequence[str] | None = None) -> int:
     for name in (__name__, "lineament.engines"):
         logging.getLogger(name).setLevel(logging.INFO)
     cfg = tyro.cli(BuildConfig, args=args, prog=program("engine", "engines.build"))
+    wanted = plan(cfg.target)
+    if wanted.without:
+        log.info("no engine for a GPU: %s", wanted.without if wanted.gpu else wanted.without.partition(";")[0])
+    kept: list[str] = []
     for model in [cfg.model] if cfg.model else map(Path, engines.CHECKPOINTS):
         rows = run(replace(cfg, model=model))
         print(table(rows))
-        print("\n".join(["", *advice(str(model), rows, cfg.data is not None), ""]))
+        print("\n".join(["", *advice(str(model), rows, cfg.data is not None), ""]), flush=True)
+        kept += [str(row.path) for row in rows if row.ms is not None]
+    if wanted.gpu and wanted.without:
+        files = ", ".join(dict.fromkeys(kept))
+        raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.without}. Kept, for the CPU: {files}")
     return 0
 
 
@@ -132,7 +153,7 @@ def _why_not(row: Row) -> str:
 
 def run(cfg: BuildConfig) -> list[Row]:
     """A row for each engine; the first is ONNX Runtime on the CPU, for comparison. Raises LineamentError."""
-    names = targets(cfg.target)
+    names = plan(cfg.target).targets
     model, out = _chosen(cfg)
     onnx_path = out / f"{model.stem}.onnx"
     began_s = time.perf_counter()
@@ -150,30 +171,36 @@ def run(cfg: BuildConfig) -> list[Row]:
             if name == "cpu":
                 made += _for_cpu(cfg, onnx_path, card, crops, wanted, stack)
             else:
-                made.append(_for_gpu(cfg, name, onnx_path, model, crops, wanted, stack))
+                try:
+                    made.append(_for_gpu(cfg, name, onnx_path, model, crops, wanted, stack))
+                except LineamentError as error:
+                    raise LineamentError(f"{error}. Kept, for the CPU: {onnx_path}") from error
         calls = [partial(landmarker, crops[:1]) for _, landmarker in made if landmarker]
         times_ms = iter(np.median(in_turns(calls, ROUNDS), axis=1).tolist())
         return [row._replace(ms=next(times_ms)) if landmarker else row for row, landmarker in made]
 
 
-def targets(target: Target) -> list[LibraryName | Literal["cpu"]]:
-    """What to build, the best last. Only auto depends on this machine."""
-    if target != "auto":
-        return [target]
-    try:
-        from lineament.engines.cuda import first_gpu
+def plan(target: Target) -> Plan:
+    """What to build here. Only auto depends on this machine."""
+    from lineament.engines.cuda import first_gpu
 
+    if target != "auto":
+        return Plan([target])
+    try:
         gpu = first_gpu()
     except LineamentError as error:
-        log.info("no engine for a GPU: %s", str(error).partition(";")[0])
+        here = driver.installed() or driver.Driver()
+        name = (", ".join(here.gpus) or "the NVIDIA GPU here") if here.shows_gpu else ""
         # the RTX engine is for other machines; this one needs a file, too
-        return ["tensorrt-rtx", "cpu"] if installed("tensorrt-rtx") else ["cpu"]
+        others: list[LibraryName] = ["tensorrt-rtx"] if installed("tensorrt-rtx") else []
+        return Plan([*others, "cpu"], name, (here.shows_gpu and here.obstacle) or str(error))
+    if gpu.compute_capability < driver.OLDEST_CAPABILITY:
+        return Plan(["cpu"], gpu.name, driver.too_small(gpu.name, gpu.compute_capability))
     if installed("tensorrt"):
-        return ["tensorrt"]
+        return Plan(["tensorrt"], gpu.name)
     if installed("tensorrt-rtx") and runs_rtx(gpu):
-        return ["tensorrt-rtx"]
-    log.warning("%s is not used because TensorRT is not installed; run %s", gpu.name, install("gpu"))
-    return ["cpu"]
+        return Plan(["tensorrt-rtx"], gpu.name)
+    return Plan(["cpu"], gpu.name, f"TensorRT is not installed; run {driver.install_gpu()} and `make engine` again")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -213,7 +240,7 @@ def _for_gpu(
         from lineament.engines.fp16 import half_precision
 
         # the same arithmetic in another runtime
-        found = run_onnx(half_precision(onnx.load(onnx_path)).SerializeToString(), crops)
+        found = run_onnx(half_precision(onnx.load(onnx_path), report.in_single).SerializeToString(), crops)
         note = f"for {gpus}, none of which is here: its error is that of its graph in ONNX Runtime"
     else:
         landmarker = stack.enter_context(_loaded(path, "auto"))

@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lineament.engines.driver import install_gpu
 from lineament.engines.engine_file import Gpu
-from lineament.landmarks.command import install
 from lineament.landmarks.types import LineamentError
 
 _DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
@@ -151,8 +151,8 @@ def _why_none(code: int) -> str:
         return f"this machine has no NVIDIA driver, so no GPU to run on; install the driver, {on_cpu}"
     if code == _OLD_DRIVER:
         return (
-            f"the NVIDIA driver ({_driver()}) is too old for this CUDA; update the driver, install the torch, "
-            f"tensorrt and cuda-bindings of an older CUDA (docs/gpu.md), {on_cpu}"
+            f"the NVIDIA driver ({_driver()}) is too old for this CUDA; update the driver, install what fits it "
+            f"({install_gpu()}), {on_cpu}"
         )
     return f"the NVIDIA driver ({_driver()}) shows no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, {on_cpu}"
 
@@ -174,5 +174,5 @@ def _runtime() -> Any:
     except ImportError as error:
         if not _has_driver():
             raise LineamentError(_why_none(_NO_DEVICE)) from None
-        raise LineamentError(f"NVIDIA's CUDA bindings cannot be imported ({error}); run {install('gpu')}") from None
+        raise LineamentError(f"NVIDIA's CUDA bindings cannot be imported ({error}); run {install_gpu()}") from None
     return runtime

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lineament.engines.driver import install_gpu
 from lineament.engines.model_file import parse_card, read_card
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.files import replaced
@@ -151,7 +152,7 @@ def refuse_foreign(path: Path, header: PlanHeader, library_version: str, gpu: Gp
         if not runs_rtx(gpu):
             raise LineamentError(
                 f"{path} runs on {RTX_RUNS_ON}, but the {gpu.name} has {got}; "
-                "install tensorrt (requirements-gpu.txt) and build an engine for this GPU with `make engine`"
+                f"install tensorrt ({install_gpu()}) and build an engine for this GPU with `make engine`"
             )
     elif (key.gpu, key.compute_capability) != (gpu.name, gpu.compute_capability):
         raise LineamentError(

@@ -31,12 +31,14 @@ _PROVIDERS = {
 
 
 class OnnxRuntimeLandmarker(FileLandmarker):
-    """A landmarks.types.Landmarker. Runs all faces in one batch, or one by one if the graph has batch size 1."""
+    """A landmarks.types.Landmarker. Runs all faces in one batch; one by one if the graph has batch size 1, and at most
+    16 at once on tensorrt."""
 
-    def __init__(self, path: Path, device: Device = "cpu", threads: int | None = None) -> None:
+    def __init__(self, path: Path, device: Device, threads: int | None, cache: Path) -> None:
         """device: cuda and tensorrt are providers of the package onnxruntime-gpu; both raise if they cannot run.
 
-        threads: on the CPU; None uses all cores.
+        threads: on the CPU; None uses all cores. cache: a folder for the engine that tensorrt builds, in half
+        precision, when it opens a model for the first time, which takes minutes.
         """
         import onnxruntime
 
@@ -53,27 +55,38 @@ class OnnxRuntimeLandmarker(FileLandmarker):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
-        # CUDA runs what TensorRT does not support
-        providers = [provider, *([_PROVIDERS["cuda"]] if device == "tensorrt" else [])]
+        graph: Path | bytes = path
+        providers: list[Any] = [provider]
+        self._most, self._next = sys.maxsize, REMAKE
+        if device == "tensorrt":
+            from lineament.engines.onnxruntime_tensorrt import MOST, for_tensorrt, needs
+
+            graph, settings = for_tensorrt(path, self._card, cache)
+            # CUDA runs what TensorRT does not support
+            providers = [(provider, settings), _PROVIDERS["cuda"]]
+            self._most = MOST
+            self._next = f"{needs(onnxruntime)}; engines kept in {cache} may be deleted"
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=providers)
+            # otherwise it falls back to another provider, and prints why to stdout, which is for results
+            self._session: Any = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         except Exception as error:  # its exceptions have no other common base
             raise self._failed(error) from error
         if provider not in (used := self._session.get_providers()):
             # a provider that fails to load is skipped silently
             raise LineamentError(
                 f"{path} cannot run on {device}: ONNX Runtime {onnxruntime.__version__} could not start {provider} and "
-                f"used {', '.join(used)}; install the driver, CUDA and cuDNN"
-                f"{', and TensorRT,' * (device == 'tensorrt')} that this release of ONNX Runtime names"
+                f"used {', '.join(used)}; install the driver, CUDA and cuDNN that this release of ONNX Runtime names"
+                f"{f'; {self._next}' * (device == 'tensorrt')}"
             )
         inputs, outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
         check_graph(path, self._card, inputs, outputs)
         self._input = inputs[0].name
-        self._one_by_one = inputs[0].shape[0] == 1
+        if inputs[0].shape[0] == 1:
+            self._most = 1
         self._outputs = [name for name in OUTPUTS if any(output.name == name for output in outputs)]
 
     def _run(self, rgb_NHWC: U8) -> Landmarks:
-        batches = [rgb_NHWC[i : i + 1] for i in range(len(rgb_NHWC))] if self._one_by_one else [rgb_NHWC]
+        batches = [rgb_NHWC[i : i + self._most] for i in range(0, len(rgb_NHWC), self._most)]
         try:
             found = [self._session.run(self._outputs, {self._input: batch}) for batch in batches]
         except Exception as error:  # corrupt weights, or out of memory
@@ -82,7 +95,7 @@ class OnnxRuntimeLandmarker(FileLandmarker):
 
     def _failed(self, error: Exception) -> LineamentError:
         reason = " ".join(str(error).split())[-300:]
-        return LineamentError(f"ONNX Runtime cannot run {self._path}: {reason}; {REMAKE}")
+        return LineamentError(f"ONNX Runtime cannot run {self._path}: {reason}; {self._next}")
 
     def _release(self) -> None:
         del self._session

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lineament.engines.driver import install_gpu
 from lineament.engines.engine_file import (
     ANY_RTX,
     CROP_PLAN,
@@ -338,7 +339,7 @@ def _check_network(trt: Any, network: Any, model: onnx.ModelProto) -> None:
     if len(single) > allowed:
         raise LineamentError(
             f"{len(single)} convolutions and matrix products are in single precision, expected {allowed}, "
-            f"so the engine would be slow: {', '.join(single[:3])}; try the release in requirements-gpu.txt"
+            f"so the engine would be slow: {', '.join(single[:3])}; try the pinned release ({install_gpu()})"
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lineament.engines.driver import fitting, install_gpu
 from lineament.engines.engine_file import LibraryName
 from lineament.landmarks.types import LineamentError
 
@@ -23,10 +24,6 @@ _MODULES: dict[LibraryName, tuple[str, ...]] = {
     # PyPI has the bindings; NVIDIA's tensorrt_rtx package wraps them
     "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx"),
 }
-_REQUIREMENTS: dict[LibraryName, str] = {
-    "tensorrt": "requirements-gpu.txt",
-    "tensorrt-rtx": "requirements-rtx.txt",
-}
 _OLDEST = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 4)}
 
 _NO_MEMORY = (
@@ -35,7 +32,7 @@ _NO_MEMORY = (
 )
 _NO_KERNEL = (
     "this release has no kernel for a layer of the graph on this GPU; install another, such as "
-    "`pip install tensorrt==10.16.1.11`, or run the model on the CPU with `make engine ARGS='--target cpu'`"
+    "`pip install tensorrt{suffix}==10.16.1.11`, or run the model on the CPU with `make engine ARGS='--target cpu'`"
 )
 _NEXT_LAYER = "=============== Computing costs for "
 """TensorRT's log, before it looks for kernels for a layer"""
@@ -61,8 +58,8 @@ _CAUSES = (
     ),
     (
         r"No importer registered|[Uu]nsupported operator|UNSUPPORTED_NODE|Plugin not found|INVALID_NODE|Invalid Node",
-        "this release lacks an operator of the graph, or a variant; install the release in requirements-gpu.txt, "
-        "or run the model on the CPU with `make engine ARGS='--target cpu'`",
+        "this release lacks an operator of the graph, or a variant; install the pinned release ({install}), or run the "
+        "model on the CPU with `make engine ARGS='--target cpu'`",
     ),
     # after memory: TensorRT also says so if it has kernels, but no memory to try them
     (r"[Cc]ould not find any implementation|No implementation of layer .* obeys", _NO_KERNEL),
@@ -87,7 +84,6 @@ def installed(name: LibraryName) -> bool:
 
 def library(name: LibraryName) -> Library:
     """Imports it. Raises LineamentError with the command to install it."""
-    install = f"run `pip install -r {_REQUIREMENTS[name]}`"
     reasons = []
     for module in _MODULES[name]:
         try:
@@ -98,9 +94,13 @@ def library(name: LibraryName) -> Library:
         numbers = tuple(int(number) for number in re.findall(r"\d+", found.version)[:2])
         if numbers < _OLDEST[name]:
             oldest = ".".join(map(str, _OLDEST[name]))
-            raise LineamentError(f"{name} is {found.version}, expected {oldest} or later; {install}")
+            raise LineamentError(f"{name} is {found.version}, expected {oldest} or later; run {_install(name)}")
         return found
-    raise LineamentError(f"{name} cannot be imported ({reasons[0]}); {install}")
+    raise LineamentError(f"{name} cannot be imported ({reasons[0]}); run {_install(name)}")
+
+
+def _install(name: LibraryName) -> str:
+    return install_gpu() if name == "tensorrt" else "`pip install -r requirements-rtx.txt`"
 
 
 def collecting_logger(trt: Any) -> Any:
@@ -133,10 +133,11 @@ def complaint(messages: Sequence[str]) -> str:
     said = [" ".join(message.split()) for message in messages]
     if found := _cause(said):
         cause, message = found
+        if "{" in cause:
+            cause = cause.format(install=install_gpu(), suffix=fitting())
         return f"{cause} (TensorRT: {message[:200]})"
-    if not said:
-        return "TensorRT gives no reason; try the release in requirements-gpu.txt"
-    return f"TensorRT: {said[0][:300]}; try the release in requirements-gpu.txt"
+    told = f"TensorRT: {said[0][:300]}" if said else "TensorRT gives no reason"
+    return f"{told}; try the pinned release ({install_gpu()})"
 
 
 def lacks_kernel(messages: Sequence[str]) -> bool:

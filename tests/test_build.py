@@ -10,7 +10,7 @@ import pytest
 
 from lineament import engines
 from lineament.engines import build, openvino_build
-from lineament.engines.build import BuildConfig, Row, advice, main, run, table, targets
+from lineament.engines.build import BuildConfig, Row, advice, main, plan, run, table
 from lineament.engines.engine_file import ANY_RTX, Gpu, read_header
 from lineament.engines.model_file import read_card
 from lineament.engines.openvino_build import Built
@@ -95,8 +95,10 @@ def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, mon
     real = build.run_onnx
     monkeypatch.setattr(build, "run_onnx", lambda data, rgb: real(data, rgb) + np.float32(0.01))
     monkeypatch.setattr("lineament.engines.cuda.first_gpu", no_gpu)
-    with pytest.raises(LineamentError, match=r"3\.6\d px of a 256-px crop from PyTorch's, at most 0\.5 is allowed"):
+    with pytest.raises(LineamentError, match=r"3\.6\d px of a 256-px crop from PyTorch's, at most 0\.5") as refused:
         run(BuildConfig(model, tmp_path, "tensorrt-rtx"))
+    kept = tmp_path / "tiny.onnx"
+    assert kept.is_file() and str(refused.value).endswith(f". Kept, for the CPU: {kept}")
     assert not (tmp_path / "tiny-rtx.engine").exists()
 
 
@@ -125,13 +127,13 @@ def test_auto_takes_the_best_that_is_here(
 ) -> None:
     monkeypatch.setattr("lineament.engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
     monkeypatch.setattr(build, "installed", lambda name: name in packages)
-    assert targets("auto") == wanted
+    assert plan("auto").targets == wanted
 
 
 def test_a_target_that_is_named_is_taken_and_never_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "installed", lambda name: False)
     for target in ("tensorrt", "tensorrt-rtx", "cpu"):
-        assert targets(target) == [target]  # type: ignore[arg-type]
+        assert plan(target) == ([target], "", "")  # type: ignore[arg-type]
 
 
 def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

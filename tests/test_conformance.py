@@ -22,6 +22,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from lineament.engines.export import real_crops
+from lineament.engines.onnxruntime_tensorrt import needs
 from tests import tint
 from tests.fake_tensorrt import engine_file, play_tensorrt
 
@@ -55,7 +56,9 @@ def by_onnxruntime_on_a_gpu(device: str, provider: str) -> Callable[[Path], Land
         if provider not in pytest.importorskip("onnxruntime").get_available_providers():
             pytest.skip("needs onnxruntime-gpu in place of onnxruntime")
         if device == "tensorrt":
-            pytest.importorskip("tensorrt")
+            trt, said = pytest.importorskip("tensorrt"), needs(pytest.importorskip("onnxruntime"))
+            if f"needs TensorRT {trt.__version__.partition('.')[0]}:" not in said:
+                pytest.skip(f"has TensorRT {trt.__version__}, and {said}")
         return by(device)(folder)
 
     return load

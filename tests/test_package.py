@@ -95,7 +95,7 @@ def test_the_package_requires_what_the_requirements_pin() -> None:
         return dict(re.findall(r"^([\w.-]+)==([\w.]+)", "\n".join(lines), re.M))
 
     wanted = {"": pinned("requirements.txt")}
-    wanted |= {extra: pinned(f"requirements-{extra}.txt") for extra in ("demo", "train", "gpu", "cluster")}
+    wanted |= {extra: pinned(f"requirements-{extra}.txt") for extra in ("demo", "train", "gpu", "gpu-cu12", "cluster")}
     wanted["parquet"] = {"pyarrow": pinned("requirements-dev.txt")["pyarrow"]}
     del wanted[""]["imageio-ffmpeg"]  # pinned only to install it from source
     lists = {"": PROJECT["project"]["dependencies"], **PROJECT["project"]["optional-dependencies"]}

@@ -421,7 +421,11 @@ def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, (35, 0), "no NVIDIA driver.*--target cpu"),
         (None, (100, 0), "no NVIDIA driver"),
-        ("NVRM version: NVIDIA UNIX 450.1\nGCC", (35, 0), r"driver \(NVIDIA UNIX 450\.1\) is too old.*update.*torch"),
+        (
+            "NVRM version: NVIDIA UNIX 450.1\nGCC",
+            (35, 0),
+            r"driver \(NVIDIA UNIX 450\.1\) is too old.*update.*requirements",
+        ),
         ("NVRM version: NVIDIA UNIX 580.1\nGCC", (100, 0), "shows no GPU.*nvidia-smi"),
         ("NVRM version: NVIDIA UNIX 580.1\nGCC", (0, 0), "shows no GPU"),
         ("", (0, 0), "of unknown version"),
