@@ -142,7 +142,7 @@ $(VENV)/.train: requirements-train.txt requirements-train-cu12.txt $(VENV)/.serv
 $(VENV)/.gpu: requirements-gpu.txt requirements-gpu-cu12.txt $(VENV)/.train
 	@fitting="$$($(PY) -I engines/driver.py gpu 2>/dev/null)"; [ -n "$$fitting" ] || exit 0; \
 	case "$$fitting" in *cu12*) other=tensorrt-cu13;; *) other=tensorrt-cu12;; esac; \
-	$(PY) -m pip uninstall --quiet --yes $$other $$other-libs $$other-bindings 2>/dev/null; \
+	$(PY) -m pip uninstall --quiet --yes $$other $$other-libs tensorrt-cu12-bindings tensorrt-cu13-bindings 2>/dev/null; \
 	echo "installing TensorRT from $$fitting, once; about 2 GB"; \
 	if $(call pip,-r "$$fitting"); then touch $@; \
 	else echo 'could not install TensorRT; building for the CPU' >&2; fi

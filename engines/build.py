@@ -111,14 +111,25 @@ def main(args: Sequence[str] | None = None) -> int:
     if wanted.without:
         log.info("no engine for a GPU: %s", wanted.without if wanted.gpu else wanted.without.partition(";")[0])
     kept: list[str] = []
-    for model in [cfg.model] if cfg.model else map(Path, engines.CHECKPOINTS):
-        rows = run(replace(cfg, model=model))
+    failed: list[str] = []
+    models = [cfg.model] if cfg.model else list(map(Path, engines.CHECKPOINTS))
+    for model in models:
+        try:
+            rows = run(replace(cfg, model=model))
+        except LineamentError as error:
+            if len(models) == 1:
+                raise
+            log.error("%s: %s", model, error)
+            failed.append(str(model))
+            continue
         print(table(rows))
         print("\n".join(["", *advice(str(model), rows, cfg.data is not None), ""]), flush=True)
         kept += [str(row.path) for row in rows if row.ms is not None]
     if wanted.gpu and wanted.without:
         files = ", ".join(dict.fromkeys(kept))
         raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.without}. Kept, for the CPU: {files}")
+    if failed:
+        raise LineamentError(f"{', '.join(failed)} could not be built, for the reasons above")
     return 0
 
 

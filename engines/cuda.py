@@ -11,6 +11,7 @@ Streams are ints, GPU memory is an int address. Every failure is a LineamentErro
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,7 @@ from lineament.engines.engine_file import Gpu
 from lineament.landmarks.types import LineamentError
 
 _DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
-"""exists if NVIDIA's kernel driver is loaded; or under WSL, with the driver of Windows"""
+"""exists if NVIDIA's kernel driver is loaded; or under WSL, with the driver of Windows, which itself has neither"""
 _NO_DEVICE, _OLD_DRIVER, _NO_MEMORY = 100, 35, 2
 """of cudaError_t"""
 
@@ -158,7 +159,7 @@ def _why_none(code: int) -> str:
 
 
 def _has_driver() -> bool:
-    return _DRIVER.exists() or _WSL.exists()
+    return _DRIVER.exists() or _WSL.exists() or shutil.which("nvidia-smi") is not None
 
 
 def _driver() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_an_engine_for_rtx_is_built_and_its_graph_proven_where_none_is(
 def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(path: Path, out: Path, *others: object) -> object:
         out.write_bytes(b"an engine")
-        return type("Report", (), {"build_s": 1.0, "checked": "", "key": type("Key", (), {"gpu": ANY_RTX})})
+        key = SimpleNamespace(gpu=ANY_RTX)
+        return SimpleNamespace(build_s=1.0, checked="", in_single=(), key=key)
 
     monkeypatch.setattr(build, "build", lambda path, out, *others, **more: wrong(path, out))
     real = build.run_onnx
@@ -162,6 +164,28 @@ def test_without_a_model_all_that_ship_are_built(
     assert all(path.is_file() for path in engines.CHECKPOINTS.values())
     said = capsys.readouterr().out
     assert f"make stream MODEL={tmp_path / 'student.onnx'}\n" in said and "make stream MODEL=b5\n" in said
+
+
+def test_a_model_that_cannot_be_built_does_not_stop_the_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def run_but_student(cfg: BuildConfig) -> list[Row]:
+        if str(cfg.model) == "student":
+            raise LineamentError("there is no kernel")
+        path = tmp_path / f"{cfg.model}.onnx"
+        path.write_bytes(b"x")
+        return [Row(path, "ONNX Runtime", "fp32", 0, 0.0, ms=3.0), Row(path, "OpenVINO", "fp32", 0, 0.0, ms=2.0)]
+
+    monkeypatch.setattr(build, "run", run_but_student)
+    monkeypatch.setattr(engines, "BUILT", tmp_path)
+    assert main([]) == 1
+    told = capsys.readouterr()
+    assert "student: there is no kernel" in caplog.text
+    assert "student-fast.onnx" in told.out and "make stream MODEL=b5\n" in told.out
+    assert told.err.splitlines()[-1] == "error: student could not be built, for the reasons above"
 
 
 def test_b5_streams_by_its_name_from_the_file_that_was_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,8 @@ def test_make_installs_what_fits_the_driver_and_removes_what_does_not(
     assert done.returncode == 0, done.stderr
     assert setup.files == [f"requirements-train{suffix}.txt", f"requirements-gpu{suffix}.txt"]
     other = "tensorrt-cu13" if suffix else "tensorrt-cu12"
-    assert f"-m pip uninstall --quiet --yes {other} {other}-libs {other}-bindings" in setup.done
+    bindings = "tensorrt-cu12-bindings tensorrt-cu13-bindings"
+    assert f"-m pip uninstall --quiet --yes {other} {other}-libs {bindings}" in setup.done
     assert setup.done[-1] == "-m engines.build" and (setup.venv / ".gpu").exists()
 
 

@@ -438,6 +438,7 @@ def test_a_machine_without_a_gpu_is_told_why(
         (tmp_path / "version").write_text(driver)
     monkeypatch.setattr(cuda, "_DRIVER", tmp_path / "version")
     monkeypatch.setattr(cuda, "_WSL", tmp_path / "absent")
+    monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
     monkeypatch.setattr(cuda, "_runtime", lambda: cuda_of(cudaGetDeviceCount=result))
     with pytest.raises(LineamentError, match=said):
         first_gpu()
@@ -493,6 +494,7 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
     engine = str(engine_file(tmp_path / "tint.engine"))
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX 580.1")
     monkeypatch.setattr(cuda, "_WSL", tmp_path / "no")
+    monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
     for driver, said in (
         (tmp_path / "version", r"bindings cannot be.*requirements-gpu\.txt"),
         (tmp_path / "no", "no NVIDIA driver"),
