@@ -32,12 +32,12 @@ from tqdm import tqdm
 
 from lineament import engines
 from lineament.engines.distance import NEAR_PX, recommended, within_px
-from lineament.engines.portrait import portrait
+from lineament.engines.portrait import frame_of_faces
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line
-from lineament.landmarks.geometry import crop_from_frame, rgb_crops
-from lineament.landmarks.types import F64, U8, FrameLandmarker, Landmarker, Landmarks, LineamentError
+from lineament.landmarks.geometry import rgb_crops
+from lineament.landmarks.types import FrameLandmarker, Landmarker, Landmarks, LineamentError
 
 log = logging.getLogger("lineament")
 
@@ -429,18 +429,6 @@ def _timed_on_frames(
     ]
     found = _timed(calls, cfg, "frames")
     return found[: len(landmarkers)], dict(zip(choosing, found[len(landmarkers) :]))
-
-
-def frame_of_faces(card: ModelCard, n: int) -> tuple[U8, list[F64]]:
-    """A frame of 1920x1080 with a face in each of 4x2 places, (1080, 1920, 3) BGR, and crop_from_frame of n of them; of
-    more than eight, the crops differ a little."""
-    bgr = np.tile(portrait(), (3, 4, 1))[:1080, :1920]
-    rng = np.random.default_rng(0)
-    matrices = []
-    for i in range(n):
-        center = np.array([225.0 + 512 * (i % 4), 122.0 + 512 * (i // 4 % 2)]) + rng.normal(0, 3, 2)
-        matrices.append(crop_from_frame(np.concatenate([center - 65, center + 65]), card, float(rng.normal(0, 0.1))))
-    return np.ascontiguousarray(bgr), matrices
 
 
 def _nme(card: ModelCard, cache: Path, cfg: BenchConfig) -> Callable[[Landmarker], float] | None:

@@ -53,10 +53,10 @@ class Driver(NamedTuple):
     @property
     def suffix(self) -> str | None:
         """Of the requirements that fit; None if the driver is too old for any. An unknown driver may be new."""
-        if not self.version:
+        major, _, _ = self.version.partition(".")
+        if not major.isdigit():  # nvidia-smi may print [N/A]
             return ""
-        major = int(self.version.partition(".")[0])
-        return next((suffix for oldest, suffix in FITTING if major >= oldest), None)
+        return next((suffix for oldest, suffix in FITTING if int(major) >= oldest), None)
 
     @property
     def obstacle(self) -> str:

@@ -55,7 +55,7 @@ class PlanKey:
     weights_sha256: str
     """of the checkpoint"""
     onnx_sha256: str
-    """of the graph passed to TensorRT; it changes with the exporter"""
+    """of the graphs passed to TensorRT and of how it builds them; it changes with the exporter"""
     library: LibraryName
     library_version: str
     gpu: str
@@ -118,6 +118,12 @@ def write_engine(
                 file.write(plan)
     except OSError as error:
         raise LineamentError(f"cannot write {path}: {error.strerror or error}; check the path and the disk") from None
+
+
+def leave_out_cutter(path: Path) -> None:
+    """Writes path again without its CROP_PLAN: its crops are then cut on the CPU."""
+    header, plans = read_header(path), read_plans(path)
+    write_engine(path, header.card, header.key, header.source, {POINTS_PLAN: plans[POINTS_PLAN]}, header.in_single)
 
 
 def read_header(path: Path) -> PlanHeader:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FRAME, MATRICES = "frame", "matrices"
 """input names"""
-OPSET = 20
+OPSET = 19
+"""20 renames GridSample's `bilinear` to `linear`, which TensorRT up to 11.1 reads as `nearest`: NVIDIA/TensorRT 4646"""
 
 
 def crop_graph(input_hw: tuple[int, int]) -> onnx.ModelProto:
@@ -113,7 +114,7 @@ def _add_sampling(add: Callable[..., str]) -> None:
     add("Gather", ["frame_float", "channels"], "frame_rgb", axis=2)
     add("Transpose", ["frame_rgb"], "frame_CHW", perm=[2, 0, 1])
     add("Unsqueeze", ["frame_CHW", "axis_0"], "frame_1CHW")
-    add("GridSample", ["frame_1CHW", "grid_tall"], "sampled", mode="linear", padding_mode="zeros", align_corners=0)
+    add("GridSample", ["frame_1CHW", "grid_tall"], "sampled", mode="bilinear", padding_mode="zeros", align_corners=0)
     add("Transpose", ["sampled"], "sampled_HWC", perm=[0, 2, 3, 1])
     add("Reshape", ["sampled_HWC", "single"], "crops_float")
     add("Round", ["crops_float"], "rounded")

@@ -61,7 +61,7 @@ class OnnxRuntimeLandmarker(FileLandmarker):
         if device == "tensorrt":
             from lineament.engines.onnxruntime_tensorrt import MOST, for_tensorrt, needs
 
-            graph, settings = for_tensorrt(path, self._card, cache)
+            graph, settings = for_tensorrt(path, self._card, cache, onnxruntime.__version__)
             # CUDA runs what TensorRT does not support
             providers = [(provider, settings), _PROVIDERS["cuda"]]
             self._most = MOST

@@ -32,11 +32,12 @@ MOST = BATCHES[2]
 """crops per call"""
 
 
-def for_tensorrt(path: Path, card: ModelCard, cache: Path) -> tuple[bytes, dict[str, str]]:
+def for_tensorrt(path: Path, card: ModelCard, cache: Path, release: str) -> tuple[bytes, dict[str, str]]:
     """The graph and the options. Raises LineamentError if path cannot be in half precision.
 
-    cache: a folder for engines and what TensorRT timed. Each graph gets its own in it, because the provider names an
-    engine by the names in the graph, not by its weights (microsoft/onnxruntime issue 6455).
+    cache: a folder for engines and what TensorRT timed. Each graph and release of ONNX Runtime gets its own in it:
+    the provider names an engine by the names in the graph, not by its weights (microsoft/onnxruntime issue 6455), and
+    opens those of other releases.
     """
     if card.precision == "int8":
         raise LineamentError(f"{path} is quantized for CPUs; give device 'tensorrt' the .onnx that it was made from")
@@ -56,7 +57,7 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path) -> tuple[bytes, dict[
         reason = " ".join(str(error).split())[:200]
         raise LineamentError(f"{path} cannot be written in half precision: {reason}; {REMAKE}") from error
     graph = model.SerializeToString()
-    folder = cache / hashlib.sha256(graph).hexdigest()[:16]
+    folder = cache / release / hashlib.sha256(graph).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,7 +67,7 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path) -> tuple[bytes, dict[
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": str(cache),
+        "trt_timing_cache_path": str(folder.parent),
     }
     height, width = card.input_hw
     if not all(dim.dim_value == 1 for port in model.graph.input for dim in port.type.tensor_type.shape.dim[:1]):

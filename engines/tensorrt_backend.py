@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -34,7 +35,7 @@ BUCKETS = (1, 2, 4, 8, 16)
 """batch sizes with a CUDA graph, besides the largest of the engine"""
 WORTH = 8
 """Crops are cut on the GPU if the part of the frame round them has at most that many times their bytes. Cutting one of
-256 px on the CPU takes as long as copying 16 times its bytes (0.32 ms, 2-core Xeon, OpenCV 5.0.0, 2026-11-30); the other
+256 px on the CPU takes as long as copying 16 times its bytes (0.32 ms, 2-core Xeon, OpenCV 5.0, 2026-11-30); the other
 half is for the bus. `make bench-engines` shows both on the machine at hand."""
 _STEP_PX = 64
 """The part's sides are multiples of it, so that a moving face seldom changes the shape of the cutter's input."""
@@ -57,7 +58,7 @@ class TensorRtLandmarker(FileLandmarker):
         self._cuda = Cuda()
         try:
             self._stream = self._cuda.stream()
-            net = _Net(lib, self._cuda, plans[POINTS_PLAN], path)
+            net = _Net(lib, self._cuda, plans[POINTS_PLAN], path, captured=True)
             check_graph(path, self._card, *net.ports())
             self._fewest, _, self._most = header.key.batches
             net.reserve()
@@ -75,6 +76,8 @@ class TensorRtLandmarker(FileLandmarker):
         except BaseException:
             self._cuda.close()
             raise
+        self._contexts: dict[int, Any] = {}
+        """by batch size, each for two CUDA graphs: with crops from the host, and from the GPU"""
         self._launches: dict[tuple[int, bool], Callable[[], None]] = {}
         self._capturable = True
 
@@ -91,6 +94,7 @@ class TensorRtLandmarker(FileLandmarker):
                     return _joined([self._cut_and_launch(bgr, window, matrices) for window, matrices in parts])
             except LineamentError as error:  # such as no memory left; if the net fails too, so does the call below
                 log.warning("%s has its crops cut on the CPU from now on: %s", self._path.name, error)
+                self._idle()
                 self._cutter = None
         return self(rgb_crops(bgr, crop_from_frame, self._card.input_hw))
 
@@ -134,8 +138,10 @@ class TensorRtLandmarker(FileLandmarker):
     def _prepared(self, size: int, upload: bool) -> Callable[[], None]:
         """What enqueues the work of a batch: the launch of a CUDA graph, or all its calls if it cannot be captured."""
         rgb = self._rgb[:size]
-        context = self._net.context(captured=True)
-        self._net.place(context, {INPUT: rgb.shape}, {INPUT: self._rgb_gpu, **self._found_gpu})
+        context = self._contexts.get(size)
+        if context is None:
+            context = self._net.context()
+            self._net.place(context, {INPUT: rgb.shape}, {INPUT: self._rgb_gpu, **self._found_gpu})
 
         def work() -> None:
             if upload:
@@ -147,6 +153,7 @@ class TensorRtLandmarker(FileLandmarker):
         # once before: TensorRT finishes its set-up in the first run, which must not be captured
         work()
         self._cuda.wait(self._stream)
+        self._contexts[size] = context
         if self._capturable:
             try:
                 self._net.refuse_uncapturable(context, self._stream)
@@ -158,17 +165,29 @@ class TensorRtLandmarker(FileLandmarker):
                 return partial(self._cuda.launch, graph, self._stream)
         return work
 
+    def _idle(self) -> None:
+        """Waits, also after an error: a context in use must not be freed."""
+        with suppress(LineamentError):
+            self._cuda.wait(self._stream)
+
     def _release(self) -> None:
+        self._idle()
         # contexts before the memory that they use
-        del self._net, self._cutter, self._rgb, self._found
         self._launches.clear()
+        self._contexts.clear()
+        del self._net, self._cutter, self._rgb, self._found
         self._cuda.close()
 
 
 class _Net:
-    """A deserialised plan. Its contexts run one at a time and share their working memory."""
+    """A deserialised plan. Its contexts run one at a time and share their working memory.
 
-    def __init__(self, lib: Library, cuda: Cuda, plan: bytes, path: Path) -> None:
+    captured: each context keeps one input shape, so TensorRT-RTX compiles kernels for it at the first run; by default
+    it would do so in the background, and a CUDA graph captured meanwhile would keep the generic ones. Otherwise it
+    compiles none, as the next frame may have another shape.
+    """
+
+    def __init__(self, lib: Library, cuda: Cuda, plan: bytes, path: Path, captured: bool) -> None:
         trt = lib.module
         self._trt, self._path, self._name = trt, path, f"{lib.name} {lib.version}"
         self._logger = collecting_logger(trt)
@@ -186,7 +205,8 @@ class _Net:
         self._is_rtx = lib.name == "tensorrt-rtx"
         self._cuda = cuda
         self._working, self._n_working = 0, 0
-        self._contexts: list[Any] = []
+        # kept: it must outlive the contexts
+        self._runtime_config = self._rtx_runtime_config(captured) if self._is_rtx else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """-1 for a size that depends on the input."""
@@ -216,29 +236,26 @@ class _Net:
         wanted = int(self._engine.device_memory_size_v2) if n_bytes is None else n_bytes
         if wanted > self._n_working:
             # at least doubled, so that old memory, freed at close, never exceeds the current one
-            self._n_working = max(wanted, 2 * self._n_working)
-            self._working = self._cuda.memory(self._n_working)
+            n_working = max(wanted, 2 * self._n_working)
+            self._working = self._cuda.memory(n_working)
+            self._n_working = n_working
 
-    def context(self, captured: bool) -> Any:
-        """An execution context. A CUDA graph needs its own for each input shape.
-
-        captured: its input shape stays the same, so TensorRT-RTX compiles kernels for that shape at the first run; it
-        would by default do so in the background, and a graph captured meanwhile would keep the generic ones. Otherwise
-        it compiles none, as the next frame may have another shape.
-        """
+    def context(self) -> Any:
+        """An execution context. CUDA graphs need their own for each input shape."""
         managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._is_rtx:
-            config = self._engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(managed)
-            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if captured else strategies.NONE
-            context = self._engine.create_execution_context(config)
-        else:
-            context = self._engine.create_execution_context(managed)
+        context = self._engine.create_execution_context(self._runtime_config if self._is_rtx else managed)
         if context is None:
             raise self._failed("create a context")
-        self._contexts.append(context)
+        # the plan has detailed names for the inspector, which would cost time at each run
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.NONE
         return context
+
+    def _rtx_runtime_config(self, captured: bool) -> Any:
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if captured else strategies.NONE
+        return config
 
     def place(self, context: Any, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
         """Sets the shapes of inputs, the GPU addresses of inputs and outputs, and the memory that these shapes need."""
@@ -248,7 +265,8 @@ class _Net:
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise self._failed(f"place {name}")
-        self.reserve(int(context.update_device_memory_size_for_shapes()))
+        # 0: none is needed, or an error
+        self.reserve(int(context.update_device_memory_size_for_shapes()) or None)
         context.set_device_memory(self._working, self._n_working)
 
     def refuse_uncapturable(self, context: Any, stream: int) -> None:
@@ -276,8 +294,8 @@ class _Cutter:
 
     def __init__(self, lib: Library, cuda: Cuda, plan: bytes, path: Path, card: ModelCard, most: int) -> None:
         self._cuda, self._input_hw = cuda, card.input_hw
-        self._net = _Net(lib, cuda, plan, path)
-        self._context = self._net.context(captured=False)
+        self._net = _Net(lib, cuda, plan, path, captured=False)
+        self._context = self._net.context()
         self._matrices: F32 = cuda.pinned((most, 2, 3), np.float32)
         self._matrices_gpu = cuda.memory(self._matrices.nbytes)
         self._part: U8 = np.empty(0, np.uint8)
@@ -330,7 +348,7 @@ def bucket(n: int, fewest: int, most: int) -> int:
 def _shrinks(crop_from_frame: F64) -> bool:
     """Whether landmarks.geometry.warp would average the image first."""
     (a, b, _), (c, d, _) = crop_from_frame.tolist()
-    return int(1 / sqrt(abs(a * d - b * c))) >= 2
+    return not sqrt(abs(a * d - b * c)) > 0.5  # also true for nan
 
 
 def _joined(parts: Sequence[Landmarks]) -> Landmarks:

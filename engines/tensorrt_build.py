@@ -51,6 +51,8 @@ BATCHES = (1, 1, 16)
 """fewest, usual and most crops per call: a stream rarely has more than one face, a batch serves several streams"""
 _FRAME_HW = ((16, 16), (448, 448), (4320, 7680))
 """smallest, usual and largest part of a frame to cut crops from"""
+_RECIPE = 2
+"""raised when _PlanBuild._config changes, so that engines of before are built again"""
 _SLACK = 4 << 20
 """bytes that a plan may have beyond 1.5 times its weights"""
 _MOST_BUILDS = 10
@@ -150,7 +152,8 @@ def _key(card: ModelCard, half: onnx.ModelProto, lib: Library, batches: tuple[in
 
         found = first_gpu()
         gpu, capability = found.name, found.compute_capability
-    sha256 = hashlib.sha256(half.SerializeToString(deterministic=True)).hexdigest()
+    graphs = [graph.SerializeToString(deterministic=True) for graph in (half, crop_graph(card.input_hw))]
+    sha256 = hashlib.sha256(b"".join([*graphs, repr((_RECIPE, crop_profile(batches))).encode()])).hexdigest()
     return PlanKey(card.weights_sha256, sha256, lib.name, lib.version, gpu, capability, batches, "fp16")
 
 
@@ -249,6 +252,8 @@ class _PlanBuild:
         network = self._read(model)
         _check_network(self._trt, network, model)
         config = self._config(profile)
+        # what was said of the timings is not why a build fails
+        self._logger.messages.clear()
         bar = _progress_bar(self._trt, self._path.name) if progress else None
         if bar is not None:
             config.progress_monitor = bar
@@ -312,14 +317,17 @@ class _PlanBuild:
         if self._is_rtx:
             # memory that the engine allocates itself cannot be captured in a CUDA graph
             config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if FRAME in profile:
+            # the default of TensorRT-RTX; without it TensorRT may ask for the memory of the largest frame at any size
+            config.set_preview_feature(self._trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         shapes = self._builder.create_optimization_profile()
         for name, (fewest, usual, most) in profile.items():
             shapes.set_shape(name, fewest, usual, most)
         config.add_optimization_profile(shapes)
-        if self._cache_path is not None and not config.set_timing_cache(
-            config.create_timing_cache(self._timings), ignore_mismatch=False
-        ):
-            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+        if self._cache_path is not None:
+            kept = config.create_timing_cache(self._timings)
+            if kept is None or not config.set_timing_cache(kept, ignore_mismatch=False):
+                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         return config
 
     def _keep_timings(self, config: Any) -> None:

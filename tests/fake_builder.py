@@ -142,11 +142,14 @@ class FakeProfile:
 
 
 class FakeConfig:
+    """Timings that begin with b"torn" cannot be read; those with b"another release" are refused."""
+
     real = "IBuilderConfig"
     progress_monitor: Any = None
     profiling_verbosity: Any = None
 
-    def __init__(self) -> None:
+    def __init__(self, logger: FakeILogger) -> None:
+        self._logger = logger
         self._profile, self._cache = FakeProfile(), FakeTimingCache(b"")
         self._flags = {"TF32"}
 
@@ -156,15 +159,19 @@ class FakeConfig:
     def set_flag(self, flag: str) -> None:
         self._flags.add(flag)
 
+    def set_preview_feature(self, feature: str, enable: bool) -> None:
+        self._flags.add(feature)
+
     def add_optimization_profile(self, profile: FakeProfile) -> int:
         self._profile = profile
         return 0
 
-    def create_timing_cache(self, serialized_timing_cache: bytes) -> FakeTimingCache:
-        return FakeTimingCache(serialized_timing_cache)
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> FakeTimingCache | None:
+        return None if serialized_timing_cache.startswith(b"torn") else FakeTimingCache(serialized_timing_cache)
 
     def set_timing_cache(self, cache: FakeTimingCache, ignore_mismatch: bool) -> bool:
         if cache._timings.startswith(b"another release"):
+            self._logger.log("ERROR", "Error Code 1: Serialization (Serialization assertion magicTagRead failed)")
             return False
         self._cache = cache
         return True
@@ -184,7 +191,7 @@ class FakeBuilder:
         return FakeNetwork()
 
     def create_builder_config(self) -> FakeConfig:
-        return FakeConfig()
+        return FakeConfig(self._logger)
 
     def create_optimization_profile(self) -> FakeProfile:
         return FakeProfile()
@@ -249,7 +256,8 @@ class FakeBuilderTrt(FakeTrt):
 
     ILogger: Any = FakeILogger
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
-    ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
+    ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED", NONE="NONE")
+    PreviewFeature = SimpleNamespace(RUNTIME_ACTIVATION_RESIZE_10_10="RUNTIME_ACTIVATION_RESIZE")
     BuilderFlag = SimpleNamespace(TF32="TF32", REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
     LayerInformationFormat = SimpleNamespace(JSON="JSON")
     LayerType = SimpleNamespace(**{kind: kind for kind in HEAVY.values()})

@@ -118,6 +118,7 @@ class FakeCuda:
 
 class FakeContext:
     real = "IExecutionContext"
+    nvtx_verbosity: Any = "DETAILED"
 
     def __init__(self, engine: FakeEngine, strategy: object) -> None:
         self.engine, self.strategy = engine, strategy
@@ -239,6 +240,7 @@ class FakeTrt:
     __version__ = "11.4.0"
     ILogger = FakeLogger
     TensorIOMode = SimpleNamespace(INPUT="in")
+    ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED", NONE="NONE")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="mine")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager", NONE="none")
 

@@ -18,12 +18,12 @@ from lineament.engines.bench import (
     Row,
     bench,
     contenders,
-    frame_of_faces,
     main,
     plot,
     table,
 )
 from lineament.engines.engine_file import Gpu
+from lineament.engines.portrait import frame_of_faces
 from lineament.landmarks.geometry import rgb_crops
 from lineament.landmarks.types import Landmarker, LineamentError
 from tests.labelled import mean_face, write_wflw

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from lineament import engines
 from lineament.engines import build, openvino_build
 from lineament.engines.build import BuildConfig, Row, advice, main, plan, run, table
-from lineament.engines.engine_file import ANY_RTX, Gpu, read_header
+from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, Gpu, read_header, read_plans
 from lineament.engines.model_file import read_card
 from lineament.engines.openvino_build import Built
 from lineament.engines.tensorrt_library import installed
@@ -164,6 +166,41 @@ def test_without_a_model_all_that_ship_are_built(
     assert all(path.is_file() for path in engines.CHECKPOINTS.values())
     said = capsys.readouterr().out
     assert f"make stream MODEL={tmp_path / 'student.onnx'}\n" in said and "make stream MODEL=b5\n" in said
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_an_engine_that_cuts_other_crops_than_the_cpu_is_left_without_them(
+    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a release that reads the graph of crops differently."""
+    fake = pytest.importorskip("tests.fake_tensorrt")
+    from tests.tint import answer, crops
+
+    fake.play_tensorrt(monkeypatch)
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", lambda: fake.H200)
+    right = fake.crop_graph
+    if wrong:
+        monkeypatch.setattr(fake, "crop_graph", lambda hw: swapped(right(hw)))
+    engine = fake.engine_file(tmp_path / "tint.engine", hw=(128, 128))
+    report = SimpleNamespace(build_s=1.0, checked="all", in_single=(), key=fake.KEY)
+    monkeypatch.setattr(build, "build", lambda *args, **more: report)
+    rgb = np.resize(crops(3), (3, 128, 128, 3))
+    onnx_path = engine.with_suffix(".onnx")
+    with ExitStack() as stack:
+        row, landmarker = build._for_gpu(BuildConfig(), "tensorrt", onnx_path, engine, rgb, answer(rgb), stack)
+        assert landmarker is not None and row.error_px < 0.01
+    assert ("crops are cut on the CPU" in row.note) == wrong
+    assert (CROP_PLAN in read_plans(engine)) == (not wrong)
+    assert read_header(engine).key == fake.KEY
+
+
+def swapped(graph: Any) -> Any:
+    """A crop graph that takes blue for red."""
+    import onnx
+
+    (channels,) = [tensor for tensor in graph.graph.initializer if tensor.name == "channels"]
+    channels.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 1, 2]), "channels"))
+    return graph
 
 
 def test_a_model_that_cannot_be_built_does_not_stop_the_others(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lineament.engines import tensorrt_build
+from lineament.engines import tensorrt_build, tensorrt_library
 from lineament.engines.engine_file import CROP_PLAN, POINTS_PLAN, LibraryName, read_header, read_plans
 from lineament.engines.export import real_crops, run_onnx
 from lineament.engines.fp16 import half_precision
@@ -295,6 +295,24 @@ def test_an_engine_of_which_most_layers_are_single_is_refused(
     assert len(trt.built) == 1
 
 
+@pytest.mark.parametrize("timings", [b"another release", b"torn"])
+def test_timings_of_another_release_do_not_hide_that_a_kernel_is_missing(
+    timings: bytes,
+    trt: FakeBuilderTrt,
+    exported: Path,
+    half: onnx.ModelProto,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused = convolutions(half, grouped=True)[0]
+    trt.refuses = refusing([refused])
+    (tmp_path / "tiny.timing").write_bytes(timings)
+    # of a release that does not print for which layer it looks
+    monkeypatch.setattr(tensorrt_library, "_NEXT_LAYER", "never printed")
+    assert built(exported, tmp_path).in_single == (refused,)
+    assert timings not in (tmp_path / "tiny.timing").read_bytes()
+
+
 # ---- the crop plan is optional
 
 
@@ -433,7 +451,8 @@ def test_an_rtx_engine_leaves_all_allocation_to_us_because_it_is_captured(
     name: LibraryName, flags: set[str], trt: FakeBuilderTrt, exported: Path, tmp_path: Path
 ) -> None:
     build(exported, tmp_path / "tiny.engine", name, progress=False)
-    assert trt.flags == [flags, flags], "of the net and of the crops; TF32 would cost accuracy"
+    # TF32 would cost accuracy; memory that follows the size of the frame matters for crops only
+    assert trt.flags == [flags, flags | {"RUNTIME_ACTIVATION_RESIZE"}]
 
 
 # ---- for real

@@ -78,6 +78,7 @@ def on_the_bus(folder: Path, vendor: str = "0x10de", kind: str = "0x030200") -> 
         ("534.10", None),
         ("525.60.13", None),
         ("470.256.02", None),
+        ("[N/A]", ""),
     ],
 )
 def test_the_requirements_fit_the_driver(version: str, suffix: str | None, nvidia_smi: NvidiaSmi) -> None:

@@ -89,7 +89,7 @@ def test_the_engine_is_built_once_for_all_batches_and_kept(tmp_path: Path) -> No
     with engines.load(str(tint(tmp_path / "tint.onnx")), "tensorrt"):
         (session,) = Session.opened
     folder = Path(session.options["trt_engine_cache_path"])
-    assert folder.parent == tmp_path / "built" / "onnxruntime" and folder.is_dir()
+    assert folder.parent == tmp_path / "built" / "onnxruntime" / onnxruntime.__version__ and folder.is_dir()
     assert session.options == {
         "trt_fp16_enable": "True",
         "trt_engine_cache_enable": "True",

@@ -42,6 +42,7 @@ from tests.fake_tensorrt import (  # noqa: E402
     KEY,
     RTX_5090,
     RTX_KEY,
+    FakeContext,
     FakeCuda,
     FakeRuntimeConfig,
     FakeTrt,
@@ -92,6 +93,19 @@ def test_the_comparison_detects_a_shift_of_half_a_pixel(astronaut: U8) -> None:
     shifted = matrix + np.column_stack([np.zeros((2, 2)), matrix[:, :2] @ (0.5, 0.5)])
     difference = np.abs(cut(astronaut, [shifted], (64, 64)).astype(int) - warped(astronaut, [matrix], (64, 64)))
     assert difference.mean() > 2
+
+
+@pytest.mark.skipif(not installed("tensorrt-rtx"), reason="needs tensorrt-rtx: pip install -r requirements-rtx.txt")
+def test_tensorrt_reads_that_the_graph_interpolates(tmp_path: Path) -> None:
+    """With opset 20 some releases read `nearest`, and say nothing."""
+    (samples,) = [node for node in crop_graph((64, 64)).graph.node if node.op_type == "GridSample"]
+    assert [entry.s for entry in samples.attribute if entry.name == "mode"] == [b"bilinear"]
+    lib = library("tensorrt-rtx")
+    network = tensorrt_build._PlanBuild(lib, tmp_path / "crop.engine")._read(crop_graph((64, 64)))
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    (layer,) = [one for one in layers if one.type == lib.module.LayerType.GRID_SAMPLE]
+    layer.__class__ = lib.module.IGridSampleLayer
+    assert layer.interpolation_mode == lib.module.InterpolationMode.LINEAR and not layer.align_corners
 
 
 def test_points_in_crops_of_the_graph_are_within_half_a_pixel(astronaut: U8, shared: Path, tmp_path: Path) -> None:
@@ -330,6 +344,51 @@ def test_the_tracker_passes_the_frame_to_a_landmarker_that_cuts_its_own_crops() 
     assert ours.frames > 0 and len(got.tracks) == 2
     for a, b in zip(got.tracks, wanted.tracks):
         np.testing.assert_allclose(a.points, b.points)
+
+
+def test_a_batch_that_fails_again_and_again_does_not_take_more_memory_each_time(
+    trt: FakeTrt, landmarker: TensorRtLandmarker
+) -> None:
+    import gc
+    import weakref
+
+    trt.opened[0].breaks = True
+    alive = []
+    for _ in range(3):
+        with pytest.raises(LineamentError):
+            landmarker(crops(1))
+        alive.append(weakref.ref(trt.opened[0].contexts.pop()))
+    gc.collect()
+    assert not any(context() for context in alive)
+    trt.opened[0].breaks = False
+    np.testing.assert_allclose(landmarker(crops(1)).points_unit, answer(crops(1)), atol=1e-5)
+
+
+def test_both_graphs_of_a_batch_size_share_a_context(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
+    with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
+        matrices = upright(landmarker.card, (115, 115, 155, 155))
+        landmarker.on_frame(astronaut, matrices)
+        landmarker(warped(astronaut, matrices, (64, 64)))
+        assert FakeCuda.made[-1].captures == 2 and len(trt.opened[0].contexts) == 1
+
+
+def test_memory_that_could_not_be_allocated_is_not_counted_as_there(
+    landmarker: TensorRtLandmarker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that needs more than TensorRT said for the largest."""
+    monkeypatch.setattr(FakeContext, "update_device_memory_size_for_shapes", lambda self: 100_000)
+    FakeCuda.made[-1].most_bytes = 50_000
+    with pytest.raises(LineamentError, match="no memory left"):
+        landmarker(crops(1))
+    FakeCuda.made[-1].most_bytes = 200_000
+    np.testing.assert_allclose(landmarker(crops(1)).points_unit, answer(crops(1)), atol=1e-5)
+
+
+def test_matrices_that_show_nothing_give_black_crops_as_on_the_cpu(landmarker: TensorRtLandmarker) -> None:
+    frame = np.full((200, 200, 3), 255, np.uint8)
+    for matrix in (np.zeros((2, 3)), np.full((2, 3), np.nan)):
+        black = np.zeros((1, 12, 16, 3), np.uint8)
+        np.testing.assert_allclose(landmarker.on_frame(frame, [matrix]).points_unit, answer(black), atol=1e-5)
 
 
 # ---- errors
@@ -592,11 +651,16 @@ def test_an_engine_for_rtx_is_built_without_a_gpu(exported: Path, tmp_path: Path
     assert list(plans) == [POINTS_PLAN, CROP_PLAN] and min(map(len, plans.values())) > 100_000
 
 
-def test_an_engine_is_rebuilt_only_if_something_changed(exported: Path, tmp_path: Path) -> None:
+def test_an_engine_is_rebuilt_only_if_something_changed(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "tiny.engine"
     build(exported, path, "tensorrt-rtx", progress=False)
     assert build(exported, path, "tensorrt-rtx", progress=False).build_s == 0
     assert build(exported, path, "tensorrt-rtx", batches=(1, 2, 8), progress=False).build_s > 0
+    with monkeypatch.context() as later:
+        later.setattr(tensorrt_build, "_RECIPE", tensorrt_build._RECIPE + 1)
+        assert build(exported, path, "tensorrt-rtx", batches=(1, 2, 8), progress=False).build_s > 0
     path.write_bytes(path.read_bytes()[:-9])
     assert build(exported, path, "tensorrt-rtx", progress=False).build_s > 0
 
