@@ -24,7 +24,8 @@ OLDEST_CAPABILITY = (7, 5)
 TORCH_CU12 = "https://download.pytorch.org/whl/cu126"
 """index of the torch that requirements-train-cu12.txt pins; PyPI's is built for CUDA 13"""
 
-_KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
+_KERNEL_DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
+"""exists if NVIDIA's kernel driver is loaded; or under WSL, which uses the driver of Windows"""
 _PCI = Path("/sys/bus/pci/devices")
 _TIMEOUT_S = 60
 """nvidia-smi takes seconds on a machine with eight GPUs, and hangs on a broken one"""
@@ -79,13 +80,12 @@ def installed() -> Driver | None:
     try:
         lines = _query("driver_version,name")
     except FileNotFoundError:
-        version = _of_the_kernel()
-        return Driver(version) if version else None
+        return Driver(_kernel_version()) if _KERNEL_DRIVER.exists() or _WSL.exists() else None
     except subprocess.CalledProcessError as error:
         said = f"{error.stdout}\n{error.stderr}".strip().splitlines()
-        return Driver(_of_the_kernel(), failure=said[0][:200] if said else f"exit code {error.returncode}")
+        return Driver(_kernel_version(), failure=said[0][:200] if said else f"exit code {error.returncode}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Driver(_of_the_kernel(), failure=str(error)[:200])
+        return Driver(_kernel_version(), failure=str(error)[:200])
     versions, names = zip(*(line.split(", ", 1) for line in lines)) if lines else (("",), ())
     return Driver(versions[0], names, _highest_capability())
 
@@ -98,12 +98,10 @@ def fitting() -> str:
 def install_gpu() -> str:
     """The command that installs TensorRT for the driver here."""
     # not at the top, because `make` runs this file alone
-    from lineament.landmarks.command import CHECKOUT
-    from lineament.landmarks.command import install as command
+    from lineament.landmarks.command import install
 
     suffix = fitting()
-    index = f" --extra-index-url {TORCH_CU12}`" if suffix and not CHECKOUT else "`"
-    return command(f"gpu{suffix}")[:-1] + index
+    return install(f"gpu{suffix}", TORCH_CU12 if suffix else "")
 
 
 def too_small(name: str, capability: tuple[int, int]) -> str:
@@ -127,7 +125,7 @@ def _highest_capability() -> tuple[int, int] | None:
     return max(found, default=None)
 
 
-def _of_the_kernel() -> str:
+def _kernel_version() -> str:
     """The version of the driver that the kernel has loaded; empty if unknown."""
     try:
         match = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _KERNEL_DRIVER.read_text().partition("\n")[0])

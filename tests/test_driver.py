@@ -27,6 +27,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(driver, "_KERNEL_DRIVER", tmp_path / "absent")
+    monkeypatch.setattr(driver, "_WSL", tmp_path / "absent")
     monkeypatch.setattr(driver, "_PCI", tmp_path / "absent")
 
 
@@ -144,8 +145,11 @@ def test_a_gpu_that_tensorrt_does_not_support_is_told_so(nvidia_smi: NvidiaSmi) 
     assert driver.installed() == Driver("470.256.02", ("Tesla T4",))
 
 
-def test_a_machine_without_a_driver_has_none() -> None:
+def test_a_machine_without_a_driver_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.installed() is None
+    monkeypatch.setattr(driver, "_WSL", tmp_path)
+    assert driver.installed() == Driver(), "under WSL it is that of Windows, of unknown version without nvidia-smi"
+    monkeypatch.setattr(driver, "_WSL", tmp_path / "absent")
     assert driver.install_gpu() == "`pip install -r requirements-gpu.txt`"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from lineament import engines
-from lineament.engines import cuda, tensorrt_build
+from lineament.engines import cuda, driver, tensorrt_build
 from lineament.engines.cuda import Cuda, first_gpu
 from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
 from lineament.engines.export import real_crops
@@ -409,6 +409,12 @@ def cuda_of(**results: tuple[Any, ...]) -> SimpleNamespace:
     )
 
 
+@pytest.fixture
+def no_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(driver, "_WSL", tmp_path / "absent")
+
+
 def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0)
     runtime = cuda_of(cudaGetDeviceCount=(0, 1), cudaGetDeviceProperties=(0, properties))
@@ -417,14 +423,14 @@ def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "result", "said"),
+    ("version", "result", "said"),
     [
         (None, (35, 0), "no NVIDIA driver.*--target cpu"),
         (None, (100, 0), "no NVIDIA driver"),
         (
             "NVRM version: NVIDIA UNIX 450.1\nGCC",
             (35, 0),
-            r"driver \(NVIDIA UNIX 450\.1\) is too old.*update.*requirements",
+            r"driver \(450\.1\) is too old.*update.*requirements",
         ),
         ("NVRM version: NVIDIA UNIX 580.1\nGCC", (100, 0), "shows no GPU.*nvidia-smi"),
         ("NVRM version: NVIDIA UNIX 580.1\nGCC", (0, 0), "shows no GPU"),
@@ -432,13 +438,16 @@ def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_machine_without_a_gpu_is_told_why(
-    driver: str | None, result: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    version: str | None,
+    result: tuple[int, int],
+    said: str,
+    no_nvidia_smi: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    if driver is not None:
-        (tmp_path / "version").write_text(driver)
-    monkeypatch.setattr(cuda, "_DRIVER", tmp_path / "version")
-    monkeypatch.setattr(cuda, "_WSL", tmp_path / "absent")
-    monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
+    if version is not None:
+        (tmp_path / "version").write_text(version)
+    monkeypatch.setattr(driver, "_KERNEL_DRIVER", tmp_path / "version")
     monkeypatch.setattr(cuda, "_runtime", lambda: cuda_of(cudaGetDeviceCount=result))
     with pytest.raises(LineamentError, match=said):
         first_gpu()
@@ -483,7 +492,7 @@ def test_a_failed_capture_ends_and_leaves_no_error_behind_and_everything_is_free
 
 
 def test_a_missing_package_is_named_with_the_command_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    no_nvidia_smi: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for module in ("tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -493,13 +502,11 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
         library("tensorrt-rtx")
     engine = str(engine_file(tmp_path / "tint.engine"))
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX 580.1")
-    monkeypatch.setattr(cuda, "_WSL", tmp_path / "no")
-    monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
-    for driver, said in (
+    for version, said in (
         (tmp_path / "version", r"bindings cannot be.*requirements-gpu\.txt"),
         (tmp_path / "no", "no NVIDIA driver"),
     ):
-        monkeypatch.setattr(cuda, "_DRIVER", driver)
+        monkeypatch.setattr(driver, "_KERNEL_DRIVER", version)
         with pytest.raises(LineamentError, match=said):
             first_gpu()
         with pytest.raises(LineamentError, match=said):
