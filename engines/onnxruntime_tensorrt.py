@@ -23,6 +23,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lineament.engines.fp16 import half_precision
 from lineament.engines.model_file import INPUT, REMAKE
 from lineament.engines.tensorrt_build import BATCHES
 from lineament.landmarks.card import ModelCard
@@ -46,8 +47,6 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path) -> tuple[bytes, dict[
         raise LineamentError(
             "device 'tensorrt' writes the graph in half precision and needs onnx for that; run `pip install onnx`"
         ) from None
-    from lineament.engines.fp16 import half_precision
-
     try:
         model = half_precision(onnx.load(path))
     except LineamentError:
@@ -68,11 +67,16 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path) -> tuple[bytes, dict[
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(cache),
     }
-    height, width = card.input_hw
-    if not all(dim.dim_value == 1 for port in model.graph.input for dim in port.type.tensor_type.shape.dim[:1]):
-        for bound, n in zip(("min", "opt", "max"), BATCHES):
-            options[f"trt_profile_{bound}_shapes"] = f"{INPUT}:{n}x{height}x{width}x3"
+    if model.graph.input[0].type.tensor_type.shape.dim[0].dim_value != 1:
+        options |= profile_options(card.input_hw, BATCHES)
     return graph, options
+
+
+def profile_options(input_hw: tuple[int, int], batches: tuple[int, int, int]) -> dict[str, str]:
+    """The options that build one engine for all batches. batches: fewest, usual and most crops per call."""
+    height, width = input_hw
+    bounds = zip(("min", "opt", "max"), batches)
+    return {f"trt_profile_{bound}_shapes": f"{INPUT}:{n}x{height}x{width}x3" for bound, n in bounds}
 
 
 def needs(onnxruntime: Any) -> str:

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from lineament.engines import CHECKPOINTS, STUDENTS, SUFFIXES, WEIGHTS
 from lineament.engines.deepstream import nvinfer_config, planar
 from lineament.engines.engine_file import POINTS_PLAN, read_header, read_plans
-from lineament.engines.model_file import INPUT, OUTPUTS, REMAKE, Port, check_graph, read_card
+from lineament.engines.fp16 import half_precision
+from lineament.engines.model_file import OUTPUTS, REMAKE, Port, check_graph, read_card
+from lineament.engines.onnxruntime_tensorrt import profile_options
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line, install
 from lineament.landmarks.files import replaced
@@ -117,15 +119,13 @@ def _exported(name: str, path: Path, folder: Path) -> Path:
 
 
 def _write_onnx(cfg: ServingConfig, path: Path) -> None:
-    from lineament.engines.fp16 import half_precision
-
     found = _read(path)
     if found.input.shape[0] is not None:
         raise LineamentError(f"{path} has a fixed batch size, expected a dynamic one; {REMAKE}")
     name, half = _name(cfg, found.card), half_precision(found.model)
     config = triton_config(name, found, cfg.max_batch)
     if cfg.tensorrt:
-        config += _tensorrt_provider(name, found.input, cfg.max_batch)
+        config += _tensorrt_provider(name, found.card, cfg.max_batch)
     triton, deepstream = cfg.out / "triton" / name, cfg.out / "deepstream"
     _put(triton / "1" / "model.onnx", half.SerializeToString() if cfg.tensorrt else path.read_bytes())
     _put(triton / "config.pbtxt", config.encode())
@@ -223,16 +223,13 @@ def _tensor(port: Port) -> str:
     return f'{{ name: "{port.name}" data_type: {_TYPES[port.dtype]} {dims} }}'
 
 
-def _tensorrt_provider(name: str, rgb: Port, max_batch: int) -> str:
+def _tensorrt_provider(name: str, card: ModelCard, max_batch: int) -> str:
     """For a graph in half precision: TensorRT 11 runs it in its own types, earlier releases only if FP16 is allowed."""
-    crop = "x".join(map(str, rgb.shape[1:]))
     parameters = {
         "precision_mode": "FP16",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": f"{CACHE}/{name}",
-        "trt_profile_min_shapes": f"{INPUT}:1x{crop}",
-        "trt_profile_opt_shapes": f"{INPUT}:{max_batch}x{crop}",
-        "trt_profile_max_shapes": f"{INPUT}:{max_batch}x{crop}",
+        **profile_options(card.input_hw, (1, max_batch, max_batch)),
     }
     lines = [f'  parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items()]
     head = "optimization { execution_accelerators { gpu_execution_accelerator {"
