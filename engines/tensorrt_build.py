@@ -13,9 +13,7 @@ inspector shows is only reported: it may show part of the layers, no types, or n
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from lineament.engines.engine_file import (
     read_header,
     write_engine,
 )
+from lineament.engines.engine_inspector import layers_by_precision
 from lineament.engines.fp16 import half_precision, precisions_of_layers
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
 from lineament.engines.missing_kernel import refused_nodes
@@ -55,12 +54,6 @@ _SLACK = 4 << 20
 """bytes that a plan may have beyond 1.5 times its weights"""
 _MOST_BUILDS = 10
 """of one graph, each with more nodes in single precision: two for each kind of grouped convolution of the B5"""
-_HEAVY = re.compile(r"conv|gemm|matmul|matrix|correlation", re.IGNORECASE)
-_SINGLE = re.compile(r"FP32|Float\b")
-_LOWER = re.compile(r"FP16|Half|BF16|BFloat16|Int8|FP8|INT4|FP4", re.IGNORECASE)
-"""data types as the inspector prints them; it may print neither, such as 'N/A due to dynamic shapes'"""
-_TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
-"""of a tensor in the inspector's JSON: the first up to TensorRT 10, the others since 11"""
 
 
 @dataclass(frozen=True)
@@ -344,13 +337,13 @@ def _check_network(trt: Any, network: Any, model: onnx.ModelProto) -> None:
 
 
 def _seen_in_engine(building: _PlanBuild, plan: bytes, n_single: int) -> str:
-    """What the inspector shows of the engine's precision, for the user. It only warns: the network has been checked,
-    the points will be, and an inspector that is silent or wrong is no reason to lose a build of minutes."""
+    """The engine's precision as its inspector shows it, for the user. This only warns: the network has been checked,
+    the points will be, and a silent or wrong inspector is no reason to lose a build that took minutes."""
     try:
         single, lower, unknown = layers_by_precision(building.layers(plan))
     except LineamentError as error:
-        log.warning("the inspector says nothing about the engine, which is kept: %s", error)
-        return "the inspector says nothing about the engine"
+        log.warning("cannot inspect the engine, which is kept: %s", error)
+        return "the engine could not be inspected"
     if len(single) > n_single:
         log.warning(
             "the inspector shows %d convolutions and matrix products in single precision, expected %d, so the engine "
@@ -361,49 +354,6 @@ def _seen_in_engine(building: _PlanBuild, plan: bytes, n_single: int) -> str:
         )
     seen = f"{len(lower)} of {len(single) + len(lower) + len(unknown)} in the engine"
     return f"{seen}, whose inspector shows no type for {len(unknown)}" if unknown else seen
-
-
-def layers_by_precision(said: str | None) -> tuple[list[str], list[str], list[str]]:
-    """Names of an engine's convolutions and matrix products in single precision, in a lower one, and in one that the
-    inspector does not show. Layers that TensorRT has fused into one of another kind are not listed at all.
-
-    A layer is single if all its inputs and outputs are. With dynamic batch sizes the inspector may show no types of
-    tensors; then the type of its weights counts. Raises LineamentError if `said`, its JSON, tells nothing.
-    """
-    single: list[str] = []
-    lower: list[str] = []
-    unknown: list[str] = []
-    for layer in _layers_in(said):
-        if not _HEAVY.search(f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}"):
-            continue
-        ends = [end for key in ("Inputs", "Outputs") for end in layer.get(key) or [] if isinstance(end, dict)]
-        types = [" ".join(str(end[key]) for key in _TYPE_KEYS if key in end) for end in ends]
-        if not types or not all(_SINGLE.search(text) or _LOWER.search(text) for text in types):
-            weights = layer.get("Weights")
-            types = [str(weights.get("Type"))] if isinstance(weights, dict) and weights.get("Count") else []
-        if any(_LOWER.search(text) for text in types):
-            found = lower
-        else:
-            found = single if any(_SINGLE.search(text) for text in types) else unknown
-        found.append(str(layer.get("Name")))
-    if not single and not lower and not unknown:
-        raise LineamentError("it shows no convolution and no matrix product")
-    return single, lower, unknown
-
-
-def _layers_in(said: str | None) -> list[dict[str, Any]]:
-    """The layers that the inspector describes. Raises LineamentError if there are none.
-
-    Control characters separate names in its metadata, and text may follow the JSON.
-    """
-    try:
-        layers = json.JSONDecoder(strict=False).raw_decode((said or "").lstrip())[0]["Layers"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise LineamentError(f"it returned {said!r:.60}, expected JSON with layers ({error})") from None
-    described = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
-    if not described:
-        raise LineamentError(f"it shows only the names of layers, such as {layers!r:.60}")
-    return described
 
 
 def _check_size(plan: bytes, model: onnx.ModelProto) -> None:

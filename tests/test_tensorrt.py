@@ -22,10 +22,11 @@ from lineament import engines
 from lineament.engines import cuda, driver, tensorrt_build
 from lineament.engines.cuda import Cuda, first_gpu
 from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
+from lineament.engines.engine_inspector import layers_by_precision
 from lineament.engines.export import real_crops
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
 from lineament.engines.tensorrt_backend import WORTH, TensorRtLandmarker, bucket
-from lineament.engines.tensorrt_build import build, layers_by_precision
+from lineament.engines.tensorrt_build import build
 from lineament.engines.tensorrt_library import complaint, installed, library
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.geometry import crop_from_frame, invert, warp
