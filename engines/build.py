@@ -6,8 +6,8 @@
 
 An NVIDIA GPU with `tensorrt` gets an engine for that GPU. `tensorrt-rtx`, if installed, builds one for RTX GPUs from
 the 30 series on, without needing one. A machine without a GPU gets the best file for its CPU: f32, bf16 or INT8. Each
-is compared with PyTorch on real crops, and a table shows the results. A GPU that gets no engine, though no other target
-was named, is a failure: the last line says why, and the exit code is 1.
+is compared with PyTorch on real crops, and a table shows the results. Unless another target is named, a GPU without an
+engine is a failure: the last line says why, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Plan(NamedTuple):
     targets: list[LibraryName | Literal["cpu"]]
     """the best last"""
     gpu: str = ""
-    """the name of the GPU here; empty if there is none, or if it does not count because another target was named"""
+    """the name of the GPU here; empty if there is none, or if the target is not auto"""
     without: str = ""
     """why no engine is built for a GPU; empty if one is"""
 
@@ -127,7 +127,7 @@ def main(args: Sequence[str] | None = None) -> int:
         kept += [str(row.path) for row in rows if row.ms is not None]
     if wanted.gpu and wanted.without:
         files = ", ".join(dict.fromkeys(kept))
-        raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.without}. Kept, for the CPU: {files}")
+        raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.without}. Kept for the CPU: {files}")
     if failed:
         raise LineamentError(f"{', '.join(failed)} could not be built, for the reasons above")
     return 0
@@ -185,7 +185,7 @@ def run(cfg: BuildConfig) -> list[Row]:
                 try:
                     made.append(_for_gpu(cfg, name, onnx_path, model, crops, wanted, stack))
                 except LineamentError as error:
-                    raise LineamentError(f"{error}. Kept, for the CPU: {onnx_path}") from error
+                    raise LineamentError(f"{error}. Kept for the CPU: {onnx_path}") from error
         calls = [partial(landmarker, crops[:1]) for _, landmarker in made if landmarker]
         times_ms = iter(np.median(in_turns(calls, ROUNDS), axis=1).tolist())
         return [row._replace(ms=next(times_ms)) if landmarker else row for row, landmarker in made]
@@ -206,7 +206,7 @@ def plan(target: Target) -> Plan:
         others: list[LibraryName] = ["tensorrt-rtx"] if installed("tensorrt-rtx") else []
         return Plan([*others, "cpu"], name, (here.shows_gpu and here.obstacle) or str(error))
     if gpu.compute_capability < driver.OLDEST_CAPABILITY:
-        return Plan(["cpu"], gpu.name, driver.too_small(gpu.name, gpu.compute_capability))
+        return Plan(["cpu"], gpu.name, driver.unsupported(gpu.name, gpu.compute_capability))
     if installed("tensorrt"):
         return Plan(["tensorrt"], gpu.name)
     if installed("tensorrt-rtx") and runs_rtx(gpu):

@@ -71,12 +71,12 @@ class Driver(NamedTuple):
                 f"best to {best} or later, or {_ON_CPU}"
             )
         if self.capability is not None and self.capability < OLDEST_CAPABILITY:
-            return too_small(", ".join(self.gpus), self.capability)
+            return unsupported(", ".join(self.gpus), self.capability)
         return ""
 
 
 def installed() -> Driver | None:
-    """None if this machine has none."""
+    """The driver of this machine; None if it has none."""
     try:
         lines = _query("driver_version,name")
     except FileNotFoundError:
@@ -91,7 +91,7 @@ def installed() -> Driver | None:
 
 
 def fitting() -> str:
-    """The suffix of the requirements that fit the driver here; of the newest if none is here or fits."""
+    """The suffix of the requirements that fit the driver of this machine; of the newest without a driver that fits."""
     return (installed() or Driver()).suffix or ""
 
 
@@ -104,7 +104,7 @@ def install_gpu() -> str:
     return install(f"gpu{suffix}", TORCH_CU12 if suffix else "")
 
 
-def too_small(name: str, capability: tuple[int, int]) -> str:
+def unsupported(name: str, capability: tuple[int, int]) -> str:
     has, oldest = (".".join(map(str, one)) for one in (capability, OLDEST_CAPABILITY))
     return f"{name} has compute capability {has}, expected {oldest} (Turing) or later for TensorRT; {_ON_CPU}"
 
@@ -148,10 +148,10 @@ def _on_the_bus() -> bool:
 def main(args: list[str]) -> int:
     driver = installed()
     if args == ["train"]:
-        # a driver that is too old for any trains on the CPU
+        # with a driver that is too old for any, training runs on the CPU
         print(f"requirements-train{(driver and driver.suffix) or ''}.txt")
     elif args != ["gpu"]:
-        print(f"what is {' '.join(args)!r}? python engines/driver.py gpu | train", file=sys.stderr)
+        print(f"got {' '.join(args)!r}; usage: python engines/driver.py gpu | train", file=sys.stderr)
         return 2
     elif driver and driver.shows_gpu and driver.obstacle:
         print(driver.obstacle, file=sys.stderr)

@@ -1,10 +1,10 @@
-"""What ONNX Runtime's TensorRT provider is given: a graph in half precision, and options by which it builds it once.
+"""Prepares a model for ONNX Runtime's TensorRT provider: a half-precision graph, and options to build its engine once.
 
     graph, options = for_tensorrt(Path("b5.onnx"), card, cache)
     InferenceSession(graph, providers=[("TensorrtExecutionProvider", options), "CUDAExecutionProvider"])
 
-By default, the provider builds in single precision, each time a model is opened, and again for each batch that is
-larger or smaller than all before. Its options:
+By default the provider builds an engine in single precision whenever a model is opened, and again for each batch that
+is larger or smaller than all before. Its options:
 https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
 
 The graph is that of our own engines (engines.fp16), for two reasons. TensorRT 11 has no switch for half precision and

@@ -67,7 +67,7 @@ class BuildReport:
     n_single: int
     """layers with weights in either precision"""
     in_single: tuple[str, ...]
-    """nodes in single precision for want of a half-precision kernel, as in the file's header"""
+    """nodes in single precision for lack of a half-precision kernel, as in the file's header"""
     checked: str
     """how the precision was checked, for the user"""
 
@@ -189,7 +189,7 @@ def _points_plan(
 
 def _moved(in_single: Sequence[str]) -> str:
     """For the user, after how the precision was checked."""
-    return f"; {_listed(in_single)} in single precision, for want of a half-precision kernel" if in_single else ""
+    return f"; {_listed(in_single)} in single precision, for lack of a half-precision kernel" if in_single else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -100,7 +100,7 @@ def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, mon
     with pytest.raises(LineamentError, match=r"3\.6\d px of a 256-px crop from PyTorch's, at most 0\.5") as refused:
         run(BuildConfig(model, tmp_path, "tensorrt-rtx"))
     kept = tmp_path / "tiny.onnx"
-    assert kept.is_file() and str(refused.value).endswith(f". Kept, for the CPU: {kept}")
+    assert kept.is_file() and str(refused.value).endswith(f". Kept for the CPU: {kept}")
     assert not (tmp_path / "tiny-rtx.engine").exists()
 
 

@@ -119,7 +119,7 @@ def test_a_convolution_without_a_half_precision_kernel_is_built_in_single(
         f"no half-precision kernel for 1 node ({refused}): building again with it in single precision"
     ]
     assert report.checked == (
-        f"17 of 20 layers in the network, 17 of 20 in the engine; 1 node ({refused}) in single precision, for want of "
+        f"17 of 20 layers in the network, 17 of 20 in the engine; 1 node ({refused}) in single precision, for lack of "
         "a half-precision kernel"
     )
     header = read_header(report.path)

@@ -348,7 +348,7 @@ def test_a_gpu_without_an_engine_is_a_failure_that_names_the_reason_and_what_was
         return
     last = said.splitlines()[-1]
     assert code == 1 and last.startswith(f"error: no engine was built for {name}: {without}")
-    assert last.endswith(f"Kept, for the CPU: {tmp_path / 'a.onnx'}, {tmp_path / 'a-bf16.onnx'}")
+    assert last.endswith(f"Kept for the CPU: {tmp_path / 'a.onnx'}, {tmp_path / 'a-bf16.onnx'}")
     code, said = made(tmp_path, monkeypatch, capsys, "--target", "cpu")
     assert code == 0 and "no engine" not in said
 

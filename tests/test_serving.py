@@ -199,8 +199,8 @@ def test_a_wrong_model_or_option_ends_in_one_line(tmp_path: Path, capsys: pytest
         ([str(tmp_path / "no.onnx")], "no model file at"),
         ([str(tmp_path / "fixed.onnx")], "has a fixed batch size, expected a dynamic one"),
         (["student", "--max-batch", "0"], "got max_batch 0, face_class 0; expected 1 to 1024"),
-        (["student", "--name", "a/b"], "'a/b' cannot be a folder of Triton's; give --name"),
-        (["student", "--name", ".."], "'..' cannot be a folder of Triton's; give --name"),
+        (["student", "--name", "a/b"], "'a/b' cannot be the name of a model in Triton; give --name"),
+        (["student", "--name", ".."], "'..' cannot be the name of a model in Triton; give --name"),
     ):
         assert main([*args, "--out", str(tmp_path / "served")]) == 1
         error = capsys.readouterr().err

@@ -25,7 +25,7 @@ from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_
 from lineament.engines.engine_inspector import layers_by_precision
 from lineament.engines.export import real_crops
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
-from lineament.engines.tensorrt_backend import WORTH, TensorRtLandmarker, bucket
+from lineament.engines.tensorrt_backend import MAX_PART, TensorRtLandmarker, bucket
 from lineament.engines.tensorrt_build import build
 from lineament.engines.tensorrt_library import complaint, installed, library
 from lineament.landmarks.card import ModelCard
@@ -222,7 +222,7 @@ def test_crops_far_apart_are_cut_on_the_cpu_which_is_faster(trt: FakeTrt, tmp_pa
         before = gpu.uploaded
         found = landmarker.on_frame(astronaut, matrices).points_unit
         np.testing.assert_allclose(found, answer(warped(astronaut, matrices, (64, 64))), atol=1e-5)
-        assert WORTH * 2 * 64 * 64 < 512 * 512 and gpu.uploaded - before == 2 * 64 * 64 * 3
+        assert MAX_PART * 2 * 64 * 64 < 512 * 512 and gpu.uploaded - before == 2 * 64 * 64 * 3
 
 
 def test_memory_grows_with_the_part_of_the_frame_and_not_with_the_largest_frame(
