@@ -104,7 +104,7 @@ def build(
     else:
         _check_size(plan, half)
         seen = "by size in the engine"
-    plans = {POINTS_PLAN: plan, **_crop_plan(lib, path, card.input_hw, batches)}
+    plans = {POINTS_PLAN: plan, **_crop_plan(building, path, card.input_hw, batches)}
     build_s = time.perf_counter() - began_s
     card = replace(card, built_with={**card.built_with, name: lib.version})
     write_engine(path, card, key, source, plans, in_single)
@@ -197,10 +197,12 @@ def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} node{'s' * (len(names) > 1)} ({', '.join(names[:3])}{more})"
 
 
-def _crop_plan(lib: Library, path: Path, hw: tuple[int, int], batches: tuple[int, int, int]) -> dict[str, bytes]:
-    """The plan that cuts crops by its name, or none: without it crops are cut on the CPU."""
+def _crop_plan(
+    building: _PlanBuild, path: Path, hw: tuple[int, int], batches: tuple[int, int, int]
+) -> dict[str, bytes]:
+    """The plan that cuts crops, by its name; none if it cannot be built: crops are then cut on the CPU."""
     try:
-        return {CROP_PLAN: _PlanBuild(lib, path).plan(crop_graph(hw), crop_profile(batches), progress=False)}
+        return {CROP_PLAN: building.plan(crop_graph(hw), crop_profile(batches), progress=False)}
     except LineamentError as error:
         log.warning("%s will cut its crops on the CPU; delete it and build again to retry: %s", path.name, error)
         return {}
@@ -215,7 +217,7 @@ class _NoKernelError(LineamentError):
 
 
 class _PlanBuild:
-    """One build by TensorRT, from a graph to the bytes of a plan.
+    """Builds the plans of one engine file, from a graph to the bytes of a plan.
 
     path: the engine file, which names the timing cache and appears in errors.
     """
@@ -234,9 +236,9 @@ class _PlanBuild:
             raise self._failed("start") from None
 
     def plan(self, model: onnx.ModelProto, profile: Profile, progress: bool) -> bytes:
-        """May be called again with other precisions, which then starts from the timings of the last call.
+        """Starts from the timings of the calls before.
 
-        Raises _NoKernelError if that is why it fails, or another LineamentError.
+        Raises _NoKernelError if a layer has no kernel, or another LineamentError.
         """
         self._logger.messages.clear()
         network = self._read(model)
