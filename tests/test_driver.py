@@ -104,7 +104,7 @@ def test_both_builds_are_of_one_tensorrt_and_one_torch() -> None:
     assert f"--extra-index-url {driver.TORCH_CU12}\n" in (ROOT / "requirements-train-cu12.txt").read_text()
 
 
-def test_an_installed_package_is_told_the_extra_and_where_its_torch_is(
+def test_an_installed_package_needs_the_extra_and_the_index_of_its_torch(
     nvidia_smi: NvidiaSmi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "CHECKOUT", None)
@@ -137,7 +137,7 @@ def test_several_gpus_count_by_the_most_capable(nvidia_smi: NvidiaSmi) -> None:
     assert driver.installed() == Driver("580.65.06", ("NVIDIA L4, 24 GB",) * 2, (8, 9))
 
 
-def test_a_gpu_that_tensorrt_does_not_support_is_told_so(nvidia_smi: NvidiaSmi) -> None:
+def test_a_gpu_that_tensorrt_does_not_support_is_an_obstacle(nvidia_smi: NvidiaSmi) -> None:
     nvidia_smi("580.65.06", "Tesla V100-SXM2-16GB", "7.0")
     here = driver.installed()
     assert here and here.obstacle.startswith("Tesla V100-SXM2-16GB has compute capability 7.0, expected 7.5 (Turing)")
@@ -230,17 +230,17 @@ def test_training_takes_the_torch_that_fits_too(nvidia_smi: NvidiaSmi, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("version", "capability", "fails", "said"),
+    ("version", "capability", "said"),
     [
-        ("470.256.02", "", "", "the NVIDIA driver is 470.256.02, expected 535 or later for TensorRT; update it"),
-        ("580.65.06", "6.1", "", "Tesla T4 has compute capability 6.1, expected 7.5"),
+        ("470.256.02", "", "the NVIDIA driver is 470.256.02, expected 535 or later for TensorRT; update it"),
+        ("580.65.06", "6.1", "Tesla T4 has compute capability 6.1, expected 7.5"),
     ],
 )
-def test_make_says_that_no_engine_can_come_before_it_installs_anything(
-    version: str, capability: str, fails: str, said: str, nvidia_smi: NvidiaSmi, tmp_path: Path
+def test_make_stops_before_it_installs_anything_if_tensorrt_cannot_run(
+    version: str, capability: str, said: str, nvidia_smi: NvidiaSmi, tmp_path: Path
 ) -> None:
     setup = Setup(tmp_path)
-    smi = nvidia_smi(version, capability=capability, fails=fails)
+    smi = nvidia_smi(version, capability=capability)
     done = setup.make("engine", smi=smi)
     assert done.returncode and setup.done == []
     assert done.stderr.startswith(said) and "make engine ARGS='--target cpu'" in done.stderr.splitlines()[0]
@@ -266,7 +266,7 @@ def test_make_without_a_gpu_installs_no_tensorrt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_an_nvidia_smi_that_fails_is_said_and_stops_only_where_a_gpu_is(
+def test_a_failing_nvidia_smi_is_reported_and_stops_make_only_where_a_gpu_is(
     there: bool,
     nvidia_smi: NvidiaSmi,
     tmp_path: Path,
@@ -291,7 +291,7 @@ def test_where_tensorrt_cannot_be_installed_the_build_goes_on_and_decides(
     assert setup.done[-1] == "-m engines.build" and not (setup.venv / ".gpu").exists(), "the next make tries again"
 
 
-def test_the_command_line_names_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_argument_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert driver.main(["cpu"]) == 2 and "gpu | train" in capsys.readouterr().err
 
 
