@@ -80,7 +80,7 @@ class TensorRtLandmarker(FileLandmarker):
     def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
         """Points in the crops that these matrices cut out of bgr, (H, W, 3) uint8.
 
-        They are cut on the GPU, from the part of the frame round them, unless that part is so large that cutting on
+        They are cut on the GPU, from the part of the frame around them, unless that part is so large that cutting on
         the CPU is faster, or a face so large that its crop shrinks the frame to less than half, which needs averaging.
         """
         with self._lock:
@@ -267,7 +267,7 @@ class _Net:
 class _Cutter:
     """Cuts crops out of a frame on the GPU.
 
-    Only the part of the frame round them is uploaded, and memory grows with it: for the largest frame of the engine it
+    Only the part of the frame around them is uploaded, and memory grows with it: for the largest frame of the engine it
     would be most of a gigabyte.
     """
 

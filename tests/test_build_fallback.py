@@ -319,7 +319,7 @@ def test_an_engine_without_a_crop_plan_cuts_its_crops_on_the_cpu(
             matrices = [crop_from_frame(np.array([205.0, 90, 245, 140]), landmarker.card)]
             found.append(landmarker.on_frame(astronaut, matrices).points_unit)
             uploaded.append(FakeCuda.made[-1].uploaded)
-    # crops before, in and after the capture; or once the part of the frame round them, and a matrix
+    # crops before, in and after the capture; or once the part of the frame around them, and a matrix
     assert uploaded == [3 * (64 * 64 * 3), 192 * 128 * 3 + 6 * 4]
     np.testing.assert_allclose(found[0], found[1], atol=0.5 / 256)
 
