@@ -11,7 +11,7 @@ import pytest
 
 from lineament import engines
 from lineament.engines import build, openvino_build
-from lineament.engines.build import BuildConfig, Row, advice, main, plan, run, table
+from lineament.engines.build import BuildConfig, Row, advice, main, run, table, targets
 from lineament.engines.engine_file import ANY_RTX, Gpu, read_header
 from lineament.engines.model_file import read_card
 from lineament.engines.openvino_build import Built
@@ -129,13 +129,13 @@ def test_auto_takes_the_best_that_is_here(
 ) -> None:
     monkeypatch.setattr("lineament.engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
     monkeypatch.setattr(build, "installed", lambda name: name in packages)
-    assert plan("auto").targets == wanted
+    assert targets("auto").names == wanted
 
 
 def test_a_target_that_is_named_is_taken_and_never_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "installed", lambda name: False)
     for target in ("tensorrt", "tensorrt-rtx", "cpu"):
-        assert plan(target) == ([target], "", "")  # type: ignore[arg-type]
+        assert targets(target) == ([target], "", "")  # type: ignore[arg-type]
 
 
 def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

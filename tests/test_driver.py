@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lineament.engines import build, driver
-from lineament.engines.build import Plan, Row, main, plan
+from lineament.engines.build import Row, Targets, main, targets
 from lineament.engines.driver import Driver
 from lineament.engines.engine_file import Gpu
 from lineament.landmarks import command
@@ -318,7 +318,7 @@ def given(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | str, packages: set[str]) -
 
 
 @pytest.mark.parametrize(
-    ("gpu", "packages", "targets", "without"),
+    ("gpu", "packages", "names", "obstacle"),
     [
         (H200, {"tensorrt"}, ["tensorrt"], ""),
         (RTX_4090, {"tensorrt-rtx"}, ["tensorrt-rtx"], ""),
@@ -330,8 +330,8 @@ def given(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | str, packages: set[str]) -
 def test_a_gpu_without_an_engine_is_a_failure_that_names_the_reason_and_what_was_made(
     gpu: Gpu | str,
     packages: set[str],
-    targets: list[str],
-    without: str,
+    names: list[str],
+    obstacle: str,
     nvidia_smi: NvidiaSmi,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -339,15 +339,15 @@ def test_a_gpu_without_an_engine_is_a_failure_that_names_the_reason_and_what_was
 ) -> None:
     nvidia_smi("535.183.01", "NVIDIA L4", "8.9")
     given(monkeypatch, gpu, packages)
-    wanted = plan("auto")
+    wanted = targets("auto")
     name = "NVIDIA L4" if isinstance(gpu, str) else gpu.name
-    assert wanted.targets == targets and wanted.gpu == name and wanted.without.startswith(without)
+    assert wanted.names == names and wanted.gpu == name and wanted.obstacle.startswith(obstacle)
     code, said = made(tmp_path, monkeypatch, capsys)
-    if not without:
+    if not obstacle:
         assert code == 0 and "no engine" not in said
         return
     last = said.splitlines()[-1]
-    assert code == 1 and last.startswith(f"error: no engine was built for {name}: {without}")
+    assert code == 1 and last.startswith(f"error: no engine was built for {name}: {obstacle}")
     assert last.endswith(f"Kept for the CPU: {tmp_path / 'a.onnx'}, {tmp_path / 'a-bf16.onnx'}")
     code, said = made(tmp_path, monkeypatch, capsys, "--target", "cpu")
     assert code == 0 and "no engine" not in said
@@ -358,7 +358,7 @@ def test_a_driver_that_is_too_old_is_the_reason_whatever_cuda_says(
 ) -> None:
     nvidia_smi("470.256.02", "NVIDIA L4", "")
     given(monkeypatch, "the bindings cannot be imported", set())
-    assert plan("auto").without.startswith("the NVIDIA driver is 470.256.02, expected 535 or later")
+    assert targets("auto").obstacle.startswith("the NVIDIA driver is 470.256.02, expected 535 or later")
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -374,7 +374,7 @@ def test_without_a_gpu_the_files_for_the_cpu_are_all_that_is_wanted(
         nvidia_smi("580.65.06")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     given(monkeypatch, "this machine has no NVIDIA driver; install it", {"tensorrt"})
-    assert plan("auto") == Plan(["cpu"], "", "this machine has no NVIDIA driver; install it")
+    assert targets("auto") == Targets(["cpu"], "", "this machine has no NVIDIA driver; install it")
     code, said = made(tmp_path, monkeypatch, capsys)
     assert code == 0 and not said
     assert caplog.messages == ["no engine for a GPU: this machine has no NVIDIA driver"]
