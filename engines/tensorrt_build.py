@@ -7,7 +7,7 @@ strongly typed: TensorRT uses the types of the graph. If it has no half-precisio
 single precision and the build is repeated (engines.missing_kernel).
 
 The precision is checked in the parsed network and, if no GPU can open the engine, by the engine's size. What the engine
-inspector shows is only reported: it may show part of the layers, no types, or nothing that can be read.
+inspector shows (engines.engine_inspector) is only reported.
 """
 
 from __future__ import annotations
