@@ -6,8 +6,8 @@
 
 An NVIDIA GPU with `tensorrt` gets an engine for that GPU. `tensorrt-rtx`, if installed, builds one for RTX GPUs from
 the 30 series on, without needing one. A machine without a GPU gets the best file for its CPU: f32, bf16 or INT8. Each
-is compared with PyTorch on real crops, and a table shows the results. A GPU that gets no engine, though no other target
-was named, is a failure: the last line says why, and the exit code is 1.
+is compared with PyTorch on real crops, and a table shows the results. Unless another target is named, a GPU without an
+engine is a failure: the last line says why, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ class Row(NamedTuple):
     """median for one crop; None if it cannot run here"""
 
 
-class Plan(NamedTuple):
+class Targets(NamedTuple):
     """What to build on this machine, and for which GPU."""
 
-    targets: list[LibraryName | Literal["cpu"]]
+    names: list[LibraryName | Literal["cpu"]]
     """the best last"""
     gpu: str = ""
-    """the name of the GPU here; empty if there is none, or if it does not count because another target was named"""
-    without: str = ""
+    """the name of the GPU here; empty if there is none, or if the target is not auto"""
+    obstacle: str = ""
     """why no engine is built for a GPU; empty if one is"""
 
 
@@ -109,9 +109,9 @@ def main(args: Sequence[str] | None = None) -> int:
     for name in (__name__, "lineament.engines"):
         logging.getLogger(name).setLevel(logging.INFO)
     cfg = tyro.cli(BuildConfig, args=args, prog=program("engine", "engines.build"))
-    wanted = plan(cfg.target)
-    if wanted.without:
-        log.info("no engine for a GPU: %s", wanted.without if wanted.gpu else wanted.without.partition(";")[0])
+    wanted = targets(cfg.target)
+    if wanted.obstacle:
+        log.info("no engine for a GPU: %s", wanted.obstacle if wanted.gpu else wanted.obstacle.partition(";")[0])
     kept: list[str] = []
     failed: list[str] = []
     models = [cfg.model] if cfg.model else list(map(Path, engines.CHECKPOINTS))
@@ -127,9 +127,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(table(rows))
         print("\n".join(["", *advice(str(model), rows, cfg.data is not None), ""]), flush=True)
         kept += [str(row.path) for row in rows if row.ms is not None]
-    if wanted.gpu and wanted.without:
+    if wanted.gpu and wanted.obstacle:
         files = ", ".join(dict.fromkeys(kept))
-        raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.without}. Kept, for the CPU: {files}")
+        raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.obstacle}. Kept for the CPU: {files}")
     if failed:
         raise LineamentError(f"{', '.join(failed)} could not be built, for the reasons above")
     return 0
@@ -166,7 +166,7 @@ def _why_not(row: Row) -> str:
 
 def run(cfg: BuildConfig) -> list[Row]:
     """A row for each engine; the first is ONNX Runtime on the CPU, for comparison. Raises LineamentError."""
-    names = plan(cfg.target).targets
+    names = targets(cfg.target).names
     model, out = _chosen(cfg)
     onnx_path = out / f"{model.stem}.onnx"
     began_s = time.perf_counter()
@@ -187,18 +187,18 @@ def run(cfg: BuildConfig) -> list[Row]:
                 try:
                     made.append(_for_gpu(cfg, name, onnx_path, model, crops, wanted, stack))
                 except LineamentError as error:
-                    raise LineamentError(f"{error}. Kept, for the CPU: {onnx_path}") from error
+                    raise LineamentError(f"{error}. Kept for the CPU: {onnx_path}") from error
         calls = [partial(landmarker, crops[:1]) for _, landmarker in made if landmarker]
         times_ms = iter(np.median(in_turns(calls, ROUNDS), axis=1).tolist())
         return [row._replace(ms=next(times_ms)) if landmarker else row for row, landmarker in made]
 
 
-def plan(target: Target) -> Plan:
+def targets(target: Target) -> Targets:
     """What to build here. Only auto depends on this machine."""
     from lineament.engines.cuda import first_gpu
 
     if target != "auto":
-        return Plan([target])
+        return Targets([target])
     try:
         gpu = first_gpu()
     except LineamentError as error:
@@ -206,14 +206,14 @@ def plan(target: Target) -> Plan:
         name = (", ".join(here.gpus) or "the NVIDIA GPU here") if here.shows_gpu else ""
         # the RTX engine is for other machines; this one needs a file, too
         others: list[LibraryName] = ["tensorrt-rtx"] if installed("tensorrt-rtx") else []
-        return Plan([*others, "cpu"], name, (here.shows_gpu and here.obstacle) or str(error))
+        return Targets([*others, "cpu"], name, (here.shows_gpu and here.obstacle) or str(error))
     if gpu.compute_capability < driver.OLDEST_CAPABILITY:
-        return Plan(["cpu"], gpu.name, driver.too_small(gpu.name, gpu.compute_capability))
+        return Targets(["cpu"], gpu.name, driver.unsupported(gpu.name, gpu.compute_capability))
     if installed("tensorrt"):
-        return Plan(["tensorrt"], gpu.name)
+        return Targets(["tensorrt"], gpu.name)
     if installed("tensorrt-rtx") and runs_rtx(gpu):
-        return Plan(["tensorrt-rtx"], gpu.name)
-    return Plan(["cpu"], gpu.name, f"TensorRT is not installed; run {driver.install_gpu()} and `make engine` again")
+        return Targets(["tensorrt-rtx"], gpu.name)
+    return Targets(["cpu"], gpu.name, f"TensorRT is not installed; run {driver.install_gpu()} and `make engine` again")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -11,20 +11,16 @@ Streams are ints, GPU memory is an int address. Every failure is a LineamentErro
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lineament.engines.driver import install_gpu
+from lineament.engines.driver import install_gpu, installed
 from lineament.engines.engine_file import Gpu
 from lineament.landmarks.types import LineamentError
 
-_DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
-"""exists if NVIDIA's kernel driver is loaded; or under WSL, with the driver of Windows, which itself has neither"""
 _NO_DEVICE, _OLD_DRIVER, _NO_MEMORY = 100, 35, 2
 """of cudaError_t"""
 
@@ -148,32 +144,20 @@ def _done(runtime: Any, result: tuple[Any, ...], doing: str) -> Any:
 
 def _why_none(code: int) -> str:
     on_cpu = "or use the CPU: `make engine ARGS='--target cpu'`"
-    if not _has_driver():
+    here = installed()
+    if here is None:
         return f"this machine has no NVIDIA driver, so no GPU to run on; install the driver, {on_cpu}"
+    named = f"the NVIDIA driver ({here.version or 'of unknown version'})"
     if code == _OLD_DRIVER:
-        return (
-            f"the NVIDIA driver ({_driver()}) is too old for this CUDA; update the driver, install what fits it "
-            f"({install_gpu()}), {on_cpu}"
-        )
-    return f"the NVIDIA driver ({_driver()}) shows no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, {on_cpu}"
-
-
-def _has_driver() -> bool:
-    return _DRIVER.exists() or _WSL.exists() or shutil.which("nvidia-smi") is not None
-
-
-def _driver() -> str:
-    try:
-        return _DRIVER.read_text().splitlines()[0].partition(":")[2].strip()[:80]
-    except (OSError, IndexError):
-        return "of unknown version"
+        return f"{named} is too old for this CUDA; update the driver, install what fits it ({install_gpu()}), {on_cpu}"
+    return f"{named} shows no GPU; look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, {on_cpu}"
 
 
 def _runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        if not _has_driver():
+        if installed() is None:
             raise LineamentError(_why_none(_NO_DEVICE)) from None
         raise LineamentError(f"NVIDIA's CUDA bindings cannot be imported ({error}); run {install_gpu()}") from None
     return runtime

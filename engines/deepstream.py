@@ -3,9 +3,9 @@
     rect = nvinfer_rect(face, card, (1080, 1920))                                # for the object, before nvinfer
     frame_from_unit(nvinfer_crop(rect, card), card.input_hw)                     # for the model's points, after it
 
-nvinfer cuts exactly the rectangle of an object, so that is grown to our crop before. The keys of its configuration, and
-how it cuts (get_converted_buffer in gstnvinfer.cpp), are those of DeepStream 9: github.com/NVIDIA/DeepStream,
-src/gst-plugins/gst-nvinfer. docs/serving.md has the code around it.
+nvinfer cuts exactly the rectangle of an object, which is therefore grown to our crop first. The keys of its
+configuration, and how it cuts (get_converted_buffer in gstnvinfer.cpp), are those of DeepStream 9:
+github.com/NVIDIA/DeepStream, src/gst-plugins/gst-nvinfer. docs/serving.md has the code around it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def planar(half: onnx.ModelProto) -> onnx.ModelProto:
         if output.name == CONFIDENCE:
             graph.node.append(helper.make_node("Flatten", [others[CONFIDENCE]], [CONFIDENCE], name=CONFIDENCE, axis=1))
             output.type.tensor_type.shape.dim.add(dim_value=1)
-    # those of bytes
+    # inferred for NHWC bytes; the checker infers them again
     del graph.value_info[:]
     onnx.checker.check_model(model, full_check=True)
     return model

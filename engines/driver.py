@@ -24,7 +24,8 @@ OLDEST_CAPABILITY = (7, 5)
 TORCH_CU12 = "https://download.pytorch.org/whl/cu126"
 """index of the torch that requirements-train-cu12.txt pins; PyPI's is built for CUDA 13"""
 
-_KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
+_KERNEL_DRIVER, _WSL = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
+"""exists if NVIDIA's kernel driver is loaded; or under WSL, which uses the driver of Windows"""
 _PCI = Path("/sys/bus/pci/devices")
 _TIMEOUT_S = 60
 """nvidia-smi takes seconds on a machine with eight GPUs, and hangs on a broken one"""
@@ -70,43 +71,40 @@ class Driver(NamedTuple):
                 f"best to {best} or later, or {_ON_CPU}"
             )
         if self.capability is not None and self.capability < OLDEST_CAPABILITY:
-            return too_small(", ".join(self.gpus), self.capability)
+            return unsupported(", ".join(self.gpus), self.capability)
         return ""
 
 
 def installed() -> Driver | None:
-    """None if this machine has none."""
+    """The driver of this machine; None if it has none."""
     try:
         lines = _query("driver_version,name")
     except FileNotFoundError:
-        version = _of_the_kernel()
-        return Driver(version) if version else None
+        return Driver(_kernel_version()) if _KERNEL_DRIVER.exists() or _WSL.exists() else None
     except subprocess.CalledProcessError as error:
         said = f"{error.stdout}\n{error.stderr}".strip().splitlines()
-        return Driver(_of_the_kernel(), failure=said[0][:200] if said else f"exit code {error.returncode}")
+        return Driver(_kernel_version(), failure=said[0][:200] if said else f"exit code {error.returncode}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Driver(_of_the_kernel(), failure=str(error)[:200])
+        return Driver(_kernel_version(), failure=str(error)[:200])
     versions, names = zip(*(line.split(", ", 1) for line in lines)) if lines else (("",), ())
     return Driver(versions[0], names, _highest_capability())
 
 
 def fitting() -> str:
-    """The suffix of the requirements that fit the driver here; of the newest if none is here or fits."""
+    """The suffix of the requirements that fit the driver of this machine; of the newest without a driver that fits."""
     return (installed() or Driver()).suffix or ""
 
 
 def install_gpu() -> str:
     """The command that installs TensorRT for the driver here."""
     # not at the top, because `make` runs this file alone
-    from lineament.landmarks.command import CHECKOUT
-    from lineament.landmarks.command import install as command
+    from lineament.landmarks.command import install
 
     suffix = fitting()
-    index = f" --extra-index-url {TORCH_CU12}`" if suffix and not CHECKOUT else "`"
-    return command(f"gpu{suffix}")[:-1] + index
+    return install(f"gpu{suffix}", TORCH_CU12 if suffix else "")
 
 
-def too_small(name: str, capability: tuple[int, int]) -> str:
+def unsupported(name: str, capability: tuple[int, int]) -> str:
     has, oldest = (".".join(map(str, one)) for one in (capability, OLDEST_CAPABILITY))
     return f"{name} has compute capability {has}, expected {oldest} (Turing) or later for TensorRT; {_ON_CPU}"
 
@@ -127,7 +125,7 @@ def _highest_capability() -> tuple[int, int] | None:
     return max(found, default=None)
 
 
-def _of_the_kernel() -> str:
+def _kernel_version() -> str:
     """The version of the driver that the kernel has loaded; empty if unknown."""
     try:
         match = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _KERNEL_DRIVER.read_text().partition("\n")[0])
@@ -150,10 +148,10 @@ def _on_the_bus() -> bool:
 def main(args: list[str]) -> int:
     driver = installed()
     if args == ["train"]:
-        # a driver that is too old for any trains on the CPU
+        # with a driver that is too old for any, training runs on the CPU
         print(f"requirements-train{(driver and driver.suffix) or ''}.txt")
     elif args != ["gpu"]:
-        print(f"what is {' '.join(args)!r}? python engines/driver.py gpu | train", file=sys.stderr)
+        print(f"got {' '.join(args)!r}; usage: python engines/driver.py gpu | train", file=sys.stderr)
         return 2
     elif driver and driver.shows_gpu and driver.obstacle:
         print(driver.obstacle, file=sys.stderr)

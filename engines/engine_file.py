@@ -250,7 +250,7 @@ def _parsed(path: Path, values: Any) -> PlanHeader:
         raise ValueError("a plan has a negative length")
     if POINTS_PLAN not in (name for name, _, _ in plans):
         raise ValueError(f"it contains no plan called {POINTS_PLAN!r}")
-    # absent from files of before it was written
+    # absent from older files
     in_single = values.get("in_single", [])
     if not isinstance(in_single, list) or not all(isinstance(name, str) for name in in_single):
         raise ValueError(f"its in_single is {str(in_single)[:60]}, expected a list of names")

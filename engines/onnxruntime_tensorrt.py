@@ -1,10 +1,10 @@
-"""What ONNX Runtime's TensorRT provider is given: a graph in half precision, and options by which it builds it once.
+"""Prepares a model for ONNX Runtime's TensorRT provider: a half-precision graph, and options to build its engine once.
 
     graph, options = for_tensorrt(Path("b5.onnx"), card, cache)
     InferenceSession(graph, providers=[("TensorrtExecutionProvider", options), "CUDAExecutionProvider"])
 
-By default, the provider builds in single precision, each time a model is opened, and again for each batch that is
-larger or smaller than all before. Its options:
+By default the provider builds an engine in single precision whenever a model is opened, and again for each batch that
+is larger or smaller than all before. Its options:
 https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
 
 The graph is that of our own engines (engines.fp16), for two reasons. TensorRT 11 has no switch for half precision and
@@ -23,6 +23,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lineament.engines.fp16 import half_precision
 from lineament.engines.model_file import INPUT, REMAKE
 from lineament.engines.tensorrt_build import BATCHES
 from lineament.landmarks.card import ModelCard
@@ -47,8 +48,6 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path, release: str) -> tupl
         raise LineamentError(
             "device 'tensorrt' writes the graph in half precision and needs onnx for that; run `pip install onnx`"
         ) from None
-    from lineament.engines.fp16 import half_precision
-
     try:
         model = half_precision(onnx.load(path))
     except LineamentError:
@@ -69,11 +68,16 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path, release: str) -> tupl
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder.parent),
     }
-    height, width = card.input_hw
-    if not all(dim.dim_value == 1 for port in model.graph.input for dim in port.type.tensor_type.shape.dim[:1]):
-        for bound, n in zip(("min", "opt", "max"), BATCHES):
-            options[f"trt_profile_{bound}_shapes"] = f"{INPUT}:{n}x{height}x{width}x3"
+    if model.graph.input[0].type.tensor_type.shape.dim[0].dim_value != 1:
+        options |= profile_options(card.input_hw, BATCHES)
     return graph, options
+
+
+def profile_options(input_hw: tuple[int, int], batches: tuple[int, int, int]) -> dict[str, str]:
+    """The options that build one engine for all batches. batches: fewest, usual and most crops per call."""
+    height, width = input_hw
+    bounds = zip(("min", "opt", "max"), batches)
+    return {f"trt_profile_{bound}_shapes": f"{INPUT}:{n}x{height}x{width}x3" for bound, n in bounds}
 
 
 def needs(onnxruntime: Any) -> str:

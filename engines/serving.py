@@ -1,4 +1,4 @@
-"""Writes a model as NVIDIA's servers take it: a model repository for Triton, a configuration of nvinfer for DeepStream.
+"""Writes a model for NVIDIA's servers: a model repository for Triton, and nvinfer's configuration for DeepStream.
 
     python -m engines.serving student --out out/serving
 
@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from lineament.engines import CHECKPOINTS, STUDENTS, SUFFIXES, WEIGHTS
 from lineament.engines.deepstream import nvinfer_config, planar
 from lineament.engines.engine_file import POINTS_PLAN, read_header, read_plans
-from lineament.engines.model_file import INPUT, OUTPUTS, REMAKE, Port, check_graph, read_card
+from lineament.engines.fp16 import half_precision
+from lineament.engines.model_file import OUTPUTS, REMAKE, Port, check_graph, read_card
+from lineament.engines.onnxruntime_tensorrt import profile_options
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line, install
 from lineament.landmarks.files import replaced
@@ -117,20 +119,18 @@ def _exported(name: str, path: Path, folder: Path) -> Path:
 
 
 def _write_onnx(cfg: ServingConfig, path: Path) -> None:
-    from lineament.engines.fp16 import half_precision
-
-    found = _read(path)
-    if found.input.shape[0] is not None:
+    file = _read(path)
+    if file.input.shape[0] is not None:
         raise LineamentError(f"{path} has a fixed batch size, expected a dynamic one; {REMAKE}")
-    name, half = _name(cfg, found.card), half_precision(found.model)
-    config = triton_config(name, found, cfg.max_batch)
+    name, half = _name(cfg, file.card), half_precision(file.model)
+    config = triton_config(name, file, cfg.max_batch)
     if cfg.tensorrt:
-        config += _tensorrt_provider(name, found.input, cfg.max_batch)
+        config += _tensorrt_provider(name, file.card, cfg.max_batch)
     triton, deepstream = cfg.out / "triton" / name, cfg.out / "deepstream"
     _put(triton / "1" / "model.onnx", half.SerializeToString() if cfg.tensorrt else path.read_bytes())
     _put(triton / "config.pbtxt", config.encode())
     _put(deepstream / "landmarks.onnx", planar(half).SerializeToString())
-    config = nvinfer_config(found.card, cfg.max_batch, cfg.face_class)
+    config = nvinfer_config(file.card, cfg.max_batch, cfg.face_class)
     _put(deepstream / "config_infer_landmarks.txt", config.encode())
 
 
@@ -143,14 +143,14 @@ def _write_plan(cfg: ServingConfig, path: Path) -> None:
         raise LineamentError(f"{path} was built by {key.library}, which Triton does not have; give the .onnx beside it")
     if fewest > 1:
         raise LineamentError(f"{path} takes at least {fewest} crops, but Triton may pass one; {header.rebuild}")
-    found = _read(path.with_suffix(".onnx"))
-    if found.card.weights_sha256 != key.weights_sha256:
+    file = _read(path.with_suffix(".onnx"))
+    if file.card.weights_sha256 != key.weights_sha256:
         raise LineamentError(
             f"{path.with_suffix('.onnx')} has other weights than {path.name}, whose outputs it lists; {header.rebuild}"
         )
-    triton = cfg.out / "triton" / (name := _name(cfg, found.card))
+    triton = cfg.out / "triton" / (name := _name(cfg, file.card))
     _put(triton / "1" / "model.plan", read_plans(path)[POINTS_PLAN])
-    config = triton_config(name, found._replace(card=header.card), most, plan_usual=usual)
+    config = triton_config(name, file._replace(card=header.card), most, plan_usual=usual)
     _put(triton / "config.pbtxt", config.encode())
     log.info("the plan needs %s, and a Triton with TensorRT %s", key.gpu, key.library_version)
 
@@ -164,12 +164,14 @@ def _put(path: Path, content: bytes) -> None:
 def _name(cfg: ServingConfig, card: ModelCard) -> str:
     name = cfg.name or card.name
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise LineamentError(f"{name!r} cannot be a folder of Triton's; give --name, of letters, digits and ._-")
+        raise LineamentError(
+            f"{name!r} cannot be the name of a model in Triton; give --name, letters, digits and ._- only"
+        )
     return name
 
 
 class ModelFile(NamedTuple):
-    """An .onnx."""
+    """An .onnx with a model card."""
 
     card: ModelCard
     model: onnx.ModelProto
@@ -178,7 +180,7 @@ class ModelFile(NamedTuple):
 
 
 def _read(path: Path) -> ModelFile:
-    """Checked against its card."""
+    """Raises LineamentError if the graph is not what its card says."""
     card = read_card(path)
     import onnx
 
@@ -199,16 +201,16 @@ def _read(path: Path) -> ModelFile:
 # ---- Triton
 
 
-def triton_config(name: str, found: ModelFile, max_batch: int, plan_usual: int = 0) -> str:
+def triton_config(name: str, file: ModelFile, max_batch: int, plan_usual: int = 0) -> str:
     """The text of config.pbtxt. plan_usual: for a TensorRT plan, the batch size that it is tuned for."""
-    card = {key: value for key, value in asdict(found.card).items() if key not in ("nme", "built_with")}
+    card = {key: value for key, value in asdict(file.card).items() if key not in ("nme", "built_with")}
     preferred = sorted({plan_usual, max_batch} - {1}) if plan_usual else []
     lines = [
         f'name: "{name}"',
         f'backend: "{"tensorrt" if plan_usual else "onnxruntime"}"',
         f"max_batch_size: {max_batch}",
-        f"input {_tensor(found.input)}",
-        *(f"output {_tensor(port)}" for port in found.outputs),
+        f"input {_tensor(file.input)}",
+        *(f"output {_tensor(port)}" for port in file.outputs),
         f"instance_group {{ count: 1 kind: {'KIND_GPU' if plan_usual else 'KIND_AUTO'} }}",
         f"dynamic_batching {{ preferred_batch_size: {preferred} }}",
         f'parameters {{ key: "{CARD}" value {{ string_value: {json.dumps(json.dumps(card))} }} }}',
@@ -223,16 +225,13 @@ def _tensor(port: Port) -> str:
     return f'{{ name: "{port.name}" data_type: {_TYPES[port.dtype]} {dims} }}'
 
 
-def _tensorrt_provider(name: str, rgb: Port, max_batch: int) -> str:
+def _tensorrt_provider(name: str, card: ModelCard, max_batch: int) -> str:
     """For a graph in half precision: TensorRT 11 runs it in its own types, earlier releases only if FP16 is allowed."""
-    crop = "x".join(map(str, rgb.shape[1:]))
     parameters = {
         "precision_mode": "FP16",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": f"{CACHE}/{name}",
-        "trt_profile_min_shapes": f"{INPUT}:1x{crop}",
-        "trt_profile_opt_shapes": f"{INPUT}:{max_batch}x{crop}",
-        "trt_profile_max_shapes": f"{INPUT}:{max_batch}x{crop}",
+        **profile_options(card.input_hw, (1, max_batch, max_batch)),
     }
     lines = [f'  parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items()]
     head = "optimization { execution_accelerators { gpu_execution_accelerator {"

@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16)
 """batch sizes with a CUDA graph, besides the largest of the engine"""
-WORTH = 8
-"""Crops are cut on the GPU if the part of the frame round them has at most that many times their bytes. Cutting one of
-256 px on the CPU takes as long as copying 16 times its bytes (0.32 ms, 2-core Xeon, OpenCV 5.0, 2026-11-30); the other
-half is for the bus. `make bench-engines` shows both on the machine at hand."""
+MAX_PART = 8
+"""size of the largest part of the frame that is uploaded to cut crops from, relative to the crops. Cutting one of 256
+px on the CPU takes as long as copying 16 times its bytes (0.32 ms, 2-core Xeon, OpenCV 5.0, 2026-11-30); the other half
+is for the bus. `make bench-engines` shows both on the machine at hand"""
 _STEP_PX = 64
-"""The part's sides are multiples of it, so that a moving face seldom changes the shape of the cutter's input."""
+"""grid of that part's sides, so that a moving face seldom changes the shape of the cutter's input"""
 
 Window = tuple[int, int, int, int]
 """left, top, right and bottom, frame px"""
@@ -84,11 +84,11 @@ class TensorRtLandmarker(FileLandmarker):
     def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
         """Points in the crops that these matrices cut out of bgr, (H, W, 3) uint8.
 
-        They are cut on the GPU, from the part of the frame round them, unless that part is so large that cutting on
+        They are cut on the GPU, from the part of the frame around them, unless that part is so large that cutting on
         the CPU is faster, or a face so large that its crop shrinks the frame to less than half, which needs averaging.
         """
         with self._lock:
-            parts = self._cut_on_gpu(bgr.shape, crop_from_frame)
+            parts = self._parts(bgr.shape, crop_from_frame)
             try:
                 if parts:
                     return _joined([self._cut_and_launch(bgr, window, matrices) for window, matrices in parts])
@@ -98,9 +98,7 @@ class TensorRtLandmarker(FileLandmarker):
                 self._cutter = None
         return self(rgb_crops(bgr, crop_from_frame, self._card.input_hw))
 
-    def _cut_on_gpu(
-        self, frame_hw3: tuple[int, ...], crop_from_frame: Sequence[F64]
-    ) -> list[tuple[Window, Sequence[F64]]]:
+    def _parts(self, frame_hw3: tuple[int, ...], crop_from_frame: Sequence[F64]) -> list[tuple[Window, Sequence[F64]]]:
         """The part of the frame for each batch of crops; none if they are better cut on the CPU."""
         if self._closed or self._cutter is None or any(map(_shrinks, crop_from_frame)):
             return []
@@ -288,7 +286,7 @@ class _Net:
 class _Cutter:
     """Cuts crops out of a frame on the GPU.
 
-    Only the part of the frame round them is uploaded, and memory grows with it: for the largest frame of the engine it
+    Only the part of the frame around them is uploaded, and memory grows with it: for the largest frame of the engine it
     would be most of a gigabyte.
     """
 
@@ -311,7 +309,7 @@ class _Cutter:
         right, bottom = np.minimum(-(-boxes[:, 2:].max(0) // _STEP_PX) * _STEP_PX, limit)
         shape = (int(bottom - top), int(right - left), 3)
         height, width = self._input_hw
-        cheap = shape[0] * shape[1] <= WORTH * len(boxes) * height * width
+        cheap = shape[0] * shape[1] <= MAX_PART * len(boxes) * height * width
         takes = cheap and self._net.takes(FRAME, shape) and self._net.takes(MATRICES, (len(boxes), 2, 3))
         return (int(left), int(top), int(right), int(bottom)) if takes else None
 

@@ -7,15 +7,13 @@ strongly typed: TensorRT uses the types of the graph. If it has no half-precisio
 single precision and the build is repeated (engines.missing_kernel).
 
 The precision is checked in the parsed network and, if no GPU can open the engine, by the engine's size. What the engine
-inspector shows is only reported: it may show part of the layers, no types, or nothing that can be read.
+inspector shows (engines.engine_inspector) is only reported.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +32,7 @@ from lineament.engines.engine_file import (
     read_header,
     write_engine,
 )
+from lineament.engines.engine_inspector import layers_by_precision
 from lineament.engines.fp16 import half_precision, precisions_of_layers
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
 from lineament.engines.missing_kernel import refused_nodes
@@ -57,12 +56,6 @@ _SLACK = 4 << 20
 """bytes that a plan may have beyond 1.5 times its weights"""
 _MOST_BUILDS = 10
 """of one graph, each with more nodes in single precision: two for each kind of grouped convolution of the B5"""
-_HEAVY = re.compile(r"conv|gemm|matmul|matrix|correlation", re.IGNORECASE)
-_SINGLE = re.compile(r"FP32|Float\b")
-_LOWER = re.compile(r"FP16|Half|BF16|BFloat16|Int8|FP8|INT4|FP4", re.IGNORECASE)
-"""data types as the inspector prints them; it may print neither, such as 'N/A due to dynamic shapes'"""
-_TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
-"""of a tensor in the inspector's JSON: the first up to TensorRT 10, the others since 11"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class BuildReport:
     n_single: int
     """layers with weights in either precision"""
     in_single: tuple[str, ...]
-    """nodes in single precision for want of a half-precision kernel, as in the file's header"""
+    """nodes in single precision for lack of a half-precision kernel, as in the file's header"""
     checked: str
     """how the precision was checked, for the user"""
 
@@ -113,7 +106,7 @@ def build(
     else:
         _check_size(plan, half)
         seen = "by size in the engine"
-    plans = {POINTS_PLAN: plan, **_crop_plan(lib, path, card.input_hw, batches)}
+    plans = {POINTS_PLAN: plan, **_crop_plan(building, path, card.input_hw, batches)}
     build_s = time.perf_counter() - began_s
     card = replace(card, built_with={**card.built_with, name: lib.version})
     write_engine(path, card, key, source, plans, in_single)
@@ -199,7 +192,7 @@ def _points_plan(
 
 def _moved(in_single: Sequence[str]) -> str:
     """For the user, after how the precision was checked."""
-    return f"; {_listed(in_single)} in single precision, for want of a half-precision kernel" if in_single else ""
+    return f"; {_listed(in_single)} in single precision, for lack of a half-precision kernel" if in_single else ""
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -207,10 +200,12 @@ def _listed(names: Sequence[str]) -> str:
     return f"{len(names)} node{'s' * (len(names) > 1)} ({', '.join(names[:3])}{more})"
 
 
-def _crop_plan(lib: Library, path: Path, hw: tuple[int, int], batches: tuple[int, int, int]) -> dict[str, bytes]:
-    """The plan that cuts crops by its name, or none: without it crops are cut on the CPU."""
+def _crop_plan(
+    building: _PlanBuild, path: Path, hw: tuple[int, int], batches: tuple[int, int, int]
+) -> dict[str, bytes]:
+    """The plan that cuts crops, by its name; none if it cannot be built: crops are then cut on the CPU."""
     try:
-        return {CROP_PLAN: _PlanBuild(lib, path).plan(crop_graph(hw), crop_profile(batches), progress=False)}
+        return {CROP_PLAN: building.plan(crop_graph(hw), crop_profile(batches), progress=False)}
     except LineamentError as error:
         log.warning("%s will cut its crops on the CPU; delete it and build again to retry: %s", path.name, error)
         return {}
@@ -225,7 +220,7 @@ class _NoKernelError(LineamentError):
 
 
 class _PlanBuild:
-    """One build by TensorRT, from a graph to the bytes of a plan.
+    """Builds the plans of one engine file, from a graph to the bytes of a plan.
 
     path: the engine file, which names the timing cache and appears in errors.
     """
@@ -244,9 +239,9 @@ class _PlanBuild:
             raise self._failed("start") from None
 
     def plan(self, model: onnx.ModelProto, profile: Profile, progress: bool) -> bytes:
-        """May be called again with other precisions, which then starts from the timings of the last call.
+        """Starts from the timings of the calls before.
 
-        Raises _NoKernelError if that is why it fails, or another LineamentError.
+        Raises _NoKernelError if a layer has no kernel, or another LineamentError.
         """
         self._logger.messages.clear()
         network = self._read(model)
@@ -352,13 +347,13 @@ def _check_network(trt: Any, network: Any, model: onnx.ModelProto) -> None:
 
 
 def _seen_in_engine(building: _PlanBuild, plan: bytes, n_single: int) -> str:
-    """What the inspector shows of the engine's precision, for the user. It only warns: the network has been checked,
-    the points will be, and an inspector that is silent or wrong is no reason to lose a build of minutes."""
+    """The engine's precision as its inspector shows it, for the user. This only warns: the network has been checked,
+    the points will be, and a silent or wrong inspector is no reason to lose a build that took minutes."""
     try:
         single, lower, unknown = layers_by_precision(building.layers(plan))
     except LineamentError as error:
-        log.warning("the inspector says nothing about the engine, which is kept: %s", error)
-        return "the inspector says nothing about the engine"
+        log.warning("cannot inspect the engine, which is kept: %s", error)
+        return "the engine could not be inspected"
     if len(single) > n_single:
         log.warning(
             "the inspector shows %d convolutions and matrix products in single precision, expected %d, so the engine "
@@ -369,49 +364,6 @@ def _seen_in_engine(building: _PlanBuild, plan: bytes, n_single: int) -> str:
         )
     seen = f"{len(lower)} of {len(single) + len(lower) + len(unknown)} in the engine"
     return f"{seen}, whose inspector shows no type for {len(unknown)}" if unknown else seen
-
-
-def layers_by_precision(said: str | None) -> tuple[list[str], list[str], list[str]]:
-    """Names of an engine's convolutions and matrix products in single precision, in a lower one, and in one that the
-    inspector does not show. Layers that TensorRT has fused into one of another kind are not listed at all.
-
-    A layer is single if all its inputs and outputs are. With dynamic batch sizes the inspector may show no types of
-    tensors; then the type of its weights counts. Raises LineamentError if `said`, its JSON, tells nothing.
-    """
-    single: list[str] = []
-    lower: list[str] = []
-    unknown: list[str] = []
-    for layer in _layers_in(said):
-        if not _HEAVY.search(f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}"):
-            continue
-        ends = [end for key in ("Inputs", "Outputs") for end in layer.get(key) or [] if isinstance(end, dict)]
-        types = [" ".join(str(end[key]) for key in _TYPE_KEYS if key in end) for end in ends]
-        if not types or not all(_SINGLE.search(text) or _LOWER.search(text) for text in types):
-            weights = layer.get("Weights")
-            types = [str(weights.get("Type"))] if isinstance(weights, dict) and weights.get("Count") else []
-        if any(_LOWER.search(text) for text in types):
-            found = lower
-        else:
-            found = single if any(_SINGLE.search(text) for text in types) else unknown
-        found.append(str(layer.get("Name")))
-    if not single and not lower and not unknown:
-        raise LineamentError("it shows no convolution and no matrix product")
-    return single, lower, unknown
-
-
-def _layers_in(said: str | None) -> list[dict[str, Any]]:
-    """The layers that the inspector describes. Raises LineamentError if there are none.
-
-    Control characters separate names in its metadata, and text may follow the JSON.
-    """
-    try:
-        layers = json.JSONDecoder(strict=False).raw_decode((said or "").lstrip())[0]["Layers"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise LineamentError(f"it returned {said!r:.60}, expected JSON with layers ({error})") from None
-    described = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
-    if not described:
-        raise LineamentError(f"it shows only the names of layers, such as {layers!r:.60}")
-    return described
 
 
 def _check_size(plan: bytes, model: onnx.ModelProto) -> None:

@@ -26,14 +26,15 @@ def program(command: str, module: str) -> str:
     return f"lineament {command}" if Path(sys.argv[0]).stem == "lineament" else f"python -m {module}"
 
 
-def install(extra: str) -> str:
-    """The command that installs an extra: from the pinned requirements in a checkout, else by its name."""
-    return f"`pip install -r requirements-{extra}.txt`" if CHECKOUT else install_extra(extra)
+def install(extra: str, index_url: str = "") -> str:
+    """The command that installs an extra: from the pinned requirements in a checkout, which name index_url themselves,
+    else by its name."""
+    return f"`pip install -r requirements-{extra}.txt`" if CHECKOUT else install_extra(extra, index_url)
 
 
-def install_extra(extra: str) -> str:
-    """The command that installs an extra by its name."""
-    return f"`pip install 'lineament[{extra}]'`"
+def install_extra(extra: str, index_url: str = "") -> str:
+    """The command that installs an extra by its name. index_url: of packages that PyPI lacks."""
+    return f"`pip install 'lineament[{extra}]'{f' --extra-index-url {index_url}' * bool(index_url)}`"
 
 
 def renamed(args: list[str] | None, names: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from tests.nvidia_bindings import Member, Signature
 
 
 @dataclass(frozen=True)
-class Thing:
+class Value:
     """What an expression may be: the module itself, or something of it."""
 
     path: str
@@ -27,9 +27,9 @@ class Thing:
     is_list: bool = False
 
 
-MODULE = Thing("")
-Things = frozenset[Thing]
-NOTHING: Things = frozenset()
+MODULE = Value("")
+Values = frozenset[Value]
+UNKNOWN: Values = frozenset()
 
 
 @dataclass
@@ -53,9 +53,9 @@ def api_calls(
     """
     trees = {name: ast.parse(text) for name, text in sources.items()}
     reader = _Reader(trees, api, roots, absent, by_name)
-    while reader.follow():
+    while reader.infer():
         pass
-    return reader.judge()
+    return reader.check()
 
 
 class _Reader:
@@ -70,7 +70,7 @@ class _Reader:
         self._trees, self._api, self._roots, self._absent, self._by_name = trees, api, roots, absent, by_name
         self._words = {name.rpartition(".")[2] for name in api if "_" in name.rpartition(".")[2]}
         """members whose names are long enough to be the library's alone"""
-        self._known: defaultdict[tuple[ast.AST | str, str], Things] = defaultdict(frozenset)
+        self._known: defaultdict[tuple[ast.AST | str, str], Values] = defaultdict(frozenset)
         """by scope, or 'attribute' or 'return', and name"""
         self._functions: defaultdict[str, list[ast.FunctionDef]] = defaultdict(list)
         self._classes: dict[str, ast.ClassDef] = {}
@@ -87,30 +87,30 @@ class _Reader:
         for child in ast.iter_child_nodes(node):
             self._place(child, node if isinstance(node, ast.FunctionDef | ast.Lambda) else scope)
 
-    # ---- following
+    # ---- inferring
 
-    def follow(self) -> bool:
+    def infer(self) -> bool:
         """One round; whether it found anything new."""
         before = sum(map(len, self._known.values())) + len(self._classes)
         for node in self._nodes():
             match node:
                 case ast.Assign(targets=targets, value=value):
                     for target in targets:
-                        self._bind(target, self._things(value))
+                        self._bind(target, self._values(value))
                 case (
                     ast.AnnAssign(target=target, value=ast.expr() as value) | ast.NamedExpr(target=target, value=value)
                 ):
-                    self._bind(target, self._things(value))
+                    self._bind(target, self._values(value))
                 case ast.For(target=target, iter=several) | ast.comprehension(target=target, iter=several):
                     self._bind(target, self._elements(several))
                 case ast.Return(value=ast.expr() as value):
                     function = self._scopes[node]
                     if isinstance(function, ast.FunctionDef):
-                        self._known["return", function.name] |= self._things(value)
+                        self._known["return", function.name] |= self._values(value)
                 case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in self._functions:
                     for function in self._functions[name]:
                         self._pass(node, function)
-                case ast.ClassDef(name=name, bases=bases) if any(self._things(base) for base in bases):
+                case ast.ClassDef(name=name, bases=bases) if any(self._values(base) for base in bases):
                     self._classes[name] = node
         return sum(map(len, self._known.values())) + len(self._classes) > before
 
@@ -118,20 +118,20 @@ class _Reader:
         for tree in self._trees.values():
             yield from ast.walk(tree)
 
-    def _bind(self, target: ast.expr, things: Things) -> None:
+    def _bind(self, target: ast.expr, values: Values) -> None:
         if isinstance(target, ast.Name):
-            self._known[self._scopes[target], target.id] |= things
-        elif isinstance(target, ast.Attribute) and not self._things(target.value):
-            self._known["attribute", target.attr] |= things
+            self._known[self._scopes[target], target.id] |= values
+        elif isinstance(target, ast.Attribute) and not self._values(target.value):
+            self._known["attribute", target.attr] |= values
 
     def _pass(self, call: ast.Call, function: ast.FunctionDef) -> None:
         names = [one.arg for one in (*function.args.posonlyargs, *function.args.args) if one.arg != "self"]
         passed = [*zip(names, call.args), *((one.arg, one.value) for one in call.keywords)]
         for name, value in passed:
             if name is not None:
-                self._known[function, name] |= self._things(value)
+                self._known[function, name] |= self._values(value)
 
-    def _things(self, node: ast.expr) -> Things:
+    def _values(self, node: ast.expr) -> Values:
         match node:
             case ast.Name(id=name) | ast.Attribute(attr=name) if name in self._roots:
                 return frozenset({MODULE})
@@ -144,76 +144,76 @@ class _Reader:
                     scope = self._scopes[scope]
                 return self._known[scope, name]
             case ast.Attribute(value=owner, attr=name):
-                owners = self._things(owner)
+                owners = self._values(owner)
                 found = [self._got(one, name) for one in owners]
                 return frozenset().union(*found) if owners else self._known["attribute", name]
             case ast.Subscript(value=several):
                 return self._elements(several)
             case ast.ListComp(elt=element) | ast.GeneratorExp(elt=element):
-                return frozenset(replace(one, is_list=True) for one in self._things(element))
+                return frozenset(replace(one, is_list=True) for one in self._values(element))
             case ast.IfExp(body=one, orelse=other):
-                return self._things(one) | self._things(other)
+                return self._values(one) | self._values(other)
             case ast.BoolOp(values=values):
-                return frozenset().union(*map(self._things, values))
+                return frozenset().union(*map(self._values, values))
             case ast.Call(func=ast.Name(id="getattr"), args=[owner, ast.Constant(value=str(name)), *_]):
-                return frozenset().union(*(self._got(one, name) for one in self._things(owner)))
+                return frozenset().union(*(self._got(one, name) for one in self._values(owner)))
             case ast.Call(func=function):
                 return self._returned(function)
-        return NOTHING
+        return UNKNOWN
 
-    def _elements(self, several: ast.expr) -> Things:
-        return frozenset(replace(one, is_list=False) for one in self._things(several) if one.is_list)
+    def _elements(self, several: ast.expr) -> Values:
+        return frozenset(replace(one, is_list=False) for one in self._values(several) if one.is_list)
 
-    def _returned(self, function: ast.expr) -> Things:
-        if things := self._things(function):
-            return frozenset().union(*map(self._result, things))
+    def _returned(self, function: ast.expr) -> Values:
+        if values := self._values(function):
+            return frozenset().union(*map(self._result, values))
         name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
         return self._made(self._classes[name]) if name in self._classes else self._known["return", name]
 
-    def _made(self, ours: ast.ClassDef) -> Things:
-        return frozenset(replace(one, is_object=True) for base in ours.bases for one in self._things(base))
+    def _made(self, ours: ast.ClassDef) -> Values:
+        return frozenset(replace(one, is_object=True) for base in ours.bases for one in self._values(base))
 
-    def _got(self, thing: Thing, name: str) -> Things:
+    def _got(self, value: Value, name: str) -> Values:
         """An attribute of it."""
-        path = self._path(thing, name)
+        path = self._path(value, name)
         member = self._api.get(path)
-        if member is None or thing.is_list:
-            return NOTHING
-        return self._typed(member.type) if member.kind in ("property", "value") else frozenset({Thing(path)})
+        if member is None or value.is_list:
+            return UNKNOWN
+        return self._typed(member.type) if member.kind in ("property", "value") else frozenset({Value(path)})
 
-    def _path(self, thing: Thing, name: str) -> str:
+    def _path(self, value: Value, name: str) -> str:
         """Of the member, which a base class may have."""
-        bases = self._api[thing.path].bases if thing.path else ()
-        paths = [f"{owner}.{name}".lstrip(".") for owner in (thing.path, *bases)]
+        bases = self._api[value.path].bases if value.path else ()
+        paths = [f"{owner}.{name}".lstrip(".") for owner in (value.path, *bases)]
         return next((path for path in paths if path in self._api), paths[0])
 
-    def _result(self, thing: Thing) -> Things:
+    def _result(self, value: Value) -> Values:
         """Of a call."""
-        member = self._api.get(thing.path)
-        if member is None or thing.is_object:
-            return NOTHING
+        member = self._api.get(value.path)
+        if member is None or value.is_object:
+            return UNKNOWN
         if member.kind == "class":
-            return frozenset({replace(thing, is_object=True)})
+            return frozenset({replace(value, is_object=True)})
         return frozenset().union(*(self._typed(one.returns) for one in member.signatures))
 
-    def _typed(self, kind: str) -> Things:
+    def _typed(self, kind: str) -> Values:
         is_list = kind.startswith("list[")
         path = kind[5:-1] if is_list else kind
         if path not in self._api:
             path = path.removeprefix("I")  # C++ has an IParserError, Python a ParserError
-        return frozenset({Thing(path, True, is_list)}) if path in self._api else NOTHING
+        return frozenset({Value(path, True, is_list)}) if path in self._api else UNKNOWN
 
-    # ---- judging
+    # ---- checking
 
-    def judge(self) -> Calls:
+    def check(self) -> Calls:
         calls = Calls()
         for file, tree in self._trees.items():
             for node in ast.walk(tree):
-                for said in self._judged(node, calls.used):
+                for said in self._checked(node, calls.used):
                     calls.complaints.append(f"{file}:{getattr(node, 'lineno', 0)}: {said}")
         return calls
 
-    def _judged(self, node: ast.AST, used: set[str]) -> Iterator[str]:
+    def _checked(self, node: ast.AST, used: set[str]) -> Iterator[str]:
         match node:
             case ast.Attribute(value=owner, attr=name) if name not in self._roots:
                 yield from self._attribute(owner, name, isinstance(node.ctx, ast.Store), used)
@@ -228,20 +228,20 @@ class _Reader:
                 else:
                     yield f"there is no {name}"
             case ast.Call(func=function):
-                for thing in self._things(function):
-                    if not thing.is_object and thing.path:
-                        yield from self._call(thing.path, node.args, node.keywords)
+                for value in self._values(function):
+                    if not value.is_object and value.path:
+                        yield from self._call(value.path, node.args, node.keywords)
             case ast.ClassDef(name=name) if name in self._classes:
                 yield from self._overrides(node)
 
     def _attribute(self, owner: ast.expr, name: str, stored: bool, used: set[str]) -> Iterator[str]:
-        things = self._things(owner)
-        if not things and name in self._words - self._functions.keys():
+        values = self._values(owner)
+        if not values and name in self._words - self._functions.keys():
             said = ast.unparse(owner)
             yield f"{said}.{name} looks like the library's, but {said} could not be followed"
-        for thing in things:
-            path = self._path(thing, name)
-            if thing.is_list:
+        for value in values:
+            path = self._path(value, name)
+            if value.is_list:
                 continue
             if path in self._api:
                 used.add(path)
@@ -277,13 +277,13 @@ class _Reader:
                 if parameter.needed:
                     return f"needs {parameter.name or f'argument {i + 1}'}"
             elif parameter.type in self._api:
-                kinds = {kind for one in self._things(value) for kind in self._kinds(one)}
+                kinds = {kind for one in self._values(value) for kind in self._kinds(one)}
                 if kinds and parameter.type not in kinds:
                     return f"{parameter.name} is {parameter.type}, got {ast.unparse(value)}"
         return ""
 
-    def _kinds(self, thing: Thing) -> tuple[str, ...]:
-        return (thing.path, *self._api[thing.path].bases) if thing.path else ("module",)
+    def _kinds(self, value: Value) -> tuple[str, ...]:
+        return (value.path, *self._api[value.path].bases) if value.path else ("module",)
 
     def _overrides(self, ours: ast.ClassDef) -> Iterator[str]:
         """A class of ours must have every method of the library's base, which calls them."""

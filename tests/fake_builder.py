@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from lineament.engines import cuda, tensorrt_build
 from lineament.engines.tensorrt_library import Library
-from tests.fake_tensorrt import H200, FakeEngine, FakeTrt, plan
+from tests.fake_tensorrt import H200, FakeEngine, FakeLogger, FakeRuntime, FakeTrt, plan
 
 HEAVY = {
     "Conv": "CONVOLUTION",
@@ -35,14 +35,6 @@ def play_builder(monkeypatch: pytest.MonkeyPatch, trt: FakeBuilderTrt) -> None:
     """Makes the build see an H200 and trt."""
     monkeypatch.setattr(cuda, "first_gpu", lambda: H200)
     monkeypatch.setattr(tensorrt_build, "library", lambda name: Library(name, trt))
-
-
-class FakeILogger:
-    real = "ILogger"
-    Severity = SimpleNamespace(**{name: name for name in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")})
-
-    def log(self, severity: Any, msg: str) -> None:
-        raise NotImplementedError("an abstract method of the real class")
 
 
 class FakeTensor:
@@ -99,7 +91,7 @@ class FakeNetwork:
 class FakeParser:
     real = "OnnxParser"
 
-    def __init__(self, network: FakeNetwork, logger: FakeILogger) -> None:
+    def __init__(self, network: FakeNetwork, logger: FakeLogger) -> None:
         self._network = network
 
     def parse(self, model: bytes) -> bool:
@@ -148,7 +140,7 @@ class FakeConfig:
     progress_monitor: Any = None
     profiling_verbosity: Any = None
 
-    def __init__(self, logger: FakeILogger) -> None:
+    def __init__(self, logger: FakeLogger) -> None:
         self._logger = logger
         self._profile, self._cache = FakeProfile(), FakeTimingCache(b"")
         self._flags = {"TF32"}
@@ -183,7 +175,7 @@ class FakeConfig:
 class FakeBuilder:
     real = "Builder"
 
-    def __init__(self, logger: FakeILogger, trt: FakeBuilderTrt) -> None:
+    def __init__(self, logger: FakeLogger, trt: FakeBuilderTrt) -> None:
         self._logger, self._trt = logger, trt
 
     def create_network(self, flags: int) -> FakeNetwork:
@@ -227,34 +219,31 @@ class FakeInspector:
         return self._said
 
 
-class InspectedEngine(FakeEngine):
-    real = "ICudaEngine"
-    _inspector: FakeInspector
+class FakeInspectedEngine(FakeEngine):
+    def __init__(self, plan: bytes, logger: Any, said: str | None) -> None:
+        super().__init__(plan, logger)
+        self._said = said
 
     def create_engine_inspector(self) -> FakeInspector:
-        return self._inspector
+        return FakeInspector(self._said)
 
 
-class FakeRuntime:
-    real = "Runtime"
+class FakeInspectedRuntime(FakeRuntime):
+    def __init__(self, logger: FakeLogger, trt: FakeBuilderTrt) -> None:
+        super().__init__(logger, trt)
+        self._builder = trt
 
-    def __init__(self, logger: FakeILogger, trt: FakeBuilderTrt) -> None:
-        self._logger, self._trt = logger, trt
-
-    def deserialize_cuda_engine(self, serialized_engine: bytes) -> InspectedEngine | None:
-        if self._trt.opens_nothing:
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> FakeInspectedEngine | None:
+        if self._builder.opens_nothing:
             self._logger.log("ERROR", "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (out of memory)")
             return None
-        engine = InspectedEngine(serialized_engine, self._logger)
-        engine._inspector = FakeInspector(self._trt.inspects(onnx.load_from_string(serialized_engine)))
-        self._trt.opened.append(engine)
-        return engine
+        said = self._builder.inspects(onnx.load_from_string(serialized_engine))
+        return FakeInspectedEngine(serialized_engine, self._logger, said)
 
 
 class FakeBuilderTrt(FakeTrt):
     """The module. Tests replace `refuses`, `says` and `inspects`."""
 
-    ILogger: Any = FakeILogger
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED", NONE="NONE")
     PreviewFeature = SimpleNamespace(RUNTIME_ACTIVATION_RESIZE_10_10="RUNTIME_ACTIVATION_RESIZE")
@@ -274,14 +263,14 @@ class FakeBuilderTrt(FakeTrt):
         self.says: Callable[[FakeLayer], list[tuple[str, str]]] = lambda layer: []
         self.inspects: Callable[[onnx.ModelProto], str | None] = inspected
 
-    def Builder(self, logger: FakeILogger) -> FakeBuilder:  # noqa: N802 - TensorRT's names
+    def Builder(self, logger: FakeLogger) -> FakeBuilder:  # noqa: N802 - TensorRT's names
         return FakeBuilder(logger, self)
 
-    def OnnxParser(self, network: FakeNetwork, logger: FakeILogger) -> FakeParser:  # noqa: N802
+    def OnnxParser(self, network: FakeNetwork, logger: FakeLogger) -> FakeParser:  # noqa: N802
         return FakeParser(network, logger)
 
-    def Runtime(self, logger: FakeILogger) -> FakeRuntime:  # noqa: N802
-        return FakeRuntime(logger, self)
+    def Runtime(self, logger: FakeLogger) -> FakeInspectedRuntime:  # noqa: N802
+        return FakeInspectedRuntime(logger, self)
 
 
 def inspected(model: onnx.ModelProto) -> str:

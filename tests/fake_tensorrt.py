@@ -232,7 +232,24 @@ class FakeEngine:
 
 class FakeLogger:
     real = "ILogger"
-    Severity = SimpleNamespace(ERROR="ERROR", INTERNAL_ERROR="INTERNAL_ERROR")
+    Severity = SimpleNamespace(**{name: name for name in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")})
+
+    def log(self, severity: Any, msg: str) -> None:
+        raise NotImplementedError("an abstract method of the real class")
+
+
+class FakeRuntime:
+    real = "Runtime"
+
+    def __init__(self, logger: FakeLogger, trt: FakeTrt) -> None:
+        self._logger, self._trt = logger, trt
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> FakeEngine | None:
+        if serialized_engine.startswith(b"old"):
+            self._logger.log("ERROR", "IRuntime::deserializeCudaEngine: Serialization assertion stdVersionRead failed")
+            return None
+        self._trt.opened.append(FakeEngine(serialized_engine, self._logger))
+        return self._trt.opened[-1]
 
 
 class FakeTrt:
@@ -251,12 +268,5 @@ class FakeTrt:
     def nptype(trt_type: str) -> Any:
         return np.dtype(trt_type).type
 
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
-        def deserialize_cuda_engine(plan: bytes) -> FakeEngine | None:
-            if plan.startswith(b"old"):
-                logger.log("ERROR", "IRuntime::deserializeCudaEngine: Serialization assertion stdVersionRead failed")
-                return None
-            self.opened.append(FakeEngine(plan, logger))
-            return self.opened[-1]
-
-        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+    def Runtime(self, logger: FakeLogger) -> FakeRuntime:  # noqa: N802 - TensorRT's name
+        return FakeRuntime(logger, self)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lineament.engines import build, driver
-from lineament.engines.build import Plan, Row, main, plan
+from lineament.engines.build import Row, Targets, main, targets
 from lineament.engines.driver import Driver
 from lineament.engines.engine_file import Gpu
 from lineament.landmarks import command
@@ -27,6 +27,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(driver, "_KERNEL_DRIVER", tmp_path / "absent")
+    monkeypatch.setattr(driver, "_WSL", tmp_path / "absent")
     monkeypatch.setattr(driver, "_PCI", tmp_path / "absent")
 
 
@@ -104,7 +105,7 @@ def test_both_builds_are_of_one_tensorrt_and_one_torch() -> None:
     assert f"--extra-index-url {driver.TORCH_CU12}\n" in (ROOT / "requirements-train-cu12.txt").read_text()
 
 
-def test_an_installed_package_is_told_the_extra_and_where_its_torch_is(
+def test_an_installed_package_needs_the_extra_and_the_index_of_its_torch(
     nvidia_smi: NvidiaSmi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "CHECKOUT", None)
@@ -137,7 +138,7 @@ def test_several_gpus_count_by_the_most_capable(nvidia_smi: NvidiaSmi) -> None:
     assert driver.installed() == Driver("580.65.06", ("NVIDIA L4, 24 GB",) * 2, (8, 9))
 
 
-def test_a_gpu_that_tensorrt_does_not_support_is_told_so(nvidia_smi: NvidiaSmi) -> None:
+def test_a_gpu_that_tensorrt_does_not_support_is_an_obstacle(nvidia_smi: NvidiaSmi) -> None:
     nvidia_smi("580.65.06", "Tesla V100-SXM2-16GB", "7.0")
     here = driver.installed()
     assert here and here.obstacle.startswith("Tesla V100-SXM2-16GB has compute capability 7.0, expected 7.5 (Turing)")
@@ -145,8 +146,11 @@ def test_a_gpu_that_tensorrt_does_not_support_is_told_so(nvidia_smi: NvidiaSmi) 
     assert driver.installed() == Driver("470.256.02", ("Tesla T4",))
 
 
-def test_a_machine_without_a_driver_has_none() -> None:
+def test_a_machine_without_a_driver_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.installed() is None
+    monkeypatch.setattr(driver, "_WSL", tmp_path)
+    assert driver.installed() == Driver(), "under WSL it is that of Windows, of unknown version without nvidia-smi"
+    monkeypatch.setattr(driver, "_WSL", tmp_path / "absent")
     assert driver.install_gpu() == "`pip install -r requirements-gpu.txt`"
 
 
@@ -227,17 +231,17 @@ def test_training_takes_the_torch_that_fits_too(nvidia_smi: NvidiaSmi, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("version", "capability", "fails", "said"),
+    ("version", "capability", "said"),
     [
-        ("470.256.02", "", "", "the NVIDIA driver is 470.256.02, expected 535 or later for TensorRT; update it"),
-        ("580.65.06", "6.1", "", "Tesla T4 has compute capability 6.1, expected 7.5"),
+        ("470.256.02", "", "the NVIDIA driver is 470.256.02, expected 535 or later for TensorRT; update it"),
+        ("580.65.06", "6.1", "Tesla T4 has compute capability 6.1, expected 7.5"),
     ],
 )
-def test_make_says_that_no_engine_can_come_before_it_installs_anything(
-    version: str, capability: str, fails: str, said: str, nvidia_smi: NvidiaSmi, tmp_path: Path
+def test_make_stops_before_it_installs_anything_if_tensorrt_cannot_run(
+    version: str, capability: str, said: str, nvidia_smi: NvidiaSmi, tmp_path: Path
 ) -> None:
     setup = Setup(tmp_path)
-    smi = nvidia_smi(version, capability=capability, fails=fails)
+    smi = nvidia_smi(version, capability=capability)
     done = setup.make("engine", smi=smi)
     assert done.returncode and setup.done == []
     assert done.stderr.startswith(said) and "make engine ARGS='--target cpu'" in done.stderr.splitlines()[0]
@@ -263,7 +267,7 @@ def test_make_without_a_gpu_installs_no_tensorrt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_an_nvidia_smi_that_fails_is_said_and_stops_only_where_a_gpu_is(
+def test_a_failing_nvidia_smi_is_reported_and_stops_make_only_where_a_gpu_is(
     there: bool,
     nvidia_smi: NvidiaSmi,
     tmp_path: Path,
@@ -288,7 +292,7 @@ def test_where_tensorrt_cannot_be_installed_the_build_goes_on_and_decides(
     assert setup.done[-1] == "-m engines.build" and not (setup.venv / ".gpu").exists(), "the next make tries again"
 
 
-def test_the_command_line_names_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_argument_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert driver.main(["cpu"]) == 2 and "gpu | train" in capsys.readouterr().err
 
 
@@ -315,7 +319,7 @@ def given(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | str, packages: set[str]) -
 
 
 @pytest.mark.parametrize(
-    ("gpu", "packages", "targets", "without"),
+    ("gpu", "packages", "names", "obstacle"),
     [
         (H200, {"tensorrt"}, ["tensorrt"], ""),
         (RTX_4090, {"tensorrt-rtx"}, ["tensorrt-rtx"], ""),
@@ -327,8 +331,8 @@ def given(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | str, packages: set[str]) -
 def test_a_gpu_without_an_engine_is_a_failure_that_names_the_reason_and_what_was_made(
     gpu: Gpu | str,
     packages: set[str],
-    targets: list[str],
-    without: str,
+    names: list[str],
+    obstacle: str,
     nvidia_smi: NvidiaSmi,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -336,16 +340,16 @@ def test_a_gpu_without_an_engine_is_a_failure_that_names_the_reason_and_what_was
 ) -> None:
     nvidia_smi("535.183.01", "NVIDIA L4", "8.9")
     given(monkeypatch, gpu, packages)
-    wanted = plan("auto")
+    wanted = targets("auto")
     name = "NVIDIA L4" if isinstance(gpu, str) else gpu.name
-    assert wanted.targets == targets and wanted.gpu == name and wanted.without.startswith(without)
+    assert wanted.names == names and wanted.gpu == name and wanted.obstacle.startswith(obstacle)
     code, said = made(tmp_path, monkeypatch, capsys)
-    if not without:
+    if not obstacle:
         assert code == 0 and "no engine" not in said
         return
     last = said.splitlines()[-1]
-    assert code == 1 and last.startswith(f"error: no engine was built for {name}: {without}")
-    assert last.endswith(f"Kept, for the CPU: {tmp_path / 'a.onnx'}, {tmp_path / 'a-bf16.onnx'}")
+    assert code == 1 and last.startswith(f"error: no engine was built for {name}: {obstacle}")
+    assert last.endswith(f"Kept for the CPU: {tmp_path / 'a.onnx'}, {tmp_path / 'a-bf16.onnx'}")
     code, said = made(tmp_path, monkeypatch, capsys, "--target", "cpu")
     assert code == 0 and "no engine" not in said
 
@@ -355,7 +359,7 @@ def test_a_driver_that_is_too_old_is_the_reason_whatever_cuda_says(
 ) -> None:
     nvidia_smi("470.256.02", "NVIDIA L4", "")
     given(monkeypatch, "the bindings cannot be imported", set())
-    assert plan("auto").without.startswith("the NVIDIA driver is 470.256.02, expected 535 or later")
+    assert targets("auto").obstacle.startswith("the NVIDIA driver is 470.256.02, expected 535 or later")
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -371,7 +375,7 @@ def test_without_a_gpu_the_files_for_the_cpu_are_all_that_is_wanted(
         nvidia_smi("580.65.06")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     given(monkeypatch, "this machine has no NVIDIA driver; install it", {"tensorrt"})
-    assert plan("auto") == Plan(["cpu"], "", "this machine has no NVIDIA driver; install it")
+    assert targets("auto") == Targets(["cpu"], "", "this machine has no NVIDIA driver; install it")
     code, said = made(tmp_path, monkeypatch, capsys)
     assert code == 0 and not said
     assert caplog.messages == ["no engine for a GPU: this machine has no NVIDIA driver"]

@@ -44,7 +44,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(MAGIC) and [p.name for p in path.parent.iterdir()] == ["b5.engine"]
 
 
-def test_nodes_in_single_precision_are_listed_and_a_file_of_before_that_lists_none(tmp_path: Path) -> None:
+def test_nodes_in_single_precision_are_listed_and_an_older_file_lists_none(tmp_path: Path) -> None:
     path = tmp_path / "b5.engine"
     write_engine(path, CARD, KEY, "b5", PLANS, ["node_Conv_1", "node_silu"])
     assert read_header(path).in_single == ("node_Conv_1", "node_silu")

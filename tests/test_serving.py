@@ -20,11 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lineament.engines import load
+from lineament.engines import WEIGHTS, load
 from lineament.engines.deepstream import Rect, nvinfer_crop, nvinfer_rect
 from lineament.engines.distance import distances_px
 from lineament.engines.engine_file import PlanKey, write_engine
 from lineament.engines.model_file import read_card
+from lineament.engines.portrait import portrait
 from lineament.engines.serving import ServingConfig, main, write
 from lineament.engines.tensorrt_library import installed, library
 from lineament.landmarks.card import ModelCard
@@ -38,6 +39,7 @@ from lineament.engines.fp16 import precisions_of_layers  # noqa: E402 - after th
 
 DOC = (Path(__file__).resolve().parent.parent / "docs" / "serving.md").read_text()
 CLIENT, PROBES = re.findall(r"^```python\n(.*?)^```", DOC, re.M | re.S)
+STUDENT = WEIGHTS / "student-wflw98.onnx"
 FACE_XYXY = np.array([180.0, 75.0, 270.0, 165.0])
 """of the portrait, as points bound it"""
 KEY = PlanKey("aa" * 32, "bb" * 32, "tensorrt", "11.4.0", "NVIDIA H200", (9, 0), (1, 4, 16), "fp16")
@@ -51,8 +53,8 @@ def session_of(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The student for both servers."""
-    folder = tmp_path_factory.mktemp("serving")
+    """The student for both servers, where the command writes it by default."""
+    folder = tmp_path_factory.mktemp("serving") / "out" / "serving"
     write(ServingConfig("student", folder))
     return folder
 
@@ -138,10 +140,8 @@ def test_the_tensorrt_provider_gets_a_half_graph_and_a_profile_of_its_batches(ou
 
 def engine(folder: Path, **changes: Any) -> Path:
     """An .engine of the student, with its .onnx beside it as `make engine` leaves it."""
-    write(ServingConfig("student", folder / "made"))
-    data = (folder / "made" / "triton" / "student" / "1" / "model.onnx").read_bytes()
-    (folder / "best.onnx").write_bytes(data)
-    card = read_card(folder / "best.onnx")
+    (folder / "best.onnx").write_bytes(STUDENT.read_bytes())
+    card = read_card(STUDENT)
     key = replace(KEY, **{"weights_sha256": card.weights_sha256, **changes})
     write_engine(
         folder / "best.engine", replace(card, precision="fp16"), key, "", {"crop": b"no", "points": b"the plan"}
@@ -190,7 +190,7 @@ def test_a_checkpoint_is_exported_and_a_net_without_presence_has_one_output(tmp_
 
 
 def test_a_wrong_model_or_option_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fixed = onnx.load(write_student(tmp_path))
+    fixed = onnx.load(STUDENT)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(fixed, tmp_path / "fixed.onnx")
     for args, said in (
@@ -199,8 +199,8 @@ def test_a_wrong_model_or_option_ends_in_one_line(tmp_path: Path, capsys: pytest
         ([str(tmp_path / "no.onnx")], "no model file at"),
         ([str(tmp_path / "fixed.onnx")], "has a fixed batch size, expected a dynamic one"),
         (["student", "--max-batch", "0"], "got max_batch 0, face_class 0; expected 1 to 1024"),
-        (["student", "--name", "a/b"], "'a/b' cannot be a folder of Triton's; give --name"),
-        (["student", "--name", ".."], "'..' cannot be a folder of Triton's; give --name"),
+        (["student", "--name", "a/b"], "'a/b' cannot be the name of a model in Triton; give --name"),
+        (["student", "--name", ".."], "'..' cannot be the name of a model in Triton; give --name"),
     ):
         assert main([*args, "--out", str(tmp_path / "served")]) == 1
         error = capsys.readouterr().err
@@ -208,19 +208,8 @@ def test_a_wrong_model_or_option_ends_in_one_line(tmp_path: Path, capsys: pytest
         assert error.count("\n") == 1 and not (tmp_path / "served").exists()
 
 
-def write_student(folder: Path) -> Path:
-    write(ServingConfig("student", folder / "written"))
-    return folder / "written" / "triton" / "student" / "1" / "model.onnx"
-
-
 def card_of(out: Path) -> ModelCard:
     return read_card(out / "deepstream" / "landmarks.onnx")
-
-
-def portrait() -> U8:
-    from lineament.engines.portrait import portrait
-
-    return portrait()
 
 
 # ---- Triton's client, against a server with Triton's service definition
@@ -473,7 +462,7 @@ def test_emulated_nvinfer_finds_the_points_of_our_own_landmarker(out: Path) -> N
 @pytest.mark.parametrize("scale", [1.2, (1.2, 1.3)])
 @pytest.mark.parametrize("frame_hw", [(512, 512), (150, 512), (512, 140)])
 def test_the_matrix_is_that_of_the_cut_also_where_the_frame_is_small(
-    scale: float | tuple[float, float], frame_hw: tuple[int, int], out: Path, monkeypatch: pytest.MonkeyPatch
+    scale: float | tuple[float, float], frame_hw: tuple[int, int], out: Path
 ) -> None:
     card, nvinfer = replace(card_of(out), crop_scale=scale), Nvinfer(out)
     if isinstance(scale, tuple):
@@ -491,10 +480,7 @@ def test_the_matrix_is_that_of_the_cut_also_where_the_frame_is_small(
     assert shifted > 3, "a pixel's shift would show"
 
 
-sides = st.floats(8, 600)
-
-
-@given(st.floats(-100, 2000), st.floats(-100, 1200), sides, sides)
+@given(st.floats(-100, 2000), st.floats(-100, 1200), st.floats(8, 600), st.floats(8, 600))
 def test_a_grown_rectangle_is_our_crop_rounded_and_moved_into_the_frame(x: float, y: float, w: float, h: float) -> None:
     card, frame_hw = ModelCard("a", "wflw98", (128, 128), 1.2), (1080, 1921)
     left, top, wide, high = rect = nvinfer_rect((x, y, w, h), card, frame_hw)
@@ -595,9 +581,7 @@ def test_the_documented_probes_grow_the_faces_and_bring_the_points_to_the_frame(
     cupy.from_dlpack = lambda array: SimpleNamespace(get=lambda: array)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pyservicemaker", smaker)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.chdir(out)
-    (out / "out" / "serving").mkdir(parents=True, exist_ok=True)
-    (out / "out" / "serving" / "deepstream").symlink_to(out / "deepstream")
+    monkeypatch.chdir(out.parents[1])
     found: list[F32] = []
     monkeypatch.setattr("lineament.landmarks.geometry.apply", lambda *args: found.append(apply(*args)) or found[-1])
     space: dict[str, Any] = {"__name__": "probes"}
@@ -611,7 +595,7 @@ def test_the_documented_probes_grow_the_faces_and_bring_the_points_to_the_frame(
     wanted = apply(frame_from_unit(ours, card.input_hw), unit) + shift
     assert len(found) == 1 and np.linalg.norm(found[0] - wanted, axis=1).mean() < 0.5, "px of the frame"
     kind, properties = chain.added["landmarks"]
-    assert kind == "nvinfer" and (out / properties["config-file-path"]).is_file()
+    assert kind == "nvinfer" and Path(properties["config-file-path"]).is_file()
     assert chain.links[-1] == ("mux", "faces", "landmarks", "sink")
 
 

@@ -14,21 +14,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from lineament import engines
-from lineament.engines import cuda, tensorrt_build
+from lineament.engines import cuda, driver, tensorrt_build
 from lineament.engines.cuda import Cuda, first_gpu
 from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, POINTS_PLAN, read_header, read_plans, write_engine
+from lineament.engines.engine_inspector import layers_by_precision
 from lineament.engines.export import real_crops
 from lineament.engines.frame_graph import FRAME, MATRICES, crop_graph
-from lineament.engines.tensorrt_backend import WORTH, TensorRtLandmarker, bucket
-from lineament.engines.tensorrt_build import build, layers_by_precision
+from lineament.engines.tensorrt_backend import MAX_PART, TensorRtLandmarker, bucket
+from lineament.engines.tensorrt_build import build
 from lineament.engines.tensorrt_library import complaint, installed, library
 from lineament.landmarks.card import ModelCard
-from lineament.landmarks.geometry import crop_from_frame, invert, warp
+from lineament.landmarks.geometry import crop_from_frame, invert, rgb_crops
 from lineament.landmarks.types import F64, U8, FrameLandmarker, Landmarks, LineamentError
 from lineament.stream.analyse.track import Tracker
 from tests.blobs import BlobDetector, BlobLandmarker, scene
@@ -73,14 +73,10 @@ def cut(bgr: U8, matrices: Sequence[F64], hw: tuple[int, int]) -> U8:
     return np.asarray(session.run(["rgb"], {FRAME: bgr, MATRICES: frame_from_crop})[0], np.uint8)
 
 
-def warped(bgr: U8, matrices: Sequence[F64], hw: tuple[int, int]) -> U8:
-    return np.stack([cv2.cvtColor(warp(bgr, matrix, hw), cv2.COLOR_BGR2RGB) for matrix in matrices]).astype(np.uint8)
-
-
 @pytest.mark.parametrize("hw", [(64, 64), (48, 64)])
 def test_the_graph_cuts_the_same_crops_as_the_cpu(astronaut: U8, hw: tuple[int, int]) -> None:
     matrices = matrices_on(astronaut, replace(CARD, input_hw=hw), 8, (12, 45))
-    got, wanted = cut(astronaut, matrices, hw), warped(astronaut, matrices, hw)
+    got, wanted = cut(astronaut, matrices, hw), rgb_crops(astronaut, matrices, hw)
     assert got.shape == wanted.shape and (wanted == 0).all(-1).any()
     # bilinear weights of OpenCV are multiples of 1/32
     difference = np.abs(got.astype(int) - wanted)
@@ -91,7 +87,7 @@ def test_the_comparison_detects_a_shift_of_half_a_pixel(astronaut: U8) -> None:
     """The test above can fail: half a pixel of the frame, as from a wrong corner convention, exceeds its bounds."""
     matrix = matrices_on(astronaut, replace(CARD, input_hw=(64, 64)), 1, (20, 20))[0]
     shifted = matrix + np.column_stack([np.zeros((2, 2)), matrix[:, :2] @ (0.5, 0.5)])
-    difference = np.abs(cut(astronaut, [shifted], (64, 64)).astype(int) - warped(astronaut, [matrix], (64, 64)))
+    difference = np.abs(cut(astronaut, [shifted], (64, 64)).astype(int) - rgb_crops(astronaut, [matrix], (64, 64)))
     assert difference.mean() > 2
 
 
@@ -115,7 +111,7 @@ def test_points_in_crops_of_the_graph_are_within_half_a_pixel(astronaut: U8, sha
     card = import_onnx(ImportConfig(peer, tmp_path / "pfld.onnx", bgr=True))
     matrices = matrices_on(astronaut, card, 6, (30, 80))[::2]
     with engines.load(str(tmp_path / "pfld.onnx"), "onnxruntime") as landmarker:
-        wanted = landmarker(warped(astronaut, matrices, card.input_hw)).points_unit
+        wanted = landmarker(rgb_crops(astronaut, matrices, card.input_hw)).points_unit
         got = landmarker(cut(astronaut, matrices, card.input_hw)).points_unit
     assert np.linalg.norm(got - wanted, axis=-1).max() * 256 < 0.5
 
@@ -165,7 +161,7 @@ def test_an_engine_of_larger_batches_takes_any_number_of_crops(
     with TensorRtLandmarker(path) as landmarker:
         for n in (1, 3, 5, 17):
             matrices = matrices_on(astronaut, landmarker.card, n, (12, 45))
-            cut = warped(astronaut, matrices, (64, 64))
+            cut = rgb_crops(astronaut, matrices, (64, 64))
             np.testing.assert_allclose(landmarker(cut).points_unit, answer(cut), atol=1e-5)
             found = landmarker.on_frame(astronaut, matrices).points_unit
             np.testing.assert_allclose(found, answer(cut), atol=0.5 / 256)
@@ -179,7 +175,7 @@ def test_crops_of_a_frame_outside_the_engines_range_are_cut_on_the_cpu(
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine")) as landmarker:
         matrices = [crop_from_frame(np.array([0.0, 0, 12, 12]), landmarker.card)]
         found = landmarker.on_frame(frame, matrices).points_unit
-        np.testing.assert_allclose(found, answer(warped(frame, matrices, (12, 16))), atol=1e-5)
+        np.testing.assert_allclose(found, answer(rgb_crops(frame, matrices, (12, 16))), atol=1e-5)
         assert FakeCuda.made[-1].uploaded < frame.nbytes
 
 
@@ -203,7 +199,7 @@ def test_a_frame_gives_the_same_points_as_its_crops(trt: FakeTrt, tmp_path: Path
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
         for n, frame in ((1, astronaut), (8, astronaut), (2, astronaut[:200]), (3, astronaut[:, ::-1])):
             matrices = matrices_on(frame, landmarker.card, n, (12, 45))
-            wanted = answer(warped(np.ascontiguousarray(frame), matrices, (64, 64)))
+            wanted = answer(rgb_crops(np.ascontiguousarray(frame), matrices, (64, 64)))
             np.testing.assert_allclose(landmarker.on_frame(frame, matrices).points_unit, wanted, atol=0.5 / 256)
 
 
@@ -224,7 +220,7 @@ def test_only_the_part_of_the_frame_round_the_crops_is_uploaded(trt: FakeTrt, tm
             matrices = upright(landmarker.card, *boxes)
             found = landmarker.on_frame(astronaut, matrices).points_unit
             assert gpu.uploaded - before == width * height * 3 + len(boxes) * 6 * 4
-            np.testing.assert_allclose(found, answer(warped(astronaut, matrices, (64, 64))), atol=0.5 / 256)
+            np.testing.assert_allclose(found, answer(rgb_crops(astronaut, matrices, (64, 64))), atol=0.5 / 256)
 
 
 def test_crops_far_apart_are_cut_on_the_cpu_which_is_faster(trt: FakeTrt, tmp_path: Path, astronaut: U8) -> None:
@@ -234,8 +230,8 @@ def test_crops_far_apart_are_cut_on_the_cpu_which_is_faster(trt: FakeTrt, tmp_pa
         landmarker.on_frame(astronaut, matrices)  # captures
         before = gpu.uploaded
         found = landmarker.on_frame(astronaut, matrices).points_unit
-        np.testing.assert_allclose(found, answer(warped(astronaut, matrices, (64, 64))), atol=1e-5)
-        assert WORTH * 2 * 64 * 64 < 512 * 512 and gpu.uploaded - before == 2 * 64 * 64 * 3
+        np.testing.assert_allclose(found, answer(rgb_crops(astronaut, matrices, (64, 64))), atol=1e-5)
+        assert MAX_PART * 2 * 64 * 64 < 512 * 512 and gpu.uploaded - before == 2 * 64 * 64 * 3
 
 
 def test_memory_grows_with_the_part_of_the_frame_and_not_with_the_largest_frame(
@@ -265,7 +261,7 @@ def test_without_memory_for_the_part_crops_are_cut_on_the_cpu_from_then_on(
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
         FakeCuda.made[-1].most_bytes = 10_000
         matrices = upright(landmarker.card, (115, 115, 155, 155))
-        wanted = answer(warped(astronaut, matrices, (64, 64)))
+        wanted = answer(rgb_crops(astronaut, matrices, (64, 64)))
         for _ in range(2):
             np.testing.assert_allclose(landmarker.on_frame(astronaut, matrices).points_unit, wanted, atol=1e-5)
     assert len(caplog.messages) == 1 and "cut on the CPU from now on: the GPU has no memory left" in caplog.text
@@ -281,7 +277,7 @@ def test_a_batch_that_cannot_be_captured_runs_without_a_graph_and_says_so_once(
             rgb = np.resize(crops(4), (n, 64, 64, 3))
             np.testing.assert_allclose(landmarker(rgb).points_unit, answer(rgb), atol=1e-5)
             matrices = matrices_on(astronaut, landmarker.card, n, (12, 45))
-            wanted = answer(warped(astronaut, matrices, (64, 64)))
+            wanted = answer(rgb_crops(astronaut, matrices, (64, 64)))
             np.testing.assert_allclose(landmarker.on_frame(astronaut, matrices).points_unit, wanted, atol=0.5 / 256)
         assert (gpu.captures, gpu.launches) == (1, 0)
     (said,) = caplog.messages
@@ -295,7 +291,7 @@ def test_an_rtx_engine_compiles_for_the_shapes_it_captures_and_not_for_those_of_
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", RTX_KEY, hw=(64, 64))) as landmarker:
         matrices = matrices_on(astronaut, landmarker.card, 2, (12, 45))
         landmarker.on_frame(astronaut, matrices)
-        landmarker(warped(astronaut, matrices, (64, 64)))
+        landmarker(rgb_crops(astronaut, matrices, (64, 64)))
         assert FakeCuda.made[-1].captures == 2
     for opened, strategy in zip(trt.opened, ("eager", "none")):
         assert opened.contexts
@@ -322,7 +318,7 @@ def test_a_crop_that_shrinks_the_frame_is_averaged_on_the_cpu(trt: FakeTrt, tmp_
         gpu = FakeCuda.made[-1]
         matrices = matrices_on(astronaut, landmarker.card, 2, (100, 110))
         found = landmarker.on_frame(astronaut, matrices).points_unit
-        np.testing.assert_allclose(found, answer(warped(astronaut, matrices, (64, 64))), atol=1e-5)
+        np.testing.assert_allclose(found, answer(rgb_crops(astronaut, matrices, (64, 64))), atol=1e-5)
         assert gpu.uploaded < astronaut.nbytes
 
 
@@ -332,7 +328,7 @@ def test_the_tracker_passes_the_frame_to_a_landmarker_that_cuts_its_own_crops() 
 
         def on_frame(self, bgr: U8, crop_from_frame: Sequence[F64]) -> Landmarks:
             self.frames += 1
-            return super().__call__(warped(bgr, crop_from_frame, self.card.input_hw))
+            return super().__call__(rgb_crops(bgr, crop_from_frame, self.card.input_hw))
 
         def __call__(self, rgb_NHWC: U8) -> Landmarks:
             raise AssertionError("crops were cut although it cuts them itself")
@@ -368,7 +364,7 @@ def test_both_graphs_of_a_batch_size_share_a_context(trt: FakeTrt, tmp_path: Pat
     with TensorRtLandmarker(engine_file(tmp_path / "tint.engine", hw=(64, 64))) as landmarker:
         matrices = upright(landmarker.card, (115, 115, 155, 155))
         landmarker.on_frame(astronaut, matrices)
-        landmarker(warped(astronaut, matrices, (64, 64)))
+        landmarker(rgb_crops(astronaut, matrices, (64, 64)))
         assert FakeCuda.made[-1].captures == 2 and len(trt.opened[0].contexts) == 1
 
 
@@ -468,6 +464,12 @@ def cuda_of(**results: tuple[Any, ...]) -> SimpleNamespace:
     )
 
 
+@pytest.fixture
+def no_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(driver, "_WSL", tmp_path / "absent")
+
+
 def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(name=b"NVIDIA H200\0", major=9, minor=0)
     runtime = cuda_of(cudaGetDeviceCount=(0, 1), cudaGetDeviceProperties=(0, properties))
@@ -476,14 +478,14 @@ def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "result", "said"),
+    ("version", "result", "said"),
     [
         (None, (35, 0), "no NVIDIA driver.*--target cpu"),
         (None, (100, 0), "no NVIDIA driver"),
         (
             "NVRM version: NVIDIA UNIX 450.1\nGCC",
             (35, 0),
-            r"driver \(NVIDIA UNIX 450\.1\) is too old.*update.*requirements",
+            r"driver \(450\.1\) is too old.*update.*requirements",
         ),
         ("NVRM version: NVIDIA UNIX 580.1\nGCC", (100, 0), "shows no GPU.*nvidia-smi"),
         ("NVRM version: NVIDIA UNIX 580.1\nGCC", (0, 0), "shows no GPU"),
@@ -491,13 +493,16 @@ def test_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_machine_without_a_gpu_is_told_why(
-    driver: str | None, result: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    version: str | None,
+    result: tuple[int, int],
+    said: str,
+    no_nvidia_smi: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    if driver is not None:
-        (tmp_path / "version").write_text(driver)
-    monkeypatch.setattr(cuda, "_DRIVER", tmp_path / "version")
-    monkeypatch.setattr(cuda, "_WSL", tmp_path / "absent")
-    monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
+    if version is not None:
+        (tmp_path / "version").write_text(version)
+    monkeypatch.setattr(driver, "_KERNEL_DRIVER", tmp_path / "version")
     monkeypatch.setattr(cuda, "_runtime", lambda: cuda_of(cudaGetDeviceCount=result))
     with pytest.raises(LineamentError, match=said):
         first_gpu()
@@ -542,7 +547,7 @@ def test_a_failed_capture_ends_and_leaves_no_error_behind_and_everything_is_free
 
 
 def test_a_missing_package_is_named_with_the_command_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    no_nvidia_smi: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for module in ("tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -552,13 +557,11 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
         library("tensorrt-rtx")
     engine = str(engine_file(tmp_path / "tint.engine"))
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX 580.1")
-    monkeypatch.setattr(cuda, "_WSL", tmp_path / "no")
-    monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
-    for driver, said in (
+    for version, said in (
         (tmp_path / "version", r"bindings cannot be.*requirements-gpu\.txt"),
         (tmp_path / "no", "no NVIDIA driver"),
     ):
-        monkeypatch.setattr(cuda, "_DRIVER", driver)
+        monkeypatch.setattr(driver, "_KERNEL_DRIVER", version)
         with pytest.raises(LineamentError, match=said):
             first_gpu()
         with pytest.raises(LineamentError, match=said):
@@ -756,6 +759,6 @@ def test_on_a_gpu_an_engine_agrees_with_pytorch_on_crops_and_on_frames(astronaut
             error = np.linalg.norm(landmarker(rgb).points_unit - run_torch(net, rgb), axis=-1).max()
             assert error * 256 < 0.5
         matrices = matrices_on(astronaut, card, 5, (15, 50))
-        wanted = run_torch(net, warped(astronaut, matrices, (64, 64)))
+        wanted = run_torch(net, rgb_crops(astronaut, matrices, (64, 64)))
         found = landmarker.on_frame(astronaut, matrices).points_unit
         assert np.linalg.norm(found - wanted, axis=-1).max() * 256 < 0.5

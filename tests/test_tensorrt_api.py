@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lineament.engines import cuda
+from lineament.engines import driver
 from lineament.engines.cuda import Cuda, first_gpu
 from lineament.engines.tensorrt_library import installed, library
 from lineament.landmarks.types import LineamentError
@@ -293,7 +293,7 @@ def test_bindings_without_tensorrt_are_not_taken_for_tensorrt() -> None:
 
 def test_cuda_bindings_without_a_driver_still_report_that_there_is_none() -> None:
     read("cuda.bindings.runtime")
-    if cuda._has_driver():
+    if driver.installed():
         pytest.skip("an NVIDIA driver is installed")
     with pytest.raises(LineamentError, match="this machine has no NVIDIA driver"):
         first_gpu()
