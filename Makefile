@@ -63,9 +63,10 @@ bench-engines: $(VENV)/.train
 engine: $(if $(NVIDIA),driver) $(VENV)/.train $(if $(NVIDIA),$(VENV)/.gpu)
 	@$(PY) -m engines.build $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-# Before gigabytes are installed: can TensorRT run on this driver and GPU?
+# Before gigabytes are installed: can TensorRT run on this driver and GPU? Does what was installed fit the driver of today?
 driver: | $(VENV)/bin/python
-	@$(PY) -I engines/driver.py gpu >/dev/null
+	@fitting="$$($(PY) -I engines/driver.py gpu)" || exit 1; \
+	[ ! -e $(VENV)/.gpu ] || [ "$$(cat $(VENV)/.gpu)" = "$$fitting" ] || rm $(VENV)/.gpu
 
 bench: $(VENV)/.bench
 	@$(PY) -m stream.bench $(ARGS)
@@ -144,7 +145,7 @@ $(VENV)/.gpu: requirements-gpu.txt requirements-gpu-cu12.txt $(VENV)/.train
 	case "$$fitting" in *cu12*) other=tensorrt-cu13;; *) other=tensorrt-cu12;; esac; \
 	$(PY) -m pip uninstall --quiet --yes $$other $$other-libs tensorrt-cu12-bindings tensorrt-cu13-bindings 2>/dev/null; \
 	echo "installing TensorRT from $$fitting, once; about 2 GB"; \
-	if $(call pip,-r "$$fitting"); then touch $@; \
+	if $(call pip,-r "$$fitting"); then echo "$$fitting" > $@; \
 	else echo 'could not install TensorRT; building for the CPU' >&2; fi
 
 $(VENV)/.demo: requirements-demo.txt $(VENV)/.serve

@@ -209,7 +209,7 @@ def _openvino(
 
 def _onnxruntime(path: Path, device: Device, threads: int | None) -> Landmarker:
     if reason := _import_error("onnxruntime"):
-        package = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
+        package = "onnxruntime" if device == "cpu" else "'onnxruntime-gpu[cuda,cudnn]'"
         raise LineamentError(f"ONNX Runtime cannot be imported ({reason}); run `pip install {package}`")
     from lineament.engines.onnxruntime_backend import OnnxRuntimeLandmarker
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -49,7 +49,8 @@ class BenchConfig:
     """Times a model in every runtime on this machine."""
 
     model: Annotated[Path, tyro.conf.Positional]
-    """best.safetensors of a run, which is built for every runtime; or an .onnx or .engine."""
+    """best.safetensors of a run, which is built for every runtime; a model that ships: 'student', 'student-fast', 'b5';
+    or an .onnx or .engine."""
     also: tuple[Path, ...] = ()
     """More model files to compare, with the same crop size."""
     data: Path | None = None
@@ -137,6 +138,7 @@ def bench(cfg: BenchConfig) -> list[Row]:
     """Builds, opens, compares and times every contender. The first is the reference."""
     from lineament.engines.export import real_crops
 
+    cfg = replace(cfg, model=engines.CHECKPOINTS.get(str(cfg.model), cfg.model))
     cfg.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".crops-", dir=cfg.out)))
@@ -224,7 +226,8 @@ def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
         lines.append(f"{name:{width}}" + "".join(f" {latency[batch].crops_per_s:17.0f}" for batch in cfg.batches))
     by_faces = [(row.name, row.on_frame) for row in rows]
     by_faces += [(f"{row.name}, cut on CPU", row.cut_on_cpu) for row in rows if row.cut_on_cpu]
-    lines += _latencies("ms per 1080p frame", "faces", by_faces, width, cfg)
+    lines += ["", "frames of 1080p, crops included"]
+    lines += _latencies("ms per frame, p50 / p95", "faces", by_faces, width, cfg)[1:]
     batch = min(cfg.batches)
     times_ms = [row.latency[batch].p50_ms for row in rows]
     lines += ["", f"fastest at batch {batch}: {_of_onnxruntime(rows, times_ms, times_ms.index(min(times_ms)))}"]

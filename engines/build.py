@@ -32,8 +32,8 @@ from lineament.engines.distance import NEAR_PX, NOISE, recommended, within_px
 from lineament.engines.engine_file import ANY_RTX, RTX_RUNS_ON, LibraryName, leave_out_cutter, runs_rtx
 from lineament.engines.export import export, real_crops, run_onnx, run_torch
 from lineament.engines.portrait import frame_of_faces
-from lineament.engines.tensorrt_build import BATCHES, build
-from lineament.engines.tensorrt_library import installed
+from lineament.engines.tensorrt_build import BATCHES, build, check_batches
+from lineament.engines.tensorrt_library import installed, library
 from lineament.engines.timing import in_turns
 from lineament.landmarks.card import ModelCard
 from lineament.landmarks.command import ends_in_a_line, install, program
@@ -167,6 +167,7 @@ def _why_not(row: Row) -> str:
 def run(cfg: BuildConfig) -> list[Row]:
     """A row for each engine; the first is ONNX Runtime on the CPU, for comparison. Raises LineamentError."""
     names = targets(cfg.target).names
+    _check_ready(names, cfg.batches)
     model, out = _chosen(cfg)
     onnx_path = out / f"{model.stem}.onnx"
     began_s = time.perf_counter()
@@ -193,6 +194,18 @@ def run(cfg: BuildConfig) -> list[Row]:
         return [row._replace(ms=next(times_ms)) if landmarker else row for row, landmarker in made]
 
 
+def _check_ready(names: Sequence[LibraryName | Literal["cpu"]], batches: tuple[int, int, int]) -> None:
+    """Raises LineamentError for what would otherwise be noticed after an export of minutes."""
+    from lineament.engines.cuda import first_gpu
+
+    check_batches(batches)
+    if "tensorrt" in names:
+        first_gpu()
+    for name in names:
+        if name != "cpu":
+            library(name)
+
+
 def targets(target: Target) -> Targets:
     """What to build here. Only auto depends on this machine."""
     from lineament.engines.cuda import first_gpu
@@ -206,7 +219,10 @@ def targets(target: Target) -> Targets:
         name = (", ".join(here.gpus) or "the NVIDIA GPU here") if here.shows_gpu else ""
         # the RTX engine is for other machines; this one needs a file, too
         others: list[LibraryName] = ["tensorrt-rtx"] if installed("tensorrt-rtx") else []
-        return Targets([*others, "cpu"], name, (here.shows_gpu and here.obstacle) or str(error))
+        obstacle = here.obstacle if here.shows_gpu or here.failure else ""
+        if here.gpus and driver.hidden():
+            obstacle = f"CUDA_VISIBLE_DEVICES hides {', '.join(here.gpus)}"
+        return Targets([*others, "cpu"], name, obstacle or str(error))
     if gpu.compute_capability < driver.OLDEST_CAPABILITY:
         return Targets(["cpu"], gpu.name, driver.unsupported(gpu.name, gpu.compute_capability))
     if installed("tensorrt"):
@@ -332,7 +348,8 @@ def _chosen(cfg: BuildConfig) -> tuple[Path, Path]:
         return model, out
     assert cfg.model is not None, "without a model the default is built"
     if not os.path.isfile(cfg.model):
-        raise LineamentError(f"no model at {cfg.model}; give a .safetensors from `make train` or an .onnx")
+        names = ", ".join(engines.CHECKPOINTS)
+        raise LineamentError(f"no model at {cfg.model}; give {names}, a .safetensors from `make train` or an .onnx")
     if cfg.model.suffix not in (".safetensors", ".onnx"):
         raise LineamentError(f"{cfg.model} is neither a .safetensors from `make train` nor an .onnx")
     return cfg.model, cfg.out or cfg.model.parent

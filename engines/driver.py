@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +48,9 @@ class Driver(NamedTuple):
     @property
     def shows_gpu(self) -> bool:
         """Whether a GPU is here: listed and not hidden from CUDA, or on the bus of a machine whose nvidia-smi fails."""
-        if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        if hidden():
             return False
-        return bool(self.gpus) or (bool(self.failure) and _on_the_bus())
+        return bool(self.gpus) or (bool(self.failure) and (_on_the_bus() or _WSL.exists()))
 
     @property
     def suffix(self) -> str | None:
@@ -75,19 +76,30 @@ class Driver(NamedTuple):
         return ""
 
 
+@cache
 def installed() -> Driver | None:
     """The driver of this machine; None if it has none."""
     try:
-        lines = _query("driver_version,name")
+        done = _query("driver_version,name")
     except FileNotFoundError:
         return Driver(_kernel_version()) if _KERNEL_DRIVER.exists() or _WSL.exists() else None
-    except subprocess.CalledProcessError as error:
-        said = f"{error.stdout}\n{error.stderr}".strip().splitlines()
-        return Driver(_kernel_version(), failure=said[0][:200] if said else f"exit code {error.returncode}")
     except (OSError, subprocess.TimeoutExpired) as error:
         return Driver(_kernel_version(), failure=str(error)[:200])
-    versions, names = zip(*(line.split(", ", 1) for line in lines)) if lines else (("",), ())
-    return Driver(versions[0], names, _highest_capability())
+    # whatever the exit code: it is 14 after a mere warning of a corrupt infoROM
+    found = [
+        match for line in done.stdout.splitlines() if (match := re.fullmatch(r"(\d+\.[\d.]+|\[N/A\]), (.+)", line))
+    ]
+    if found:
+        return Driver(found[0][1], tuple(match[2] for match in found), _highest_capability())
+    said = f"{done.stdout}\n{done.stderr}".strip().splitlines()
+    if not said and done.returncode == 0:
+        return Driver(_kernel_version())
+    return Driver(_kernel_version(), failure=said[0][:200] if said else f"exit code {done.returncode}")
+
+
+def hidden() -> bool:
+    """Whether the user hides all GPUs from CUDA."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "none", "NoDevFiles")
 
 
 def fitting() -> str:
@@ -109,17 +121,17 @@ def unsupported(name: str, capability: tuple[int, int]) -> str:
     return f"{name} has compute capability {has}, expected {oldest} (Turing) or later for TensorRT; {_ON_CPU}"
 
 
-def _query(fields: str) -> list[str]:
-    """A line for each GPU."""
+def _query(fields: str) -> subprocess.CompletedProcess[str]:
+    """Prints a line for each GPU."""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
 
 
 def _highest_capability() -> tuple[int, int] | None:
+    """None from drivers before about 510, which do not know it."""
     try:
-        lines = _query("compute_cap")
-    except subprocess.SubprocessError:  # drivers before about 510 do not know the field
+        lines = _query("compute_cap").stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
         return None
     found = [(int(match[1]), int(match[2])) for line in lines if (match := re.fullmatch(r"(\d+)\.(\d+)", line))]
     return max(found, default=None)

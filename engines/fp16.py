@@ -44,10 +44,13 @@ _LIMIT = float(np.finfo(np.float16).max)
 
 
 def half_precision(model: onnx.ModelProto, keep_single: Collection[str] = ()) -> onnx.ModelProto:
-    """A copy of model, same inputs and outputs. Raises LineamentError when a weight is too large for half precision.
+    """A copy of model, same inputs and outputs. Raises LineamentError when a weight is too large for half precision,
+    or the model quantized.
 
     keep_single: names, in the copy, of nodes to leave in single precision. Every node of the copy has a unique name.
     """
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        raise LineamentError("the model is quantized for CPUs; give the .onnx or checkpoint that it was made from")
     typed = _with_types(model)
     _name_nodes(typed.graph)
     _cast_pixels_first(typed.graph)

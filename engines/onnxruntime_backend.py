@@ -46,7 +46,7 @@ class OnnxRuntimeLandmarker(FileLandmarker):
         if (provider := _PROVIDERS[device]) not in (present := onnxruntime.get_available_providers()):
             raise LineamentError(
                 f"{path} cannot run on {device}: this ONNX Runtime {onnxruntime.__version__} has {', '.join(present)}, "
-                f"not {provider}; `pip uninstall onnxruntime`, then `pip install onnxruntime-gpu`"
+                f"not {provider}; `pip uninstall onnxruntime`, then `pip install 'onnxruntime-gpu[cuda,cudnn]'`"
             )
         if device != "cpu":
             _load_libraries(onnxruntime, device)

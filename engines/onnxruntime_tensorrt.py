@@ -40,8 +40,6 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path, release: str) -> tupl
     the provider names an engine by the names in the graph, not by its weights (microsoft/onnxruntime issue 6455), and
     opens those of other releases.
     """
-    if card.precision == "int8":
-        raise LineamentError(f"{path} is quantized for CPUs; give device 'tensorrt' the .onnx that it was made from")
     try:
         import onnx
     except ImportError:
@@ -50,8 +48,8 @@ def for_tensorrt(path: Path, card: ModelCard, cache: Path, release: str) -> tupl
         ) from None
     try:
         model = half_precision(onnx.load(path))
-    except LineamentError:
-        raise
+    except LineamentError as error:
+        raise LineamentError(f"device 'tensorrt' cannot run {path}: {error}") from None
     except Exception as error:  # onnx's exceptions have no other common base
         reason = " ".join(str(error).split())[:200]
         raise LineamentError(f"{path} cannot be written in half precision: {reason}; {REMAKE}") from error

@@ -11,6 +11,7 @@ engines/deepstream.py has nvinfer's.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -123,13 +124,16 @@ def _write_onnx(cfg: ServingConfig, path: Path) -> None:
     if file.input.shape[0] is not None:
         raise LineamentError(f"{path} has a fixed batch size, expected a dynamic one; {REMAKE}")
     name, half = _name(cfg, file.card), half_precision(file.model)
+    graph = half.SerializeToString()
     config = triton_config(name, file, cfg.max_batch)
     if cfg.tensorrt:
-        config += _tensorrt_provider(name, file.card, cfg.max_batch)
+        # the provider names an engine by the names in the graph, not by its weights (microsoft/onnxruntime 6455)
+        cache = f"{CACHE}/{name}-{hashlib.sha256(graph).hexdigest()[:16]}"
+        config += _tensorrt_provider(cache, file.card, cfg.max_batch)
     triton, deepstream = cfg.out / "triton" / name, cfg.out / "deepstream"
-    _put(triton / "1" / "model.onnx", half.SerializeToString() if cfg.tensorrt else path.read_bytes())
+    _put(triton / "1" / "model.onnx", graph if cfg.tensorrt else path.read_bytes())
     _put(triton / "config.pbtxt", config.encode())
-    _put(deepstream / "landmarks.onnx", planar(half).SerializeToString())
+    _put_for_nvinfer(deepstream / "landmarks.onnx", planar(half).SerializeToString())
     config = nvinfer_config(file.card, cfg.max_batch, cfg.face_class)
     _put(deepstream / "config_infer_landmarks.txt", config.encode())
 
@@ -153,6 +157,15 @@ def _write_plan(cfg: ServingConfig, path: Path) -> None:
     config = triton_config(name, file._replace(card=header.card), most, plan_usual=usual)
     _put(triton / "config.pbtxt", config.encode())
     log.info("the plan needs %s, and a Triton with TensorRT %s", key.gpu, key.library_version)
+
+
+def _put_for_nvinfer(path: Path, graph: bytes) -> None:
+    """Also removes the engines that nvinfer built of another graph, which it would open whatever the weights."""
+    if not path.is_file() or path.read_bytes() != graph:
+        for engine in path.parent.glob(f"{path.name}_b*.engine"):
+            engine.unlink()
+            log.info("removed %s, which was built of another model", engine)
+    _put(path, graph)
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -225,12 +238,12 @@ def _tensor(port: Port) -> str:
     return f'{{ name: "{port.name}" data_type: {_TYPES[port.dtype]} {dims} }}'
 
 
-def _tensorrt_provider(name: str, card: ModelCard, max_batch: int) -> str:
+def _tensorrt_provider(cache: str, card: ModelCard, max_batch: int) -> str:
     """For a graph in half precision: TensorRT 11 runs it in its own types, earlier releases only if FP16 is allowed."""
     parameters = {
         "precision_mode": "FP16",
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": f"{CACHE}/{name}",
+        "trt_engine_cache_path": cache,
         **profile_options(card.input_hw, (1, max_batch, max_batch)),
     }
     lines = [f'  parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items()]

@@ -86,8 +86,7 @@ def build(
 
     source: the model as the user named it, for later error messages. progress: show a bar on the terminal.
     """
-    if not 1 <= batches[0] <= batches[1] <= batches[2]:
-        raise LineamentError(f"batches are {batches}, expected fewest, usual and most crops per call, such as 1 1 16")
+    check_batches(batches)
     card = replace(read_card(onnx_path), precision="fp16")
     single = _dynamic_graph(onnx_path)
     lib = library(name)
@@ -112,6 +111,12 @@ def build(
     write_engine(path, card, key, source, plans, in_single)
     checked = f"{n_half} of {n_half + n_single} layers in the network, {seen}{_moved(in_single)}"
     return BuildReport(path, key, path.stat().st_size, build_s, n_half, n_single, in_single, checked)
+
+
+def check_batches(batches: tuple[int, int, int]) -> None:
+    """Raises LineamentError unless they are in order."""
+    if not 1 <= batches[0] <= batches[1] <= batches[2]:
+        raise LineamentError(f"batches are {batches}, expected fewest, usual and most crops per call, such as 1 1 16")
 
 
 Profile = Mapping[str, Sequence[tuple[int, ...]]]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from lineament.engines import driver
 from lineament.engines.portrait import portrait
 from lineament.landmarks.types import U8, LineamentError
 from tests.rtsp import rtsp_server
@@ -26,6 +27,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 settings.register_profile("same", derandomize=True, deadline=None)
 if "LINEAMENT_FUZZ" not in os.environ:
     settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def the_driver_is_looked_for_again() -> Iterator[None]:
+    """Some tests play another."""
+    driver.installed.cache_clear()
+    yield
+    driver.installed.cache_clear()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

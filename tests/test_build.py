@@ -97,6 +97,7 @@ def test_an_engine_far_from_pytorch_is_not_kept(model: Path, tmp_path: Path, mon
         key = SimpleNamespace(gpu=ANY_RTX)
         return SimpleNamespace(build_s=1.0, checked="", in_single=(), key=key)
 
+    monkeypatch.setattr(build, "library", lambda name: None)
     monkeypatch.setattr(build, "build", lambda path, out, *others, **more: wrong(path, out))
     real = build.run_onnx
     monkeypatch.setattr(build, "run_onnx", lambda data, rgb: real(data, rgb) + np.float32(0.01))
@@ -203,6 +204,22 @@ def swapped(graph: Any) -> Any:
     (channels,) = [tensor for tensor in graph.graph.initializer if tensor.name == "channels"]
     channels.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 1, 2]), "channels"))
     return graph
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said"),
+    [
+        (BuildConfig(Path("student"), target="tensorrt"), "no NVIDIA driver"),
+        (BuildConfig(Path("student"), batches=(4, 1, 16)), r"batches are \(4, 1, 16\), expected"),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_the_model_is_exported(
+    cfg: BuildConfig, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", no_gpu)
+    monkeypatch.setattr(build, "_exported", lambda *args: pytest.fail("it was exported"))
+    with pytest.raises(LineamentError, match=said):
+        run(cfg)
 
 
 def test_a_model_that_cannot_be_built_does_not_stop_the_others(

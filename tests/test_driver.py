@@ -36,6 +36,7 @@ def nvidia_smi(tmp_path: Path) -> NvidiaSmi:
     """Writes an nvidia-smi that answers as the real one; returns its folder."""
 
     def write(version: str, name: str = "Tesla T4", capability: str = "7.5", fails: str = "", n: int = 1) -> Path:
+        driver.installed.cache_clear()
         (folder := tmp_path / "bin").mkdir(exist_ok=True)
         unknown = "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2"
         answer = f"echo {capability}" if capability else unknown
@@ -61,6 +62,48 @@ def on_the_bus(folder: Path, vendor: str = "0x10de", kind: str = "0x030200") -> 
     (device / "vendor").write_text(f"{vendor}\n")
     (device / "class").write_text(f"{kind}\n")
     return folder / "pci"
+
+
+# ---- what nvidia-smi says
+
+
+def answering(tmp_path: Path, lines: str, code: int) -> driver.Driver | None:
+    """The driver, if nvidia-smi prints these lines."""
+    (folder := tmp_path / "bin").mkdir(exist_ok=True)
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '%b' '{lines}'\nexit {code}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    driver.installed.cache_clear()
+    return driver.installed()
+
+
+@pytest.mark.parametrize("code", [0, 14])
+def test_a_warning_after_the_answer_is_no_failure(code: int, tmp_path: Path) -> None:
+    warning = "WARNING: infoROM is corrupted at gpu 0000:00:1E.0"
+    here = answering(tmp_path, f"535.183.01, NVIDIA L4\\n{warning}\\n", code)
+    assert here is not None and here.shows_gpu and here.suffix == "-cu12" and not here.obstacle
+    assert here == driver.Driver("535.183.01", ("NVIDIA L4",))
+
+
+@pytest.mark.parametrize(("said", "code"), [("No devices were found", 0), ("No devices were found", 6), ("", 9)])
+def test_an_answer_without_a_gpu_is_a_failure_in_its_words(said: str, code: int, tmp_path: Path) -> None:
+    here = answering(tmp_path, f"{said}\\n" if said else "", code)
+    assert here == driver.Driver(failure=said or "exit code 9") and not here.shows_gpu
+    assert answering(tmp_path, "", 0) == driver.Driver()
+
+
+def test_a_failure_under_wsl_counts_as_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPUs are not on a PCI bus."""
+    (tmp_path / "dxg").touch()
+    monkeypatch.setattr(driver, "_WSL", tmp_path / "dxg")
+    here = answering(tmp_path, "Failed to initialize NVML: GPU access blocked by the operating system", 17)
+    assert here is not None and here.shows_gpu and "GPU access blocked" in here.obstacle
+
+
+def test_a_driver_is_asked_once(nvidia_smi: NvidiaSmi) -> None:
+    nvidia_smi("580.65.06")
+    first = driver.installed()
+    (Path(os.environ["PATH"]) / "nvidia-smi").unlink()
+    assert driver.installed() is first
 
 
 # ---- what fits
@@ -149,6 +192,7 @@ def test_a_gpu_that_tensorrt_does_not_support_is_an_obstacle(nvidia_smi: NvidiaS
 def test_a_machine_without_a_driver_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.installed() is None
     monkeypatch.setattr(driver, "_WSL", tmp_path)
+    driver.installed.cache_clear()
     assert driver.installed() == Driver(), "under WSL it is that of Windows, of unknown version without nvidia-smi"
     monkeypatch.setattr(driver, "_WSL", tmp_path / "absent")
     assert driver.install_gpu() == "`pip install -r requirements-gpu.txt`"
@@ -222,6 +266,15 @@ def test_make_installs_what_fits_the_driver_and_removes_what_does_not(
     bindings = "tensorrt-cu12-bindings tensorrt-cu13-bindings"
     assert f"-m pip uninstall --quiet --yes {other} {other}-libs {bindings}" in setup.done
     assert setup.done[-1] == "-m engines.build" and (setup.venv / ".gpu").exists()
+
+
+def test_make_installs_again_after_a_change_of_the_driver(nvidia_smi: NvidiaSmi, tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    for version, fitting in (("580.65.06", "gpu"), ("580.95.05", ""), ("550.54.15", "gpu-cu12"), ("535.183.01", "")):
+        before = len(setup.files)
+        assert setup.make("engine", smi=nvidia_smi(version)).returncode == 0
+        new = [name for name in setup.files[before:] if "train" not in name]
+        assert new == ([f"requirements-{fitting}.txt"] if fitting else [])
 
 
 def test_training_takes_the_torch_that_fits_too(nvidia_smi: NvidiaSmi, tmp_path: Path) -> None:
@@ -375,10 +428,11 @@ def test_without_a_gpu_the_files_for_the_cpu_are_all_that_is_wanted(
         nvidia_smi("580.65.06")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     given(monkeypatch, "this machine has no NVIDIA driver; install it", {"tensorrt"})
-    assert targets("auto") == Targets(["cpu"], "", "this machine has no NVIDIA driver; install it")
+    reason = "CUDA_VISIBLE_DEVICES hides Tesla T4" if hidden else "this machine has no NVIDIA driver; install it"
+    assert targets("auto") == Targets(["cpu"], "", reason)
     code, said = made(tmp_path, monkeypatch, capsys)
     assert code == 0 and not said
-    assert caplog.messages == ["no engine for a GPU: this machine has no NVIDIA driver"]
+    assert caplog.messages == [f"no engine for a GPU: {reason.partition(';')[0]}"]
 
 
 def made(

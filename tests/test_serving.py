@@ -138,6 +138,26 @@ def test_the_tensorrt_provider_gets_a_half_graph_and_a_profile_of_its_batches(ou
     assert distances_px(*points).max() < 0.2
 
 
+def test_a_retrained_model_does_not_run_in_the_engines_of_the_one_before(tmp_path: Path) -> None:
+    """Both servers would open them: their names say nothing of the weights."""
+    model = onnx.load(STUDENT)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * np.float32(1.01), bias.name))
+    onnx.save(model, tmp_path / "later.onnx")
+    caches = []
+    engine = tmp_path / "out" / "deepstream" / "landmarks.onnx_b16_gpu0_fp32.engine"
+    for name, is_kept in ((str(STUDENT), True), (str(STUDENT), True), (str(tmp_path / "later.onnx"), False)):
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        write(ServingConfig(name, tmp_path / "out", tensorrt=True))
+        if not caches:
+            engine.write_bytes(b"built by nvinfer")
+        assert engine.exists() == is_kept
+        config = read_config((tmp_path / "out" / "triton" / "student" / "config.pbtxt").read_text())
+        (provider,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        caches.append(provider.parameters["trt_engine_cache_path"])
+    assert caches[0] == caches[1] != caches[2] and all(cache.startswith("/cache/student-") for cache in caches)
+
+
 def engine(folder: Path, **changes: Any) -> Path:
     """An .engine of the student, with its .onnx beside it as `make engine` leaves it."""
     (folder / "best.onnx").write_bytes(STUDENT.read_bytes())
@@ -190,7 +210,11 @@ def test_a_checkpoint_is_exported_and_a_net_without_presence_has_one_output(tmp_
 
 
 def test_a_wrong_model_or_option_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fixed = onnx.load(STUDENT)
+    fixed, quantized = onnx.load(STUDENT), onnx.load(STUDENT)
+    quantized.graph.node.append(onnx.helper.make_node("DequantizeLinear", ["q", "scale"], ["dequantized"]))
+    quantized.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3, np.uint8), "q"))
+    quantized.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "scale"))
+    onnx.save(quantized, tmp_path / "int8.onnx")
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(fixed, tmp_path / "fixed.onnx")
     for args, said in (
@@ -198,6 +222,7 @@ def test_a_wrong_model_or_option_ends_in_one_line(tmp_path: Path, capsys: pytest
         (["mesh"], "mesh cannot be served"),
         ([str(tmp_path / "no.onnx")], "no model file at"),
         ([str(tmp_path / "fixed.onnx")], "has a fixed batch size, expected a dynamic one"),
+        ([str(tmp_path / "int8.onnx")], "the model is quantized for CPUs; give the .onnx or checkpoint"),
         (["student", "--max-batch", "0"], "got max_batch 0, face_class 0; expected 1 to 1024"),
         (["student", "--name", "a/b"], "'a/b' cannot be the name of a model in Triton; give --name"),
         (["student", "--name", ".."], "'..' cannot be the name of a model in Triton; give --name"),

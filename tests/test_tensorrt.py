@@ -562,6 +562,7 @@ def test_a_missing_package_is_named_with_the_command_to_install_it(
         (tmp_path / "no", "no NVIDIA driver"),
     ):
         monkeypatch.setattr(driver, "_KERNEL_DRIVER", version)
+        driver.installed.cache_clear()
         with pytest.raises(LineamentError, match=said):
             first_gpu()
         with pytest.raises(LineamentError, match=said):
