@@ -351,16 +351,20 @@ def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Conte
     for name in ("tensorrt", "tensorrt-rtx"):
         if not installed(name):
             continue
-        engine = cfg.out / f"{path.stem}-{name}.engine"
-        try:
-            gpu = first_gpu()
-            if name == "tensorrt-rtx" and not runs_rtx(gpu):
-                raise LineamentError(f"it runs on {RTX_RUNS_ON}, but this machine has {gpu.name}")
-            report = build(path, engine, name, str(cfg.model), batches=(1, 1, max(cfg.batches)))
-        except LineamentError as error:
-            log.warning("%s is left out: %s", name, error)
-            continue
-        yield _file(engine, cfg, name, build_s + report.build_s)
+        most = max(cfg.batches)
+        # TensorRT-RTX compiles for each batch size when it runs
+        for usual in sorted({1, most} if name == "tensorrt" else {1}):
+            engine = cfg.out / f"{path.stem}-{name}-{usual}.engine"
+            try:
+                gpu = first_gpu()
+                if name == "tensorrt-rtx" and not runs_rtx(gpu):
+                    raise LineamentError(f"it runs on {RTX_RUNS_ON}, but this machine has {gpu.name}")
+                report = build(path, engine, name, str(cfg.model), batches=(1, usual, most))
+            except LineamentError as error:
+                log.warning("%s is left out: %s", name, error)
+                break
+            tuned = name if usual == 1 else f"{name}, tuned for {usual}"
+            yield _file(engine, cfg, tuned, build_s + report.build_s)
 
 
 def _file(path: Path, cfg: BenchConfig, name: str = "", build_s: float = 0.0) -> Contender:

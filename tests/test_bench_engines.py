@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -145,6 +146,25 @@ def test_a_runtime_that_cuts_crops_itself_is_timed_both_ways(tmp_path: Path, mon
     (row,) = bench(BenchConfig(path, out=tmp_path / "out", n=2, batches=(1, 2)))
     assert set(row.latency) == set(row.on_frame) == set(row.cut_on_cpu) == {1, 2}
     assert FakeCuda.made[-1].captures == 4, "each batch size with crops from the CPU and from the GPU"
+
+
+def test_tensorrt_is_timed_as_tuned_for_one_crop_and_for_the_largest_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It picks its kernels for one batch size, and runs the others with them."""
+    tuned: list[tuple[int, int, int]] = []
+
+    def built(onnx: Path, path: Path, name: str, source: str, batches: tuple[int, int, int]) -> SimpleNamespace:
+        tuned.append(batches)
+        return SimpleNamespace(build_s=1.0)
+
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", lambda: Gpu("NVIDIA H100", (9, 0)))
+    monkeypatch.setattr("lineament.engines.tensorrt_library.installed", lambda name: name == "tensorrt")
+    monkeypatch.setattr("lineament.engines.tensorrt_build.build", built)
+    cfg = BenchConfig(tmp_path / "tiny.onnx", out=tmp_path, batches=(1, 8, 64))
+    made = list(bench_module._by_tensorrt(tmp_path / "tiny.onnx", cfg, 0.0))
+    assert [one.name for one in made] == ["tensorrt", "tensorrt, tuned for 64"]
+    assert tuned == [(1, 1, 64), (1, 64, 64)] and len({one.path for one in made}) == 2
 
 
 def test_the_frame_of_the_bench_has_a_face_in_every_crop() -> None:
