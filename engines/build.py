@@ -128,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print("\n".join(["", *advice(str(model), rows, cfg.data is not None), ""]), flush=True)
         kept += [str(row.path) for row in rows if row.ms is not None]
     if wanted.gpu and wanted.obstacle:
-        files = ", ".join(dict.fromkeys(kept))
+        files = ", ".join(dict.fromkeys(kept)) or "nothing"
         raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.obstacle}. Kept for the CPU: {files}")
     if failed:
         raise LineamentError(f"{', '.join(failed)} could not be built, for the reasons above")
