@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCEPTED = ROOT / ".ci" / "advisories.toml"
@@ -72,26 +73,39 @@ class Accepted:
 
 
 def main() -> int:
-    files = sorted(ROOT.glob("requirements*.txt"))
-    pinned = ["--no-deps", "--disable-pip", *(word for file in files for word in ("--requirement", str(file)))]
     findings: set[Finding] = set()
     complete = True
     try:
         accepted = read_accepted(ACCEPTED)
-        for what, args in (("pinned", pinned), ("installed", ["--local"])):
-            try:
-                service, found, unknown = ask(args)
-            except UnreachableError as error:
-                print(f"NOT AUDITED, what is {what}: {error}. Run `make audit` where PyPI can be reached.")
-                complete = False
-                continue
-            findings |= found
-            known = f"; it does not know {', '.join(unknown)}" if unknown else ""
-            print(f"what is {what}: {len(found)} known vulnerabilities, says {service}{known}")
+        with TemporaryDirectory() as folder:
+            for what, args in (*pinned(Path(folder)), ("installed", ["--local"])):
+                try:
+                    service, found, unknown = ask(args)
+                except UnreachableError as error:
+                    print(f"NOT AUDITED, what is {what}: {error}. Run `make audit` where PyPI can be reached.")
+                    complete = False
+                    continue
+                findings |= found
+                known = f"; it does not know {', '.join(unknown)}" if unknown else ""
+                print(f"what is {what}: {len(found)} known vulnerabilities, says {service}{known}")
     except BrokenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return verdict(findings, accepted, date.today(), complete)
+
+
+def pinned(folder: Path) -> list[tuple[str, list[str]]]:
+    """What to audit, and the arguments of pip-audit. It refuses two versions of a package, so the pins for CUDA 12 are
+    copied to a file in folder: without what they include, and without +cu126, which no service knows."""
+    cu12 = sorted(ROOT.glob("requirements*-cu12.txt"))
+    pins = [pin for file in cu12 for pin in re.findall(r"^[\w.-]+==[\w.]+", file.read_text(), re.MULTILINE)]
+    (folder / "requirements-cu12.txt").write_text("\n".join(pins) + "\n")
+    others = [file for file in sorted(ROOT.glob("requirements*.txt")) if file not in cu12]
+    offline = ["--no-deps", "--disable-pip"]
+    return [
+        (what, [*offline, *(word for file in files for word in ("--requirement", str(file)))])
+        for what, files in (("pinned", others), ("pinned for CUDA 12", [folder / "requirements-cu12.txt"]))
+    ]
 
 
 def ask(args: Sequence[str]) -> tuple[str, set[Finding], list[str]]:

@@ -139,10 +139,10 @@ EMPTY, OFFLINE, BROKEN = (0, answer(UNKNOWN), ""), (1, "", UNREACHED[0]), (1, ""
         (CLEAN, CLEAN, 0, 0),
         (BAD, CLEAN, 1, 0),
         (CLEAN, BAD, 1, 0),
-        (EMPTY, OFFLINE, 0, 2),
+        (EMPTY, OFFLINE, 0, 3),
         (BAD, OFFLINE, 1, 1),
         (BROKEN, OFFLINE, 1, 0),
-        (OFFLINE, BROKEN, 1, 1),
+        (OFFLINE, BROKEN, 1, 2),
     ],
 )
 def test_the_build_fails_for_a_vulnerability_or_a_fault_and_not_for_want_of_a_network(
@@ -158,6 +158,22 @@ def test_the_build_fails_for_a_vulnerability_or_a_fault_and_not_for_want_of_a_ne
     shown = capsys.readouterr()
     assert shown.out.count("NOT AUDITED") == not_audited
     assert bool(shown.err) == (BROKEN in (pinned, installed))
+
+
+def test_every_pin_is_audited(tmp_path: Path) -> None:
+    given = {
+        line.split(";")[0].split("+")[0].strip()
+        for _, args in audit.pinned(tmp_path)
+        for file in args[3::2]
+        for line in Path(file).read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    for file in audit.ROOT.glob("requirements*.txt"):
+        for line in file.read_text().splitlines():
+            if "==" in line and not line.startswith("#"):
+                assert line.split(";")[0].split("+")[0].strip() in given
+    majors = {pin.partition("==")[2].partition(".")[0] for pin in given if pin.startswith("cuda-bindings==")}
+    assert majors == {"12", "13"}
 
 
 def test_where_the_first_service_knows_nothing_the_second_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,5 +217,5 @@ def test_pip_audit_reads_every_file_of_requirements_and_no_network_is_no_failure
     command = [sys.executable, ".ci/audit.py"]
     done = subprocess.run(command, cwd=audit.ROOT, env=shut, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    for what in ("pinned", "installed"):
+    for what in ("pinned", "pinned for CUDA 12", "installed"):
         assert f"NOT AUDITED, what is {what}: pypi cannot be reached; osv cannot be reached" in done.stdout
