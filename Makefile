@@ -24,6 +24,8 @@ APT_TEST := xvfb python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 APT_BROWSER := chromium
 
 .DEFAULT_GOAL := help
+# `driver` decides whether .gpu is made
+.NOTPARALLEL:
 .PHONY: help stream demo bench-demo engine driver bench bench-engines soak cluster-demo fit-mesh train b5 test audit lock lint types apt clean
 
 help:
@@ -66,7 +68,7 @@ engine: $(if $(NVIDIA),driver) $(VENV)/.train $(if $(NVIDIA),$(VENV)/.gpu)
 # Before gigabytes are installed: can TensorRT run on this driver and GPU? Does what was installed fit the driver of today?
 driver: | $(VENV)/bin/python
 	@fitting="$$($(PY) -I engines/driver.py gpu)" || exit 1; \
-	[ ! -e $(VENV)/.gpu ] || [ "$$(cat $(VENV)/.gpu)" = "$$fitting" ] || rm $(VENV)/.gpu
+	[ -z "$$fitting" ] || [ ! -e $(VENV)/.gpu ] || [ "$$(cat $(VENV)/.gpu)" = "$$fitting" ] || rm $(VENV)/.gpu
 
 bench: $(VENV)/.bench
 	@$(PY) -m stream.bench $(ARGS)
@@ -143,6 +145,7 @@ $(VENV)/.train: requirements-train.txt requirements-train-cu12.txt $(VENV)/.serv
 $(VENV)/.gpu: requirements-gpu.txt requirements-gpu-cu12.txt $(VENV)/.train
 	@fitting="$$($(PY) -I engines/driver.py gpu 2>/dev/null)"; [ -n "$$fitting" ] || exit 0; \
 	case "$$fitting" in *cu12*) other=tensorrt-cu13;; *) other=tensorrt-cu12;; esac; \
+	! $(PY) -m pip show --quiet $$other-bindings >/dev/null 2>&1 || \
 	$(PY) -m pip uninstall --quiet --yes $$other $$other-libs tensorrt-cu12-bindings tensorrt-cu13-bindings 2>/dev/null; \
 	echo "installing TensorRT from $$fitting, once; about 2 GB"; \
 	if $(call pip,-r "$$fitting"); then echo "$$fitting" > $@; \

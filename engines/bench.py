@@ -355,15 +355,15 @@ def _by_tensorrt(path: Path, cfg: BenchConfig, build_s: float) -> Iterator[Conte
         # TensorRT-RTX compiles for each batch size when it runs
         for usual in sorted({1, most} if name == "tensorrt" else {1}):
             engine = cfg.out / f"{path.stem}-{name}-{usual}.engine"
+            tuned = name if usual == 1 else f"{name}, tuned for {usual}"
             try:
                 gpu = first_gpu()
                 if name == "tensorrt-rtx" and not runs_rtx(gpu):
                     raise LineamentError(f"it runs on {RTX_RUNS_ON}, but this machine has {gpu.name}")
                 report = build(path, engine, name, str(cfg.model), batches=(1, usual, most))
             except LineamentError as error:
-                log.warning("%s is left out: %s", name, error)
+                log.warning("%s is left out: %s", tuned, error)
                 break
-            tuned = name if usual == 1 else f"{name}, tuned for {usual}"
             yield _file(engine, cfg, tuned, build_s + report.build_s)
 
 

@@ -113,7 +113,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if wanted.obstacle:
         log.info("no engine for a GPU: %s", wanted.obstacle if wanted.gpu else wanted.obstacle.partition(";")[0])
     kept: list[str] = []
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     models = [cfg.model] if cfg.model else list(map(Path, engines.CHECKPOINTS))
     for model in models:
         try:
@@ -122,7 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if len(models) == 1:
                 raise
             log.error("%s: %s", model, error)
-            failed.append(str(model))
+            failed[str(model)] = str(error)
             continue
         print(table(rows))
         print("\n".join(["", *advice(str(model), rows, cfg.data is not None), ""]), flush=True)
@@ -131,7 +131,9 @@ def main(args: Sequence[str] | None = None) -> int:
         files = ", ".join(dict.fromkeys(kept)) or "nothing"
         raise LineamentError(f"no engine was built for {wanted.gpu}: {wanted.obstacle}. Kept for the CPU: {files}")
     if failed:
-        raise LineamentError(f"{', '.join(failed)} could not be built, for the reasons above")
+        reasons = set(failed.values())
+        why = f": {reasons.pop()}" if len(reasons) == 1 else ", for the reasons above"
+        raise LineamentError(f"{', '.join(failed)} could not be built{why}")
     return 0
 
 

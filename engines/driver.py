@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -79,10 +80,10 @@ class Driver(NamedTuple):
 @cache
 def installed() -> Driver | None:
     """The driver of this machine; None if it has none."""
+    if shutil.which("nvidia-smi") is None:  # a folder on PATH that is closed to us would raise another error
+        return Driver(_kernel_version()) if _KERNEL_DRIVER.exists() or _WSL.exists() else None
     try:
         done = _query("driver_version,name")
-    except FileNotFoundError:
-        return Driver(_kernel_version()) if _KERNEL_DRIVER.exists() or _WSL.exists() else None
     except (OSError, subprocess.TimeoutExpired) as error:
         return Driver(_kernel_version(), failure=str(error)[:200])
     # whatever the exit code: it is 14 after a mere warning of a corrupt infoROM

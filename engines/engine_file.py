@@ -44,7 +44,7 @@ RTX_RUNS_ON = "RTX GPUs of compute capability 8.6, 8.9 or 12.x (RTX 30, 40, 50 a
 
 _NUMBERS = struct.Struct("<IQ")
 _MAX_JSON = 1 << 20
-_MOST_CROPS = 4096
+MOST_CROPS = 4096
 """per call: an engine allocates memory for all"""
 
 
@@ -243,8 +243,8 @@ def _parsed(path: Path, values: Any) -> PlanHeader:
     if key["library"] not in get_args(LibraryName):
         raise ValueError(f"its key has library {key['library']!r}, expected one of {', '.join(get_args(LibraryName))}")
     fewest, usual, most = key["batches"]
-    if not 0 < fewest <= usual <= most <= _MOST_CROPS:
-        raise ValueError(f"its key has batches {key['batches']}, expected ascending numbers from 1 to {_MOST_CROPS}")
+    if not 0 < fewest <= usual <= most <= MOST_CROPS:
+        raise ValueError(f"its key has batches {key['batches']}, expected ascending numbers from 1 to {MOST_CROPS}")
     plans = tuple((str(plan["name"]), int(plan["bytes"]), str(plan["sha256"])) for plan in values["plans"])
     if any(length < 0 for _, length, _ in plans):
         raise ValueError("a plan has a negative length")

@@ -95,7 +95,7 @@ class TensorRtLandmarker(FileLandmarker):
             except LineamentError as error:  # such as no memory left; if the net fails too, so does the call below
                 log.warning("%s has its crops cut on the CPU from now on: %s", self._path.name, error)
                 self._idle()
-                self._cutter = None
+                self._close_cutter()
         return self(rgb_crops(bgr, crop_from_frame, self._card.input_hw))
 
     def _parts(self, frame_hw3: tuple[int, ...], crop_from_frame: Sequence[F64]) -> list[tuple[Window, Sequence[F64]]]:
@@ -163,6 +163,11 @@ class TensorRtLandmarker(FileLandmarker):
                 return partial(self._cuda.launch, graph, self._stream)
         return work
 
+    def _close_cutter(self) -> None:
+        if self._cutter is not None:
+            self._cutter.close()
+            self._cutter = None
+
     def _idle(self) -> None:
         """Waits, also after an error: a context in use must not be freed."""
         with suppress(LineamentError):
@@ -173,7 +178,8 @@ class TensorRtLandmarker(FileLandmarker):
         # contexts before the memory that they use
         self._launches.clear()
         self._contexts.clear()
-        del self._net, self._cutter, self._rgb, self._found
+        self._close_cutter()
+        del self._net, self._rgb, self._found
         self._cuda.close()
 
 
@@ -300,6 +306,10 @@ class _Cutter:
         self._part_gpu = 0
         self._placed: tuple[tuple[int, ...], int] | None = None
         """shape of the part and number of crops that the context is ready for"""
+
+    def close(self) -> None:
+        """The context first: it uses what the net owns."""
+        del self._context
 
     def window(self, frame_hw3: tuple[int, ...], crop_from_frame: Sequence[F64]) -> Window | None:
         """The part of a frame of that shape to cut the crops from; None if they are better cut on the CPU."""

@@ -24,6 +24,7 @@ from lineament.engines.driver import install_gpu
 from lineament.engines.engine_file import (
     ANY_RTX,
     CROP_PLAN,
+    MOST_CROPS,
     POINTS_PLAN,
     RTX_CAPABILITY,
     LibraryName,
@@ -114,9 +115,12 @@ def build(
 
 
 def check_batches(batches: tuple[int, int, int]) -> None:
-    """Raises LineamentError unless they are in order."""
-    if not 1 <= batches[0] <= batches[1] <= batches[2]:
-        raise LineamentError(f"batches are {batches}, expected fewest, usual and most crops per call, such as 1 1 16")
+    """Raises LineamentError unless they are in order and an engine may have them."""
+    if not 1 <= batches[0] <= batches[1] <= batches[2] <= MOST_CROPS:
+        raise LineamentError(
+            f"batches are {batches}, expected fewest, usual and most crops per call, such as 1 1 16, "
+            f"at most {MOST_CROPS}"
+        )
 
 
 Profile = Mapping[str, Sequence[tuple[int, ...]]]
@@ -270,8 +274,11 @@ class _PlanBuild:
             raise _NoKernelError(str(failed), self._logger.messages)
         self._keep_timings(config)
         if self._cache_path is not None:
-            self._cache_path.parent.mkdir(parents=True, exist_ok=True)
-            self._cache_path.write_bytes(self._timings)
+            try:
+                self._cache_path.parent.mkdir(parents=True, exist_ok=True)
+                self._cache_path.write_bytes(self._timings)
+            except OSError as error:
+                log.warning("cannot keep timings for the next build in %s: %s", self._cache_path, error.strerror)
         return bytes(memoryview(plan))
 
     def layers(self, plan: bytes) -> str | None:

@@ -86,7 +86,7 @@ def test_a_checkpoint_is_run_by_every_runtime_there_is(told: tuple[str, Path]) -
             assert set(measured) == {"1", "3"}
             for batch, (p50_ms, p95_ms, crops_per_s) in ((int(b), v.values()) for b, v in measured.items()):
                 assert 0 < p50_ms <= p95_ms and crops_per_s == pytest.approx(batch / p50_ms * 1000)
-        assert row["cut_on_cpu"] == {}, "none of these cuts crops on a GPU"
+        assert bool(row["cut_on_cpu"]) == row["name"].startswith("tensorrt"), "others do not cut crops on a GPU"
         assert row["nme"] > 5, "an untrained net is far off"
 
 
@@ -95,7 +95,7 @@ def test_what_was_built_took_time_and_lies_near_pytorch(told: tuple[str, Path]) 
     first = rows.pop("torch cpu")
     assert first["build_s"] == first["away_px"] == 0
     for row in rows.values():
-        assert row["build_s"] > 0 and row["away_px"] < 5
+        assert (row["build_s"] > 0 or row["name"] == "torch cuda") and row["away_px"] < 5
     assert rows["onnxruntime"]["away_px"] < 0.05 and rows["onnxruntime"]["nme"] == pytest.approx(first["nme"], abs=0.01)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lineament import engines
-from lineament.engines import build, openvino_build
+from lineament.engines import build, driver, openvino_build
 from lineament.engines.build import BuildConfig, Row, advice, main, run, table, targets
 from lineament.engines.engine_file import ANY_RTX, CROP_PLAN, Gpu, read_header, read_plans
 from lineament.engines.model_file import read_card
@@ -51,6 +51,12 @@ H200, RTX_4090 = Gpu("NVIDIA H200", (9, 0)), Gpu("NVIDIA GeForce RTX 4090", (8, 
 
 def no_gpu() -> Gpu:
     raise LineamentError("this machine has no NVIDIA driver")
+
+
+@pytest.fixture
+def no_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lineament.engines.cuda.first_gpu", no_gpu)
+    monkeypatch.setattr(driver, "installed", lambda: None)
 
 
 @pytest.mark.usefixtures("no_int8")
@@ -151,6 +157,7 @@ def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.Capt
     assert "no model at" in said[0] and "neither a .safetensors" in said[1] and len(said) == 2
 
 
+@pytest.mark.usefixtures("no_nvidia")
 def test_without_a_model_all_that_ship_are_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +218,7 @@ def swapped(graph: Any) -> Any:
     [
         (BuildConfig(Path("student"), target="tensorrt"), "no NVIDIA driver"),
         (BuildConfig(Path("student"), batches=(4, 1, 16)), r"batches are \(4, 1, 16\), expected"),
+        (BuildConfig(Path("student"), batches=(1, 1, 5000)), "at most 4096"),
     ],
 )
 def test_what_cannot_be_built_is_said_before_the_model_is_exported(
@@ -222,6 +230,7 @@ def test_what_cannot_be_built_is_said_before_the_model_is_exported(
         run(cfg)
 
 
+@pytest.mark.usefixtures("no_nvidia")
 def test_a_model_that_cannot_be_built_does_not_stop_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -241,7 +250,7 @@ def test_a_model_that_cannot_be_built_does_not_stop_the_others(
     told = capsys.readouterr()
     assert "student: there is no kernel" in caplog.text
     assert "student-fast.onnx" in told.out and "make stream MODEL=b5\n" in told.out
-    assert told.err.splitlines()[-1] == "error: student could not be built, for the reasons above"
+    assert told.err.splitlines()[-1] == "error: student could not be built: there is no kernel"
 
 
 def test_b5_streams_by_its_name_from_the_file_that_was_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,7 +279,9 @@ def test_a_release_that_cannot_build_it_is_named_with_another(
     refuses: fake_builder.Refusal, n_builds: int, trt: FakeBuilderTrt, exported: Path, tmp_path: Path
 ) -> None:
     trt.refuses = refuses
-    with pytest.raises(LineamentError, match=r"tensorrt 11\.4\.0 cannot build.*pip install tensorrt==10\.16") as raised:
+    with pytest.raises(
+        LineamentError, match=r"tensorrt 11\.4\.0 cannot build.*pip install tensorrt(-cu12)?==10\.16"
+    ) as raised:
         built(exported, tmp_path)
     assert len(trt.built) == n_builds and not list(tmp_path.iterdir())
     assert ("even with" in str(raised.value)) == (n_builds > 1) and "\n" not in str(raised.value)
@@ -311,6 +313,14 @@ def test_timings_of_another_release_do_not_hide_that_a_kernel_is_missing(
     monkeypatch.setattr(tensorrt_library, "_NEXT_LAYER", "never printed")
     assert built(exported, tmp_path).in_single == (refused,)
     assert timings not in (tmp_path / "tiny.timing").read_bytes()
+
+
+def test_timings_that_cannot_be_kept_do_not_cost_the_engine(
+    trt: FakeBuilderTrt, exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tiny.timing").mkdir()
+    assert list(read_plans(built(exported, tmp_path).path)) == [POINTS_PLAN, CROP_PLAN]
+    assert "cannot keep timings for the next build" in caplog.text
 
 
 # ---- the crop plan is optional

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,6 +98,16 @@ def test_a_failure_under_wsl_counts_as_a_gpu(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(driver, "_WSL", tmp_path / "dxg")
     here = answering(tmp_path, "Failed to initialize NVML: GPU access blocked by the operating system", 17)
     assert here is not None and here.shows_gpu and "GPU access blocked" in here.obstacle
+
+
+def test_a_closed_folder_on_path_is_no_failure_of_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is in none of the folders then raises PermissionError."""
+
+    def closed(*args: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied", "nvidia-smi")
+
+    monkeypatch.setattr(driver.subprocess, "run", closed)
+    assert driver.installed() is None
 
 
 def test_a_driver_is_asked_once(nvidia_smi: NvidiaSmi) -> None:
@@ -236,11 +247,12 @@ class Setup:
         python.chmod(0o755)
         (self.venv / ".serve").touch()
 
-    def make(self, target: str, *more: str, smi: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def make(self, target: str, *more: str, smi: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """smi: the folder of an nvidia-smi."""
         path = os.pathsep.join([*([str(smi)] if smi else []), "/usr/bin", "/bin"])
         wanted = ["/usr/bin/make", "-C", str(ROOT), f"VENV={self.venv}", *target.split(), *more]
-        return subprocess.run(wanted, env={"PATH": path}, capture_output=True, text=True, timeout=60, check=False)
+        env["PATH"] = path
+        return subprocess.run(wanted, env=env, capture_output=True, text=True, timeout=60, check=False)
 
     @property
     def done(self) -> list[str]:
@@ -275,6 +287,15 @@ def test_make_installs_again_after_a_change_of_the_driver(nvidia_smi: NvidiaSmi,
         assert setup.make("engine", smi=nvidia_smi(version)).returncode == 0
         new = [name for name in setup.files[before:] if "train" not in name]
         assert new == ([f"requirements-{fitting}.txt"] if fitting else [])
+
+
+def test_make_keeps_what_is_installed_while_the_gpu_is_hidden(nvidia_smi: NvidiaSmi, tmp_path: Path) -> None:
+    setup, smi = Setup(tmp_path), nvidia_smi("580.65.06")
+    assert setup.make("engine", smi=smi).returncode == 0
+    before = setup.files
+    for hidden in ("", "0"):
+        assert setup.make("engine", smi=smi, CUDA_VISIBLE_DEVICES=hidden).returncode == 0
+    assert setup.files == before
 
 
 def test_training_takes_the_torch_that_fits_too(nvidia_smi: NvidiaSmi, tmp_path: Path) -> None:
@@ -313,6 +334,8 @@ def test_make_installs_no_tensorrt_for_another_target(args: str, nvidia_smi: Nvi
 
 
 def test_make_without_a_gpu_installs_no_tensorrt(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi", path="/usr/bin:/bin"):
+        pytest.skip("nvidia-smi is in a folder that make needs on its PATH")
     setup = Setup(tmp_path)
     done = setup.make("engine")
     assert done.returncode == 0 and not done.stderr

@@ -438,7 +438,7 @@ def test_running_out_of_memory_says_what_to_do(trt: FakeTrt, landmarker: TensorR
         ),
         (
             "Internal Error (Could not find any implementation for node node_Conv_1. In computeCosts at /_src/a.cpp:1)",
-            r"no kernel for a layer.*pip install tensorrt==10\.16\.1\.11",
+            r"no kernel for a layer.*pip install tensorrt(-cu12)?==10\.16\.1\.11",
         ),
         ("Could not find any implementation for node c due to insufficient workspace.", "no memory left"),
         ("Version tag does not match. Note: Current Version: 0, Serialized Engine Version: 43", "make engine"),
