@@ -220,18 +220,31 @@ def targets(target: Target) -> Targets:
         here = driver.installed() or driver.Driver()
         name = (", ".join(here.gpus) or "the NVIDIA GPU here") if here.shows_gpu else ""
         # the RTX engine is for other machines; this one needs a file, too
-        others: list[LibraryName] = ["tensorrt-rtx"] if installed("tensorrt-rtx") else []
+        others: list[LibraryName] = (
+            ["tensorrt-rtx"] if installed("tensorrt-rtx") and not _broken("tensorrt-rtx") else []
+        )
         obstacle = here.obstacle if here.shows_gpu or here.failure else ""
         if here.gpus and driver.hidden():
             obstacle = f"CUDA_VISIBLE_DEVICES hides {', '.join(here.gpus)}"
         return Targets([*others, "cpu"], name, obstacle or str(error))
     if gpu.compute_capability < driver.OLDEST_CAPABILITY:
         return Targets(["cpu"], gpu.name, driver.unsupported(gpu.name, gpu.compute_capability))
-    if installed("tensorrt"):
-        return Targets(["tensorrt"], gpu.name)
-    if installed("tensorrt-rtx") and runs_rtx(gpu):
-        return Targets(["tensorrt-rtx"], gpu.name)
-    return Targets(["cpu"], gpu.name, f"TensorRT is not installed; run {driver.install_gpu()} and `make engine` again")
+    obstacle = f"TensorRT is not installed; run {driver.install_gpu()} and `make engine` again"
+    libraries: tuple[LibraryName, ...] = ("tensorrt", "tensorrt-rtx") if runs_rtx(gpu) else ("tensorrt",)
+    for library_name in filter(installed, libraries):
+        if not (broken := _broken(library_name)):
+            return Targets([library_name], gpu.name)
+        obstacle = broken
+    return Targets(["cpu"], gpu.name, obstacle)
+
+
+def _broken(name: LibraryName) -> str:
+    """Why a library that is installed cannot be used; empty if it can."""
+    try:
+        library(name)
+    except LineamentError as error:
+        return str(error)
+    return ""
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -140,6 +140,7 @@ def test_auto_takes_the_best_that_is_here(
 ) -> None:
     monkeypatch.setattr("lineament.engines.cuda.first_gpu", (lambda: gpu) if gpu else no_gpu)
     monkeypatch.setattr(build, "installed", lambda name: name in packages)
+    monkeypatch.setattr(build, "library", lambda name: None)
     assert targets("auto").names == wanted
 
 

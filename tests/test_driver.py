@@ -382,6 +382,10 @@ H200, V100, RTX_4090 = (
 )
 
 
+def imported(name: str) -> None:
+    """Of an installed library."""
+
+
 def given(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | str, packages: set[str]) -> None:
     """gpu: or why CUDA finds none."""
 
@@ -392,6 +396,7 @@ def given(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | str, packages: set[str]) -
 
     monkeypatch.setattr("lineament.engines.cuda.first_gpu", first_gpu)
     monkeypatch.setattr(build, "installed", lambda name: name in packages)
+    monkeypatch.setattr(build, "library", imported)
 
 
 @pytest.mark.parametrize(
@@ -436,6 +441,22 @@ def test_a_driver_that_is_too_old_is_the_reason_whatever_cuda_says(
     nvidia_smi("470.256.02", "NVIDIA L4", "")
     given(monkeypatch, "the bindings cannot be imported", set())
     assert targets("auto").obstacle.startswith("the NVIDIA driver is 470.256.02, expected 535 or later")
+
+
+def test_a_library_that_cannot_be_imported_does_not_cost_the_files_for_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, nvidia_smi: NvidiaSmi
+) -> None:
+    def broken(name: str) -> None:
+        raise LineamentError(f"{name} cannot be imported (libnvinfer.so.11: no such file)")
+
+    nvidia_smi("580.65.06")
+    given(monkeypatch, H200, {"tensorrt"})
+    monkeypatch.setattr(build, "library", broken)
+    reason = "tensorrt cannot be imported (libnvinfer.so.11: no such file)"
+    assert targets("auto") == Targets(["cpu"], H200.name, reason)
+    given(monkeypatch, "no GPU", {"tensorrt-rtx"})
+    monkeypatch.setattr(build, "library", broken)
+    assert targets("auto").names == ["cpu"]
 
 
 @pytest.mark.parametrize("hidden", [False, True])
