@@ -415,7 +415,9 @@ def test_two_models_are_shown_side_by_side_on_a_clip(browser: Browser, server: S
         videos = "[...document.querySelectorAll('#compare-left video, #compare-right video')]"
         page.evaluate(f"{videos}[1].pause()")
         page.wait_for_function(f"{videos}.every((video) => video.paused)")
-        # an event of the other that comes late, as at the end of a clip, does not undo a seek
+        # a quick play and pause does not make them start each other, nor does a late event undo a seek
+        page.evaluate(f"{videos}[1].play().catch(() => {{}}); {videos}[1].pause()")
+        page.wait_for_function(f"{videos}.every((video) => video.paused)")
         page.evaluate(f"{videos}[0].currentTime = 0.5; {videos}[1].dispatchEvent(new Event('pause'))")
         page.wait_for_function(f"{videos}.every((video) => Math.abs(video.currentTime - 0.5) < 0.01)")
         # a picture in its place
