@@ -220,14 +220,12 @@ def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
             cells += f" {row.nme:6.2f} {row.nme - first.nme:+7.3f}"
         lines.append(cells)
     by_batch = [(row.name, row.latency) for row in rows]
-    lines += _latencies("ms per call, p50 / p95", "batch", by_batch, width, cfg)
-    lines += ["", f"{'crops/s':{width}} " + " ".join(f"{f'batch {batch}':>17}" for batch in cfg.batches)]
-    for name, latency in by_batch:
-        lines.append(f"{name:{width}}" + "".join(f" {latency[batch].crops_per_s:17.0f}" for batch in cfg.batches))
     by_faces = [(row.name, row.on_frame) for row in rows]
     by_faces += [(f"{row.name}, cut on CPU", row.cut_on_cpu) for row in rows if row.cut_on_cpu]
+    lines += ["", *_grid("ms per call, p50 / p95", "batch", by_batch, _p50_p95, width, cfg)]
+    lines += ["", *_grid("crops/s", "batch", by_batch, lambda latency: f"{latency.crops_per_s:.0f}", width, cfg)]
     lines += ["", "frames of 1080p, crops included"]
-    lines += _latencies("ms per frame, p50 / p95", "faces", by_faces, width, cfg)[1:]
+    lines += _grid("ms per frame, p50 / p95", "faces", by_faces, _p50_p95, width, cfg)
     batch = min(cfg.batches)
     times_ms = [row.latency[batch].p50_ms for row in rows]
     lines += ["", f"fastest at batch {batch}: {_of_onnxruntime(rows, times_ms, times_ms.index(min(times_ms)))}"]
@@ -237,14 +235,23 @@ def table(rows: Sequence[Row], cfg: BenchConfig) -> list[str]:
     return lines
 
 
-def _latencies(
-    title: str, count: str, rows: Sequence[tuple[str, dict[int, Latency]]], width: int, cfg: BenchConfig
+def _grid(
+    title: str,
+    count: str,
+    rows: Sequence[tuple[str, dict[int, Latency]]],
+    cell: Callable[[Latency], str],
+    width: int,
+    cfg: BenchConfig,
 ) -> list[str]:
-    lines = ["", f"{title:{width}} " + " ".join(f"{f'{count} {n}':>17}" for n in cfg.batches)]
+    """A line for each of rows, under a head that counts cfg.batches."""
+    lines = [f"{title:{width}} " + " ".join(f"{f'{count} {n}':>17}" for n in cfg.batches)]
     for name, latency in rows:
-        cells = [f"{latency[n].p50_ms:.2f} / {latency[n].p95_ms:.2f}" for n in cfg.batches]
-        lines.append(f"{name:{width}}" + "".join(f" {cell:>17}" for cell in cells))
+        lines.append(f"{name:{width}}" + "".join(f" {cell(latency[n]):>17}" for n in cfg.batches))
     return lines
+
+
+def _p50_p95(latency: Latency) -> str:
+    return f"{latency.p50_ms:.2f} / {latency.p95_ms:.2f}"
 
 
 def _of_onnxruntime(rows: Sequence[Row], times_ms: Sequence[float], i: int) -> str:
