@@ -158,6 +158,13 @@ def test_what_is_no_model_is_one_clear_error(tmp_path: Path, capsys: pytest.Capt
     assert "no model at" in said[0] and "neither a .safetensors" in said[1] and len(said) == 2
 
 
+def rows_of(cfg: BuildConfig, folder: Path) -> list[Row]:
+    """What `run` returns for a machine with a CPU only; the file is written to folder."""
+    path = folder / f"{cfg.model}.onnx"
+    path.write_bytes(b"x")
+    return [Row(path, "ONNX Runtime", "fp32", 0, 0.0, ms=3.0), Row(path, "OpenVINO", "fp32", 0, 0.0, ms=2.0)]
+
+
 @pytest.mark.usefixtures("no_nvidia")
 def test_without_a_model_all_that_ship_are_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -166,9 +173,7 @@ def test_without_a_model_all_that_ship_are_built(
 
     def noted(cfg: BuildConfig) -> list[Row]:
         built.append(build._chosen(cfg))
-        path = tmp_path / f"{cfg.model}.onnx"
-        path.write_bytes(b"x")
-        return [Row(path, "ONNX Runtime", "fp32", 0, 0.0, ms=3.0), Row(path, "OpenVINO", "fp32", 0, 0.0, ms=2.0)]
+        return rows_of(cfg, tmp_path)
 
     monkeypatch.setattr(build, "run", noted)
     monkeypatch.setattr(engines, "BUILT", tmp_path)
@@ -241,9 +246,7 @@ def test_a_model_that_cannot_be_built_does_not_stop_the_others(
     def run_but_student(cfg: BuildConfig) -> list[Row]:
         if str(cfg.model) == "student":
             raise LineamentError("there is no kernel")
-        path = tmp_path / f"{cfg.model}.onnx"
-        path.write_bytes(b"x")
-        return [Row(path, "ONNX Runtime", "fp32", 0, 0.0, ms=3.0), Row(path, "OpenVINO", "fp32", 0, 0.0, ms=2.0)]
+        return rows_of(cfg, tmp_path)
 
     monkeypatch.setattr(build, "run", run_but_student)
     monkeypatch.setattr(engines, "BUILT", tmp_path)
