@@ -65,7 +65,7 @@ bench-engines: $(VENV)/.train
 engine: $(if $(NVIDIA),driver) $(VENV)/.train $(if $(NVIDIA),$(VENV)/.gpu)
 	@$(PY) -m engines.build $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-# Before gigabytes are installed: can TensorRT run on this driver and GPU? Does what was installed fit the driver of today?
+# Before gigabytes are downloaded: can TensorRT run on this driver and GPU? Does the installed build still fit the driver?
 driver: | $(VENV)/bin/python
 	@fitting="$$($(PY) -I engines/driver.py gpu)" || exit 1; \
 	[ -z "$$fitting" ] || [ ! -e $(VENV)/.gpu ] || [ "$$(cat $(VENV)/.gpu)" = "$$fitting" ] || rm $(VENV)/.gpu

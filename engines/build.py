@@ -197,7 +197,7 @@ def run(cfg: BuildConfig) -> list[Row]:
 
 
 def _check_ready(names: Sequence[LibraryName | Literal["cpu"]], batches: tuple[int, int, int]) -> None:
-    """Raises LineamentError for what would otherwise be noticed after an export of minutes."""
+    """Raises LineamentError for what would otherwise fail after the export, which takes minutes."""
     from lineament.engines.cuda import first_gpu
 
     check_batches(batches)

@@ -80,13 +80,13 @@ class Driver(NamedTuple):
 @cache
 def installed() -> Driver | None:
     """The driver of this machine; None if it has none."""
-    if shutil.which("nvidia-smi") is None:  # a folder on PATH that is closed to us would raise another error
+    if shutil.which("nvidia-smi") is None:  # running it would raise PermissionError if a folder on PATH is unreadable
         return Driver(_kernel_version()) if _KERNEL_DRIVER.exists() or _WSL.exists() else None
     try:
         done = _query("driver_version,name")
     except (OSError, subprocess.TimeoutExpired) as error:
         return Driver(_kernel_version(), failure=str(error)[:200])
-    # whatever the exit code: it is 14 after a mere warning of a corrupt infoROM
+    # whatever the exit code: it is 14 if the answer ends with a warning about a corrupt infoROM
     found = [
         match for line in done.stdout.splitlines() if (match := re.fullmatch(r"(\d+\.[\d.]+|\[N/A\]), (.+)", line))
     ]

@@ -160,11 +160,11 @@ def _write_plan(cfg: ServingConfig, path: Path) -> None:
 
 
 def _put_for_nvinfer(path: Path, graph: bytes) -> None:
-    """Also removes the engines that nvinfer built of another graph, which it would open whatever the weights."""
+    """Also removes engines that nvinfer built from another graph: it would open them whatever the weights."""
     if not path.is_file() or path.read_bytes() != graph:
         for engine in path.parent.glob(f"{path.name}_b*.engine"):
             engine.unlink()
-            log.info("removed %s, which was built of another model", engine)
+            log.info("removed %s, which was built from another model", engine)
     _put(path, graph)
 
 

@@ -169,7 +169,7 @@ class TensorRtLandmarker(FileLandmarker):
             self._cutter = None
 
     def _idle(self) -> None:
-        """Waits, also after an error: a context in use must not be freed."""
+        """Waits for the GPU, also after an error: a context in use must not be freed."""
         with suppress(LineamentError):
             self._cuda.wait(self._stream)
 
@@ -308,7 +308,7 @@ class _Cutter:
         """shape of the part and number of crops that the context is ready for"""
 
     def close(self) -> None:
-        """The context first: it uses what the net owns."""
+        """Frees the context before the net, whose runtime config it uses."""
         del self._context
 
     def window(self, frame_hw3: tuple[int, ...], crop_from_frame: Sequence[F64]) -> Window | None:

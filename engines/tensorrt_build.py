@@ -115,7 +115,7 @@ def build(
 
 
 def check_batches(batches: tuple[int, int, int]) -> None:
-    """Raises LineamentError unless they are in order and an engine may have them."""
+    """Raises LineamentError unless they ascend from 1 or more to at most MOST_CROPS."""
     if not 1 <= batches[0] <= batches[1] <= batches[2] <= MOST_CROPS:
         raise LineamentError(
             f"batches are {batches}, expected fewest, usual and most crops per call, such as 1 1 16, "
@@ -256,7 +256,7 @@ class _PlanBuild:
         network = self._read(model)
         _check_network(self._trt, network, model)
         config = self._config(profile)
-        # what was said of the timings is not why a build fails
+        # complaints about the timing cache are not why a build fails
         self._logger.messages.clear()
         bar = _progress_bar(self._trt, self._path.name) if progress else None
         if bar is not None:

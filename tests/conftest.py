@@ -30,8 +30,8 @@ if "LINEAMENT_FUZZ" not in os.environ:
 
 
 @pytest.fixture(autouse=True)
-def the_driver_is_looked_for_again() -> Iterator[None]:
-    """Some tests play another."""
+def forget_the_driver() -> Iterator[None]:
+    """It is cached, and some tests fake another."""
     driver.installed.cache_clear()
     yield
     driver.installed.cache_clear()

@@ -139,7 +139,7 @@ def test_the_tensorrt_provider_gets_a_half_graph_and_a_profile_of_its_batches(ou
 
 
 def test_a_retrained_model_does_not_run_in_the_engines_of_the_one_before(tmp_path: Path) -> None:
-    """Both servers would open them: their names say nothing of the weights."""
+    """Both servers would open them: their names do not depend on the weights."""
     model = onnx.load(STUDENT)
     bias = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * np.float32(1.01), bias.name))
