@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,15 @@ def test_a_run_begins_by_saying_what_the_mean_face_scores(tmp_path: Path, caplog
     off = float(np.abs(narrow - middle)[:, 0].mean()) / np.linalg.norm(narrow[60] - narrow[72]) * 100
     said = next(m for m in caplog.messages if m.startswith("the mean face"))
     assert float(said.split()[-1]) == pytest.approx(off, abs=1e-3)
+
+
+def test_only_an_epoch_that_is_validated_logs_a_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    samples = faces(tmp_path, 8)
+    with caplog.at_level("INFO", "lineament.train.record"):
+        fit(config(tmp_path, epochs=2, val_every=2), samples, samples[:2])
+    first, second = (m for m in caplog.messages if m.startswith("epoch"))
+    assert "NME" not in first and "best" not in first
+    assert re.search(r"held-out NME \d+\.\d+  best \d+\.\d+$", second)
 
 
 @pytest.mark.parametrize("head", ["coords", "heatmap", "star", "simcc"])

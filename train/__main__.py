@@ -7,6 +7,7 @@ torchrun --nproc-per-node 4 -m train --data /path/to/WFLW --batch 128 --out runs
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
@@ -48,7 +49,8 @@ def train(cfg: TrainConfig) -> Fitted:
     training, val = held_out(cfg)
     log.info("%d faces to train on, %d held out; run folder: %s", len(training), len(val), cfg.run)
     fitted = fit(cfg, training, val)
-    log.info("held-out NME %.3f after %d epochs: %s", fitted.nme, fitted.epochs, fitted.best)
+    score = f"held-out NME {fitted.nme:.3f}" if math.isfinite(fitted.nme) else "no face was held out; the weights"
+    log.info("%s after %d epochs: %s", score, fitted.epochs, fitted.best)
     if int(os.environ.get("RANK", 0)) == 0:
         shipped = ship(fitted.best)
         log.info("in half precision, to ship: %s, %.1f MB", shipped, shipped.stat().st_size / 1e6)

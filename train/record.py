@@ -73,9 +73,11 @@ class Record:
             writer.writerow(row)
         self._events.add_scalar("epoch/loss", loss, epoch)
         self._events.add_scalar("epoch/faces per second", faces_s, epoch)
+        validated = ""
         if math.isfinite(nme):
             self._events.add_scalar("epoch/held-out NME", nme, epoch)
-        log.info("epoch %d  loss %.4f  held-out NME %.3f  best %.3f", epoch, loss, nme, best_nme)
+            validated = f"  held-out NME {nme:.3f}  best {best_nme:.3f}"
+        log.info("epoch %d  loss %.4f%s", epoch, loss, validated)
 
     def validation(self, epoch: int, tiles: Sequence[Tile]) -> None:
         """Draws held-out faces, about ten times in a run."""
