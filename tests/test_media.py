@@ -43,9 +43,14 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
     assert not any("p%40ss" in thread.name for thread in threading.enumerate())
 
 
+def size(path: Path) -> int:
+    """Bytes of a recording; 0 before the server has created it, which is some time after the output is up."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def recorded(path: Path) -> list[U8]:
     """The pictures of a recording that may not be over."""
-    if not path.exists() or not path.stat().st_size:
+    if not size(path):
         return []
     pictures = []
     try:
@@ -73,13 +78,13 @@ def test_a_server_gets_the_pictures_and_again_after_it_was_killed(
     first, second = tmp_path / "first.ts", tmp_path / "second.ts"
     with rtsp_recorder(first) as (server, port), opened(f"rtsp://admin:p%40ss@127.0.0.1:{port}/record") as sink:
         index = feed(sink, lambda: up(said) == 1)
-        index = feed(sink, lambda: first.exists() and first.stat().st_size > 20_000, index)
+        index = feed(sink, lambda: size(first) > 20_000, index)
         server.kill()
         server.wait()
         index = feed(sink, lambda: "trying again" in said.text and sink.lost > 10, index)
         with rtsp_recorder(second, port):
             index = feed(sink, lambda: up(said) == 2, index)
-            feed(sink, lambda: second.exists() and second.stat().st_size > 20_000, index)
+            feed(sink, lambda: size(second) > 20_000, index)
             # here, for the sink outlives this server and may notice its end
             assert said.text.count("trying again") == 1 and said.text.count("is back after") == 1
     for path in (first, second):
@@ -94,7 +99,7 @@ def test_another_size_is_fitted_in_and_odd_ones_are_made_even(tmp_path: Path, sa
     with rtsp_recorder(target) as (_, port):
         with opened(f"rtsp://admin:p%40ss@127.0.0.1:{port}/record") as sink:
             index = feed(sink, lambda: up(said) == 1, size_hw=(121, 161))
-            feed(sink, lambda: target.stat().st_size > 10_000, index, size_hw=(300, 300))
+            feed(sink, lambda: size(target) > 10_000, index, size_hw=(300, 300))
         until(lambda: len(recorded(target)) > 10)
         assert {picture.shape for picture in recorded(target)} == {(122, 162, 3)}
 
