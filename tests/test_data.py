@@ -136,9 +136,14 @@ def test_a_bad_line_is_refused_by_its_number_and_the_rest_loads_on_request(
 
 
 def test_what_is_missing_is_named_with_the_way_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(LineamentError, match=r"list_98pt_rect_attr_test\.txt.*wywu\.github\.io.*WFLW_images\.tar\.gz"):
+    with pytest.raises(
+        LineamentError,
+        match=r"list_98pt_rect_attr_test\.txt.*csv or \.pts files; .*wywu\.github\.io.*WFLW_images\.tar\.gz",
+    ):
         read(tmp_path, "test")
-    with pytest.raises(LineamentError, match=r"which does not exist: .* packs of `python -m train\.pack`; WFLW is at"):
+    with pytest.raises(
+        LineamentError, match=r"which does not exist: .*csv, packs of `python -m train\.pack` or \.pts files; WFLW is"
+    ):
         read(tmp_path / "gone", "train")
     path = tmp_path / "set" / LISTS.format(split="train")
     path.parent.mkdir(parents=True)

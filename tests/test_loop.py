@@ -22,7 +22,7 @@ import torch
 
 from lineament.landmarks.types import LineamentError
 from lineament.train import batches, loop, machine, model
-from lineament.train.__main__ import ship
+from lineament.train.__main__ import ship, train
 from lineament.train.augment_config import AugmentConfig
 from lineament.train.batches import Batches
 from lineament.train.config import TrainConfig
@@ -171,6 +171,15 @@ def test_only_an_epoch_that_is_validated_logs_a_score(tmp_path: Path, caplog: py
     first, second = (m for m in caplog.messages if m.startswith("epoch"))
     assert "NME" not in first and "best" not in first
     assert re.search(r"held-out NME \d+\.\d+  best \d+\.\d+$", second)
+
+
+def test_a_run_without_held_out_faces_logs_no_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"image": str(face.image_path), "points": face.points.tolist()} for face in faces(tmp_path, 8)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level("INFO", "lineament"):
+        train(config(tmp_path, epochs=1, hold_out=0.0))
+    assert f"no held-out NME after 1 epochs: {tmp_path / 'run' / 'best.safetensors'}" in caplog.messages
+    assert "nan" not in caplog.text.replace(str(tmp_path), "")
 
 
 @pytest.mark.parametrize("head", ["coords", "heatmap", "star", "simcc"])

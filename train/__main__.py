@@ -7,7 +7,6 @@ torchrun --nproc-per-node 4 -m train --data /path/to/WFLW --batch 128 --out runs
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import sys
@@ -49,7 +48,7 @@ def train(cfg: TrainConfig) -> Fitted:
     training, val = held_out(cfg)
     log.info("%d faces to train on, %d held out; run folder: %s", len(training), len(val), cfg.run)
     fitted = fit(cfg, training, val)
-    score = f"held-out NME {fitted.nme:.3f}" if math.isfinite(fitted.nme) else "no face was held out; the weights"
+    score = f"held-out NME {fitted.nme:.3f}" if val else "no held-out NME"
     log.info("%s after %d epochs: %s", score, fitted.epochs, fitted.best)
     if int(os.environ.get("RANK", 0)) == 0:
         shipped = ship(fitted.best)

@@ -79,9 +79,10 @@ def rows_of(root: Path, split: Split, schema: Schema) -> Iterator[Row | Problem]
         if inner:
             raise LineamentError(f"{root} is not the data set itself; pass the folder within it: {inner[0]}")
     there = "" if os.path.exists(root) else ", which does not exist"
+    packs_too = ", packs of `python -m train.pack`" if split == "train" else ""
     raise LineamentError(
-        f"no {split} data at {root}{there}: wanted WFLW's {LISTS.format(split=split)}, {split}.jsonl, {split}.csv, "
-        f".pts files{' or packs of `python -m train.pack`' * (split == 'train')}; {HOW_TO_GET}"
+        f"no {split} data at {root}{there}: wanted WFLW's {LISTS.format(split=split)}, {split}.jsonl, "
+        f"{split}.csv{packs_too} or .pts files; {HOW_TO_GET}"
     )
 
 
